@@ -1,0 +1,1 @@
+"""dnp: diffusion-negative sampling from scratch. Start at `dnp/guidance.py`."""

@@ -1,0 +1,165 @@
+"""Energies: what each guidance rule does to the density, and when that is a density at all.
+
+An energy is a callable E_c: (B, *S) -> (B,), equal to -log p_t(z_t | c) up to a constant in z_t.
+Noise, score and energy are three names of one thing,
+
+    eps_c = -sigma_t * score_c = sigma_t * grad E_c,
+
+so a sum of energies with weights is a sum of noise predictions with the same weights. Eq. (6) of
+arXiv:2411.05473 leaves sigma_t out: harmless in linear rules, wrong in energies and gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Energy = Callable[[Tensor], Tensor]  # (B, *S) -> (B,)
+
+
+def score_from_eps(eps: Tensor, sigma_t: float | Tensor) -> Tensor:
+    """The score grad log p_t(z_t | c).
+
+    score = -eps / sigma_t
+    Eq. (6), arXiv:2411.05473, with the sigma_t that it drops. Shapes as `eps`.
+    """
+    return -eps / sigma_t
+
+
+def eps_from_score(score: Tensor, sigma_t: float | Tensor) -> Tensor:
+    """The noise prediction that belongs to a score.
+
+    eps = -sigma_t * score
+    Inverse of Eq. (6), arXiv:2411.05473. Shapes as `score`.
+    """
+    return -sigma_t * score
+
+
+def eps_from_energy(E: Energy, z_t: Tensor, sigma_t: float | Tensor) -> Tensor:
+    """The noise prediction that belongs to an energy, by automatic differentiation.
+
+    eps = sigma_t * grad E(z_t)
+    Eq. (6), arXiv:2411.05473. `z_t` (B, *S) -> (B, *S); `E` must treat samples separately.
+    """
+    with torch.enable_grad():
+        z = z_t.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(E(z).sum(), z)
+    return sigma_t * grad
+
+
+def compose_energies(weights: Sequence[float], energies: Sequence[Energy]) -> Energy:
+    """The energy of a product of densities raised to powers, up to a constant.
+
+    E(z) = sum_i w_i E_i(z),  so that  p(z) ~ prod_i p_i(z)^w_i
+    Liu et al., arXiv:2206.01714. A negative weight divides. ValueError if the lengths differ.
+    """
+    return lambda z: sum(w * E(z) for w, E in zip(weights, energies, strict=True))
+
+
+def cfg_energy(E_phi: Energy, E_p: Energy, s: float) -> Energy:
+    """The energy that classifier-free guidance follows at one level.
+
+    E = E_phi + s * (E_p - E_phi),  the law p(z_t) gamma^s with gamma = p(z_t | p) / p(z_t)
+    Eqs. (7) and (8), arXiv:2411.05473; by Bayes' rule gamma is p(p | z_t) up to a constant.
+    """
+    return compose_energies((1 - s, s), (E_phi, E_p))
+
+
+def negative_prompt_energy(E_phi: Energy, E_p: Energy, E_n: Energy, s: float) -> Energy:
+    """The energy that negative prompting follows at one level.
+
+    E = E_phi + s * (E_p - E_n),  the law p(z_t) gamma^s with gamma = p(z_t | p) / p(z_t | n)
+    Eqs. (9) and (10), arXiv:2411.05473.
+    """
+    return compose_energies((1, s, -s), (E_phi, E_p, E_n))
+
+
+def dns_energy(E_phi: Energy, E_p: Energy, s: float) -> Energy:
+    """The energy that diffusion-negative sampling follows at one level.
+
+    E = E_phi + s * (E_phi - E_p),  the law p(z_t) gamma^s with gamma = p(z_t) / p(z_t | p)
+    Eqs. (17) and (18), arXiv:2411.05473. p(z_t) does not always make it proper: `is_proper`.
+    """
+    return compose_energies((1 + s, -s), (E_phi, E_p))
+
+
+def log_odds(E_p: Energy, E_n: Energy) -> Energy:
+    """log of the odds that z_t belongs to p and not to n, up to a constant.
+
+    log o(z) = E_n(z) - E_p(z),  o = p(p | z_t) / p(n | z_t)
+    Eq. (11), arXiv:2411.05473.
+    """
+    return lambda z: E_n(z) - E_p(z)
+
+
+def log_odds_gradient(eps_p: Tensor, eps_n: Tensor, sigma_t: float | Tensor) -> Tensor:
+    """grad log o, what negative prompting adds s times to the score.
+
+    grad log o = (eps_n - eps_p) / sigma_t
+    Eqs. (12) and (13), arXiv:2411.05473; the paper's (13) has the other sign, which its (14)
+    squares away: see `dnp.guidance.optimal_negative`. Shapes as `eps_p`.
+    """
+    return (eps_n - eps_p) / sigma_t
+
+
+# ----------------------------------------------------------- z_0 and v, the other two languages
+
+
+def z0_from_eps(z_t: Tensor, eps: Tensor, abar_t: float | Tensor) -> Tensor:
+    """The predicted clean latent, shaped like `z_t`.
+
+    z0_hat = (z_t - sqrt(1 - abar_t) * eps) / sqrt(abar_t)
+    Eq. (12), arXiv:2010.02502 (DDIM).
+    """
+    return (z_t - (1 - abar_t) ** 0.5 * eps) / abar_t**0.5
+
+
+def v_from_eps(z_t: Tensor, eps: Tensor, abar_t: float | Tensor) -> Tensor:
+    """The velocity of Salimans and Ho, shaped like `z_t`.
+
+    v = sqrt(abar_t) * eps - sqrt(1 - abar_t) * z0_hat
+    Section 4, arXiv:2202.00512.
+    """
+    return abar_t**0.5 * eps - (1 - abar_t) ** 0.5 * z0_from_eps(z_t, eps, abar_t)
+
+
+def eps_from_v(z_t: Tensor, v: Tensor, abar_t: float | Tensor) -> Tensor:
+    """The noise prediction that belongs to a velocity, shaped like `z_t`.
+
+    eps = sqrt(abar_t) * v + sqrt(1 - abar_t) * z_t
+    Section 4, arXiv:2202.00512.
+    """
+    return abar_t**0.5 * v + (1 - abar_t) ** 0.5 * z_t
+
+
+# --------------------------------------------------------- products of Gaussians in closed form
+
+
+def product_of_gaussians(
+    weights: Sequence[float], means: Tensor, covariances: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and precision (D, D) of prod_i N(mean_i, covariance_i)^w_i.
+
+    L = sum_i w_i C_i^-1,   mean = L^-1 sum_i w_i C_i^-1 mean_i
+    `means` (n, D), `covariances` (n, D, D). At level t pass sqrt(abar) mean and
+    abar C + (1 - abar) I. The result is a density only if L is positive definite (`is_proper`).
+    """
+    w = torch.as_tensor(weights, dtype=means.dtype)[:, None, None]
+    precisions = w * torch.linalg.inv(covariances)  #                (n, D, D)
+    L = precisions.sum(0)
+    return torch.linalg.solve(L, (precisions @ means[..., None]).sum(0))[:, 0], L
+
+
+def is_proper(weights: Sequence[float], covariances: Tensor) -> bool:
+    """Whether prod_i N(., covariances[i])^w_i can be normalised.
+
+    L = sum_i w_i C_i^-1 is positive definite
+    The case of Eq. (16), arXiv:2411.05473: 1 / p(z_t | p) alone, w = (-1,), never is. For DNS,
+    w = (1 + s, -s) on (phi, p): in one dimension improper iff var_p < var_phi and
+    s >= var_p / (var_phi - var_p). `covariances` (n, D, D).
+    """
+    w = torch.as_tensor(weights, dtype=covariances.dtype)[:, None, None]
+    L = (w * torch.linalg.inv(covariances)).sum(0)
+    return bool(torch.linalg.eigvalsh(L).min() > 0)

@@ -1,0 +1,85 @@
+"""DDIM (Song et al., arXiv:2010.02502) over explicit pairs (t, t_next); Eq. (2), arXiv:2411.05473.
+
+One loop and two numbers give the published samplers:
+
+    eta = 0, any steps      DDIM, deterministic: a picture is a function of z_T
+    eta = 1, all 1000       DDPM (Ho et al., arXiv:2006.11239) with the posterior variance
+    eta between             the family between the two
+
+A guided model is a callable (z_t, t) -> eps: a sampler never sees a prompt or a guidance rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from dnp.schedule import Schedule
+
+
+def ddim_step(
+    z_t: Tensor,
+    eps: Tensor,
+    abar_t: float | Tensor,
+    abar_next: float | Tensor,
+    eta: float = 0.0,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step from level abar_t to the cleaner abar_next: (z_next, z0_hat), shaped like `z_t`.
+
+    z0_hat = (z_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)
+    tau    = eta sqrt((1 - abar_next) / (1 - abar_t)) sqrt(1 - abar_t / abar_next)
+    z_next = sqrt(abar_next) z0_hat + sqrt(1 - abar_next - tau^2) eps + tau noise
+    Eqs. (12) and (16), arXiv:2010.02502; levels are numbers, () or (B,) tensors. The coefficients
+    are computed in float64. ValueError if eta > 0 comes without `noise` (standard normal).
+    """
+    if eta > 0 and noise is None:
+        raise ValueError("eta > 0 adds noise at every step: pass `noise`, shaped like z_t")
+    a_t, a_next = (torch.as_tensor(a, dtype=torch.float64).cpu() for a in (abar_t, abar_next))
+    tau = eta * ((1 - a_next) / (1 - a_t)).sqrt() * (1 - a_t / a_next).sqrt() if eta else 0 * a_t
+    direction = (1 - a_next - tau**2).clamp(min=0).sqrt()
+
+    def k(x: Tensor) -> Tensor:  # a coefficient in z's dtype and device
+        x = x.to(z_t.dtype).to(z_t.device)
+        return x.reshape(x.shape + (1,) * (z_t.ndim - 1)) if x.ndim else x
+
+    z0_hat = (z_t - k((1 - a_t).sqrt()) * eps) / k(a_t.sqrt())
+    z_next = k(a_next.sqrt()) * z0_hat + k(direction) * eps
+    return (z_next + k(tau) * noise if eta else z_next), z0_hat
+
+
+def ddim_sample(
+    guided: Callable[[Tensor, Tensor], Tensor],
+    z_T: Tensor,
+    schedule: Schedule,
+    steps: int,
+    eta: float = 0.0,
+    generators: Sequence[torch.Generator] | None = None,
+    spacing: str = "leading",
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yields (t_next, z_next, z0_hat) after each of `steps` steps; the last z_next is z_0.
+
+    `guided(z_t, t)` gets `t` as a 0-d integer tensor. `z_T` (B, *S) is not changed. With eta > 0
+    each sample draws from its own CPU generator, so it never depends on its batch mates;
+    ValueError if there is not one for each.
+    """
+    if eta > 0 and (generators is None or len(generators) != len(z_T)):
+        raise ValueError(f"eta > 0 needs one generator per sample: {len(z_T)} of them")
+    z_t = z_T
+    for t, t_next in schedule.pairs(steps, spacing):
+        eps = guided(z_t, torch.tensor(t, device=z_t.device))
+        noise = noise_like(z_t, generators) if eta > 0 else None
+        z_t, z0_hat = ddim_step(z_t, eps, schedule.level(t), schedule.level(t_next), eta, noise)
+        yield t_next, z_t, z0_hat
+
+
+def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard normal noise shaped like `z`, sample i from generators[i].
+
+    Drawn on the CPU in at least float32, then moved: the same on every device, dtype and batch.
+    """
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    draws = [torch.randn(z.shape[1:], generator=g, dtype=dtype) for g in generators]
+    return torch.stack(draws).to(z.dtype).to(z.device)

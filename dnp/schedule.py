@@ -1,0 +1,109 @@
+"""The forward process: how much signal and noise a latent holds at each level t.
+
+    z_t = sqrt(abar_t) z_0 + sigma_t eps,    sigma_t = sqrt(1 - abar_t)
+
+`abar_t` is the product of alpha_1 ... alpha_t = 1 - beta (DDIM's paper writes alpha_t for it).
+This is the variance-preserving sigma; code in the variance-exploding form uses another one,
+sqrt((1 - abar_t) / abar_t), which here is `Schedule.sigma_ve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EpsFn = Callable[[Tensor, Tensor, object], Tensor]  # the contract: (z_t, t, c) -> eps
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """`abar`: (T,) float64 on the CPU, falling, `abar[t]` for t = 0 ... T-1.
+
+    `abar_final` is the level after the last step, where no table entry is left: abar_0 in Stable
+    Diffusion (`set_alpha_to_one: false`), 1 in the textbook. `steps_offset` shifts leading spacing.
+    """
+
+    abar: Tensor
+    abar_final: float
+    steps_offset: int = 0
+
+    @classmethod
+    def stable_diffusion(cls) -> Schedule:
+        """beta from 0.00085 to 0.012, linear in its root, 1000 levels (CompVis' v1 config)."""
+        return cls.from_betas(
+            torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        )
+
+    @classmethod
+    def from_betas(
+        cls, betas: Tensor, set_alpha_to_one: bool = False, steps_offset: int = 1
+    ) -> Schedule:
+        abar = torch.cumprod(1 - betas.double(), dim=0)
+        return cls(abar, 1.0 if set_alpha_to_one else abar[0].item(), steps_offset)
+
+    def level(self, t: int | Tensor) -> Tensor:
+        """abar_t as float64 on the CPU, shaped like `t`; t = -1 is the clean end, `abar_final`."""
+        t = torch.as_tensor(t).cpu()
+        if t.min() < -1 or t.max() >= len(self.abar):
+            raise ValueError(f"t must be in -1 ... {len(self.abar) - 1}, not {t.tolist()}")
+        final = torch.tensor(self.abar_final, dtype=torch.float64)
+        return torch.where(t >= 0, self.abar[t.clamp(min=0)], final)
+
+    def sigma_ve(self, t: int | Tensor) -> Tensor:
+        """The variance-exploding noise level sqrt((1 - abar_t) / abar_t)."""
+        return ((1 - self.level(t)) / self.level(t)).sqrt()
+
+    def add_noise(self, z_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+        """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, for t of shape () or (B,)."""
+        abar_t = _as(self.level(t), z_0)
+        return abar_t.sqrt() * z_0 + (1 - abar_t).sqrt() * eps
+
+    def pairs(self, steps: int, spacing: str = "leading") -> list[tuple[int, int]]:
+        """The walk from noise to data as explicit (t, t_next) pairs; the last t_next is -1, clean.
+
+        spacing   t for T = 1000, steps = 4   source
+        leading   751 501 251 1               DDIM, Stable Diffusion (offset 1)
+        trailing  999 749 499 249             Lin et al., arXiv:2305.08891
+        linspace  999 666 333 0               Nichol and Dhariwal, arXiv:2102.09672
+
+        Leading spacing floors the stride, so few levels are reached for some counts (t starts at
+        600 for 600 steps), and is clamped to the table (t = 999 twice would be 1000 of 1000).
+        """
+        T = len(self.abar)
+        if not 1 <= steps <= T:
+            raise ValueError(f"steps must be in 1 ... {T}, not {steps}")
+        i = torch.arange(steps, dtype=torch.float64)
+        if spacing == "leading":
+            t = (i * (T // steps) + self.steps_offset).clamp(max=T - 1).flip(0)
+        elif spacing == "trailing":
+            t = (T - i * (T / steps)).round() - 1
+        elif spacing == "linspace":
+            t = torch.linspace(0, T - 1, steps, dtype=torch.float64).round().flip(0)
+        else:
+            raise ValueError(f"spacing must be leading, trailing or linspace, not {spacing!r}")
+        ts = [int(x) for x in t]
+        return list(zip(ts, [*ts[1:], -1]))
+
+
+def training_loss(
+    eps_fn: EpsFn, schedule: Schedule, z_0: Tensor, c: object, generator: torch.Generator
+) -> Tensor:
+    """The noise-prediction loss of a batch, a scalar.
+
+    E over t, eps of || eps - eps_theta(z_t; t, tau(p)) ||^2,  z_t = sqrt(abar_t) z_0 + sigma_t eps
+    Eq. (1), arXiv:2411.05473; the mean over elements stands for the squared norm. Whether a prompt
+    is dropped (with probability 0.1, c = phi) is the caller's part, since only it knows phi.
+    """
+    t = torch.randint(len(schedule.abar), (len(z_0),), generator=generator)
+    eps = torch.randn(z_0.shape, generator=generator, dtype=z_0.dtype).to(z_0.device)
+    error = eps - eps_fn(schedule.add_noise(z_0, eps, t), t.to(z_0.device), c)
+    return (error**2).mean()
+
+
+def _as(abar: Tensor, z: Tensor) -> Tensor:
+    """A level of shape () or (B,) in z's dtype and device, ready to multiply (B, *S)."""
+    abar = abar.to(z.dtype).to(z.device)
+    return abar.reshape(abar.shape + (1,) * (z.ndim - 1)) if abar.ndim else abar

@@ -1,0 +1,116 @@
+"""Toy models with exact density, score and noise prediction at every level, in float64.
+
+They satisfy the contract of a denoiser, `eps(z_t, t, c)`, with an integer for a prompt and None
+for phi, so every rule and sampler runs on them unchanged and can be checked against formulas.
+If z_0 has components N(m_k, C_k), then z_t has components N(sqrt(abar) m_k, abar C_k + sigma^2 I).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dnp.schedule import Schedule
+
+
+class Mixture:
+    """A Gaussian mixture; prompt c keeps the components `prompts[c]`, phi keeps all.
+
+    `weights` (K,), `means` (K, D), `covariances` (K, D, D). A conditional is a sub-mixture, with
+    its weights renormalised, so p(c | z_t) is exact too.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float],
+        means: Tensor,
+        covariances: Tensor,
+        prompts: Sequence[Sequence[int]],
+        schedule: Schedule | None = None,
+    ):
+        self.means, self.covariances = (torch.as_tensor(x).double() for x in (means, covariances))
+        self.log_w = torch.as_tensor(weights, dtype=torch.float64).log()
+        self.prompts = {c: list(components) for c, components in enumerate(prompts)}
+        self.prompts[None] = list(range(len(self.means)))
+        self.schedule = schedule or Schedule.stable_diffusion()
+
+    def log_p(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
+        """log p_t(z_t | c) with its normaliser: (B, D), () or (B,) -> (B,)."""
+        return torch.logsumexp(self._components(z_t, t, c)[0], dim=-1)
+
+    def score(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
+        """grad log p_t(z_t | c) = -sum_k r_k C_k^-1 (z_t - m_k), r_k = p(k | z_t): (B, D)."""
+        log_parts, pulls = self._components(z_t, t, c)
+        return -(torch.softmax(log_parts, dim=-1)[..., None] * pulls).sum(-2).reshape(z_t.shape)
+
+    def eps(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
+        """The ideal noise prediction, -sigma_t score: (B, D)."""
+        sigma_t = (1 - self.schedule.level(t)).sqrt()
+        sigma_t = (
+            sigma_t.reshape(sigma_t.shape + (1,) * (z_t.ndim - 1)) if sigma_t.ndim else sigma_t
+        )
+        return -sigma_t * self.score(z_t, t, c)
+
+    def sample(self, n: int, t: int = -1, c: int | None = None, *, generator: torch.Generator):
+        """n draws from p_t(. | c), (n, D); t = -1 is the clean end of the schedule."""
+        log_w, means, cov = self._at(t, c)
+        k = torch.multinomial(log_w.exp(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, means.shape[-1], generator=generator, dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(cov)  # a square root that allows zero variance
+        root = vectors * values.clamp(min=0).sqrt()[:, None]
+        return means[k] + (root[k] @ noise[..., None])[..., 0]
+
+    def _at(self, t: int | Tensor, c: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Log weights (K,), means (..., K, D) and covariances (..., K, D, D) of p_t(. | c)."""
+        if c not in self.prompts:
+            raise ValueError(f"the toy has prompts 0 ... {len(self.prompts) - 2} and None, not {c}")
+        keep = self.prompts[c]
+        abar = self.schedule.level(t)[..., None, None]  #            (..., 1, 1)
+        eye = torch.eye(self.means.shape[-1], dtype=torch.float64)
+        cov = abar[..., None] * self.covariances[keep] + (1 - abar[..., None]) * eye
+        log_w = self.log_w[keep] - torch.logsumexp(self.log_w[keep], 0)
+        return log_w, abar.sqrt() * self.means[keep], cov
+
+    def _components(self, z_t: Tensor, t: int | Tensor, c: int | None) -> tuple[Tensor, Tensor]:
+        """log w_k N(z_t; m_k, C_k), (B, K), and C_k^-1 (z_t - m_k), (B, K, D)."""
+        log_w, means, cov = self._at(t, c)
+        d = z_t.flatten(1)[:, None] - means  #                       (B, K, D)
+        pulls = torch.linalg.solve(cov, d[..., None])[..., 0]
+        log_det = torch.linalg.slogdet(cov).logabsdet
+        log_norm = -0.5 * (log_det + d.shape[-1] * math.log(2 * math.pi))
+        return log_w + log_norm - 0.5 * (d * pulls).sum(-1), pulls
+
+
+class Gaussian(Mixture):
+    """One Gaussian per prompt and one for phi: `phi` and each of `prompts` is (mean, covariance).
+
+    Mean (D,), covariance (D, D). Unlike in `Mixture`, phi need not contain the prompts.
+    """
+
+    def __init__(
+        self,
+        phi: tuple[Tensor, Tensor],
+        prompts: Sequence[tuple[Tensor, Tensor]],
+        schedule: Schedule | None = None,
+    ):
+        means, covariances = (
+            torch.stack([torch.as_tensor(x).double() for x in parts])
+            for parts in zip(*prompts, phi)
+        )
+        n = len(prompts)
+        super().__init__([1.0] * (n + 1), means, covariances, [[c] for c in range(n)], schedule)
+        self.prompts[None] = [n]
+
+
+class PointMass(Gaussian):
+    """One point per prompt and one for phi: eps = (z_t - sqrt(abar) mu) / sigma_t, linear in mu.
+
+    `phi` and each of `prompts` is a point (D,). There is no density at a level with abar = 1.
+    """
+
+    def __init__(self, phi: Tensor, prompts: Sequence[Tensor], schedule: Schedule | None = None):
+        zero = torch.zeros(len(phi), len(phi), dtype=torch.float64)
+        super().__init__((phi, zero), [(p, zero) for p in prompts], schedule)
