@@ -1,0 +1,229 @@
+"""Architectures as frozen dataclasses, read from the `config.json` files of a weights folder.
+
+Field names are those of the diffusers and transformers configs. What those configs can say and
+this code does not build (other block types, other embeddings) is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dnp.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """CLIP text encoder; the defaults are ViT-L/14, Stable Diffusion 1.x (123,060,480)."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"  # "gelu" in Stable Diffusion 2.x
+
+    def __post_init__(self) -> None:
+        _check(self, "text_encoder")
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            _refuse("text_encoder", "hidden_act", self.hidden_act)
+        _divides("text_encoder", self.hidden_size, self.num_attention_heads, "num_attention_heads")
+
+    @classmethod
+    def from_dict(cls, d: dict) -> TextConfig:
+        _fixed("text_encoder", d, {"layer_norm_eps": 1e-5})
+        return cls(**_known(cls, d))
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Noise predictor; the defaults are Stable Diffusion 1.x (859,520,964 parameters)."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_attention: tuple[bool, ...] = (True, True, True, False)  # finest level first
+    up_attention: tuple[bool, ...] = (False, True, True, True)  # coarsest level first
+    layers_per_block: int = 2
+    heads: tuple[int, ...] = (8, 8, 8, 8)  # attention heads of each level, finest first
+    cross_attention_dim: int = 768
+    norm_num_groups: int = 32
+    use_linear_projection: bool = False  # True in Stable Diffusion 2.x
+    sample_size: int = 64
+
+    def __post_init__(self) -> None:
+        _check(self, "unet")
+        n = len(self.block_out_channels)
+        for name in ("down_attention", "up_attention", "heads"):
+            if len(getattr(self, name)) != n:
+                raise WeightsError(
+                    f"unet/config.json: {name} has {len(getattr(self, name))} entries for {n} "
+                    "levels of block_out_channels; give one for each level."
+                )
+        for channels, heads in zip(self.block_out_channels, self.heads):
+            _divides("unet", channels, self.norm_num_groups, "norm_num_groups")
+            _divides("unet", channels, heads, "attention_head_dim (the number of heads)")
+
+    @classmethod
+    def from_dict(cls, d: dict) -> UNetConfig:
+        _fixed("unet", d, _UNET_FIXED)
+        kinds = {
+            "down_block_types": {"CrossAttnDownBlock2D": True, "DownBlock2D": False},
+            "up_block_types": {"CrossAttnUpBlock2D": True, "UpBlock2D": False},
+        }
+        fields = _known(cls, d)
+        for key, kind in kinds.items():
+            if key in d:
+                unknown = [b for b in d[key] if b not in kind]
+                if unknown:
+                    _refuse("unet", key, unknown[0])
+                fields[key[: key.index("_")] + "_attention"] = tuple(kind[b] for b in d[key])
+        # diffusers calls the number of heads attention_head_dim: 8 means 8 heads.
+        heads = d.get("num_attention_heads") or d.get("attention_head_dim", 8)
+        levels = len(fields.get("block_out_channels", cls.block_out_channels))
+        fields["heads"] = tuple(heads) if isinstance(heads, list | tuple) else (heads,) * levels
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Autoencoder; the defaults are Stable Diffusion's (83,653,863 parameters, factor 8)."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215  # z = scaling_factor * encoder output, so that std(z) is 1
+
+    def __post_init__(self) -> None:
+        _check(self, "vae")
+        for channels in self.block_out_channels:
+            _divides("vae", channels, self.norm_num_groups, "norm_num_groups")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_dict(cls, d: dict) -> VAEConfig:
+        _fixed("vae", d, _VAE_FIXED)
+        for key, kind in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
+            for block in d.get(key, []):
+                if block != f"{kind}Block2D":
+                    _refuse("vae", key, block)
+        return cls(**_known(cls, d))
+
+
+# What these networks have built in. A config that says otherwise describes another network.
+_UNET_FIXED = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-5,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": 1,
+}
+_VAE_FIXED = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+
+
+def _known(cls: type, d: dict) -> dict:
+    """The entries of `d` that are fields of `cls`, lists as tuples."""
+    names = cls.__dataclass_fields__
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k in names}
+
+
+def _refuse(part: str, key: str, value: object) -> None:
+    raise WeightsError(
+        f"{part}/config.json: {key} = {value!r} is not supported; "
+        "use weights of the Stable Diffusion 1.x or 2.x architecture."
+    )
+
+
+def _fixed(part: str, d: dict, fixed: dict) -> None:
+    for key, value in fixed.items():
+        if key in d and d[key] != value and d[key] is not None:
+            _refuse(part, key, d[key])
+
+
+def _divides(part: str, channels: int, by: int, name: str) -> None:
+    if channels % by:
+        raise WeightsError(
+            f"{part}/config.json: {channels} channels are not divisible by {name} = {by}; "
+            "the config does not belong to such a network."
+        )
+
+
+_LIMITS = {"default": 100_000, "layers_per_block": 100, "num_hidden_layers": 1000}
+
+
+def _check(config: object, part: str) -> None:
+    """Every field has its declared kind and a possible size, before anything is allocated."""
+    for name, field in config.__dataclass_fields__.items():
+        value = getattr(config, name)
+        values = value if field.type.startswith("tuple") and isinstance(value, tuple) else (value,)
+        kind = field.type.removeprefix("tuple[").split(",")[0]
+        limit = _LIMITS.get(name, _LIMITS["default"])
+        good = {
+            "int": lambda v, limit=limit: type(v) is int and 0 < v <= limit,
+            "float": lambda v: type(v) in (int, float) and 0 < v < 1e6,
+            "bool": lambda v: type(v) is bool,
+            "str": lambda v: type(v) is str,
+        }[kind]
+        if not values or len(values) > 16 or not all(good(v) for v in values):
+            raise WeightsError(
+                f"{part}/config.json: {name} = {value!r} is not possible; "
+                "restore the file that came with the weights."
+            )
+
+
+# Presets. SD1 is the default of each class.
+MINI_TEXT = TextConfig(
+    vocab_size=1024,
+    hidden_size=128,
+    intermediate_size=512,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=32,
+)
+MINI_UNET = UNetConfig(
+    block_out_channels=(64, 128, 192),
+    down_attention=(True, True, False),
+    up_attention=(False, True, True),
+    layers_per_block=1,
+    heads=(4, 4, 4),
+    cross_attention_dim=128,
+    norm_num_groups=16,
+    sample_size=16,
+)
+MINI_VAE = VAEConfig(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8)

@@ -1,0 +1,142 @@
+"""Small random Stable Diffusions, made and saved by diffusers and transformers: the oracles."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+MINI = ROOT / "weights" / "mini"
+
+# name: (U-Net, VAE, text encoder, scheduler) as diffusers' and transformers' own arguments.
+CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+
+
+def blocks(kinds, way):
+    return tuple(kind.format(way) for kind in kinds)
+
+
+ARCHITECTURES = {
+    "four levels": dict(  # Stable Diffusion 1.x in small
+        unet=dict(
+            block_out_channels=(16, 32, 48, 48),
+            layers_per_block=2,
+            attention_head_dim=4,
+            cross_attention_dim=24,
+            norm_num_groups=8,
+            down_block_types=blocks((CROSS, CROSS, CROSS, PLAIN), "Down"),
+            up_block_types=blocks((PLAIN, CROSS, CROSS, CROSS), "Up"),
+            sample_size=16,
+        ),
+        vae=dict(block_out_channels=(8, 16, 24), layers_per_block=2, norm_num_groups=4),
+        text=dict(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=3),
+        scheduler={},
+    ),
+    "linear, v": dict(  # Stable Diffusion 2.x in small: linear projections, head width, v, GELU
+        unet=dict(
+            block_out_channels=(24, 48),
+            layers_per_block=1,
+            attention_head_dim=[2, 6],
+            cross_attention_dim=40,
+            norm_num_groups=6,
+            use_linear_projection=True,
+            down_block_types=blocks((CROSS, PLAIN), "Down"),
+            up_block_types=blocks((CROSS, CROSS), "Up"),
+            sample_size=12,
+        ),
+        vae=dict(
+            block_out_channels=(8, 24), layers_per_block=1, norm_num_groups=8, scaling_factor=0.7
+        ),
+        text=dict(
+            hidden_size=40,
+            intermediate_size=80,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            hidden_act="gelu",
+        ),
+        scheduler=dict(prediction_type="v_prediction", set_alpha_to_one=True, beta_end=0.02),
+    ),
+}
+
+
+def randomise(network, seed):
+    """Every parameter random, norms and biases too, so that a wrong one shows."""
+    g = torch.Generator().manual_seed(seed)
+    for p in network.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=g) * (p.data.std() if p.dim() > 1 else 1)
+    return network.requires_grad_(False).eval()
+
+
+def make_pipeline(unet, vae, text, scheduler):
+    """A StableDiffusionPipeline with random weights and the miniature's tokenizer."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(MINI / "tokenizer", model_max_length=20)
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=20,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **text,
+    )
+    levels = len(vae["block_out_channels"])
+    return StableDiffusionPipeline(
+        vae=randomise(
+            AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * levels,
+                up_block_types=("UpDecoderBlock2D",) * levels,
+                **vae,
+            ),
+            1,
+        ),
+        text_encoder=randomise(CLIPTextModel(text_config), 2),
+        tokenizer=tokenizer,
+        unet=randomise(UNet2DConditionModel(**unet), 3),
+        scheduler=DDIMScheduler(
+            **{
+                "beta_start": 0.00085,
+                "beta_end": 0.012,
+                "beta_schedule": "scaled_linear",
+                "clip_sample": False,
+                "set_alpha_to_one": False,
+                "steps_offset": 1,
+                **scheduler,
+            }
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session", params=[*ARCHITECTURES, "miniature"])
+def oracle(request, tmp_path_factory):
+    """(pipeline of diffusers, folder that holds it)."""
+    from diffusers import StableDiffusionPipeline
+
+    if request.param == "miniature":
+        pipeline, folder = StableDiffusionPipeline.from_pretrained(MINI), MINI
+    else:
+        pipeline = make_pipeline(**ARCHITECTURES[request.param])
+        folder = tmp_path_factory.mktemp("weights")
+        pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with the smallest random model, for tests of files and settings."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_pipeline(**ARCHITECTURES["linear, v"]).save_pretrained(folder)
+    return folder

@@ -1,0 +1,365 @@
+"""The command line as a user types it: pictures, --from, --compare, and every kind of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import train_free_sample
+from conftest import MINI, ROOT
+from dnp import pictures
+
+
+@pytest.fixture
+def cli(tmp_path, capsys, monkeypatch):
+    """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        before = set((tmp_path / "outputs").glob("*"))
+        try:
+            train_free_sample.main([str(w) for w in words])
+            code = 0
+        except SystemExit as e:
+            code = e.code
+        printed = capsys.readouterr()
+        new = sorted(set((tmp_path / "outputs").glob("*")) - before)
+        return code, new, printed.out, printed.err
+
+    return run
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_a_prompt_makes_a_picture_and_names_it(cli):
+    code, (png,), out, _ = cli("a red car", "--steps", 2)
+    assert code == 0 and "device: cpu, float32" in out and out.strip().endswith(png.name)
+    picture = Image.open(png)
+    assert (picture.format, picture.size, picture.mode) == ("PNG", (64, 64), "RGB")
+    settings = json.loads(picture.text["dnp"])
+    assert (settings["prompt"], settings["steps"], settings["seed"]) == ("a red car", 2, 0)
+
+
+def test_the_recommended_scale_is_the_default(cli):
+    _, (png,), _, _ = cli("a cat", "--steps", 1)
+    scales = json.loads((MINI / "dnp.json").read_text())["scale"]
+    assert pictures.read_settings(png)["scale"] == scales["cfg"]
+
+
+@pytest.mark.parametrize("method", ["cfg", "np", "np2", "dns"])
+def test_from_makes_the_same_picture_again(cli, method):
+    negative = ["--negative", "a dog"] if method in ("np", "np2") else []
+    words = ["a red car", "--method", method, *negative, "--steps", 3, "--seed", 7, "--eta", 0.5]
+    _, (first,), _, _ = cli(*words, "--scale", 2.5)
+    copy = first.rename(first.with_name("copy.png"))
+    code, (again,), _, _ = cli("--from", copy)
+    assert code == 0 and (pixels(again) == pixels(copy)).all()
+    code, (other,), _, _ = cli("--from", copy, "--seed", 8)
+    assert code == 0 and not (pixels(other) == pixels(copy)).all()
+
+
+def test_a_seed_is_one_picture_in_any_batch_and_order(cli):
+    _, many, _, _ = cli("a cat", "--steps", 3, "--seed", 4, "--images", 3)
+    (many[0].parent / "kept").mkdir()
+    kept = [p.rename(p.parent / "kept" / p.name) for p in many]
+    for seed, path in reversed(list(zip((4, 5, 6), kept))):
+        _, (alone,), _, _ = cli("a cat", "--steps", 3, "--seed", seed)
+        assert (pixels(alone) == pixels(path)).all()
+
+
+def test_compare_shows_the_methods_that_need_only_what_was_given(cli):
+    code, (two,), _, _ = cli("a red car", "--compare", "--steps", 2, "--images", 2)
+    assert code == 0
+    _, (four,), _, _ = cli(
+        "a red car", "--compare", "--steps", 2, "--images", 2, "--negative", "a cat"
+    )
+    assert Image.open(four).height - Image.open(two).height == 2 * (192 + 8)
+    kept = four.rename(four.with_name("kept.png"))
+    code, (again,), _, _ = cli("--from", kept)
+    assert code == 0 and (pixels(again) == pixels(kept)).all()
+
+
+def test_a_picture_of_other_settings_is_never_overwritten(cli):
+    _, (first,), _, _ = cli("a cat", "--steps", 1)
+    before = first.read_bytes()
+    _, (second,), _, _ = cli("a cat", "--steps", 2)
+    assert second != first and first.read_bytes() == before
+    assert cli("a cat", "--steps", 1)[1] == []  # the same settings: the same file again
+
+
+def test_the_empty_prompt_is_phi(cli):
+    _, (cfg,), _, _ = cli("", "--steps", 2, "--scale", 3)
+    _, (dns,), _, _ = cli("", "--steps", 2, "--scale", 3, "--method", "dns")
+    assert abs(pixels(cfg).astype(int) - pixels(dns)).max() <= 1
+
+
+def test_a_long_prompt_says_what_was_cut(cli):
+    code, _, _, err = cli("a cat and " * 12 + "a dog", "--steps", 1)
+    assert code == 0 and 'note: the prompt has 38 tokens and the limit is 30; cut off: "' in err
+    assert 'a dog"' in err
+
+
+def test_it_runs_as_a_script_from_another_folder(tmp_path):
+    words = [sys.executable, ROOT / "train_free_sample.py", "a cat", "--steps", "2"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and (tmp_path / "outputs" / "a-cat-cfg-0.png").exists()
+    done = subprocess.run([*words, "--steps", "0"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+BAD = {
+    "no prompt": ([], "no prompt"),
+    "unknown method": (["a", "--method", "magic"], "'cfg', 'np', 'np2', 'dns'"),
+    "unknown option": (["a", "--stepz", 3], "--stepz"),
+    "unknown device": (["a", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
+    "device not here": (["a", "--device", "cuda:77"], "cannot be used here"),
+    "unknown dtype": (["a", "--dtype", "int8"], "dtype 'int8' is unknown"),
+    "half on a CPU": (["a", "--device", "cpu", "--dtype", "float16"], "choose --dtype float32"),
+    "negative of cfg": (["a", "--negative", "b"], "takes no negative prompt"),
+    "negative of dns": (["a", "--method", "dns", "--negative", "b"], "takes no negative prompt"),
+    "np without n": (["a", "--method", "np"], "add --negative TEXT"),
+    "np2 without n": (["a", "--method", "np2"], "add --negative TEXT"),
+    "negative scale of cfg": (["a", "--negative-scale", 2], "belongs to method np"),
+    "no steps": (["a", "--steps", 0], "choose 1 to 1000"),
+    "too many steps": (["a", "--steps", 1001], "choose 1 to 1000"),
+    "steps in words": (["a", "--steps", "many"], "invalid int value: 'many'"),
+    "scale nan": (["a", "--scale", "nan"], "not finite"),
+    "scale inf": (["a", "--scale", "inf"], "not finite"),
+    "negative scale inf": (
+        ["a", "--method", "np", "--negative", "b", "--negative-scale", "inf"],
+        "not finite",
+    ),
+    "eta": (["a", "--eta", 1.5], "eta 1.5 is not possible"),
+    "eta nan": (["a", "--eta", "nan"], "eta nan is not possible"),
+    "seed": (["a", "--seed", -1], "seed -1 is not possible"),
+    "huge seed": (["a", "--seed", 2**63], "is not possible"),
+    "no images": (["a", "--images", 0], "0 images are not possible"),
+    "method and compare": (["a", "--compare", "--method", "dns"], "leave --method out"),
+    "no weights": (["a", "--weights", "nowhere"], "nowhere: no such folder"),
+    "no such PNG": (["--from", "nowhere.png"], "nowhere.png: no such file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_and_exit_2(cli, name, tmp_path):
+    words, sentence = BAD[name]
+    code, new, _, err = cli(*words)
+    assert code == 2 and new == [] and not (tmp_path / "outputs").exists()
+    error = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and sentence in error[0] and error[0].endswith(".")
+    assert "Traceback" not in err
+
+
+def refused(result, sentence):
+    code, new, _, err = result
+    assert code == 2 and new == [] and "Traceback" not in err
+    assert sentence in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
+
+
+def test_an_output_folder_that_cannot_be_written(cli, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused(cli("a", "--out", tmp_path / "file"), "no picture can be written there")
+    refused(cli("a", "--out", tmp_path / "file" / "below"), "no picture can be written there")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_written(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        pictures.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    refused(cli("a", "--steps", 1), "cannot be written")
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_a_png_without_our_chunk(cli, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    refused(cli("--from", tmp_path / "plain.png"), "holds no settings of dnp")
+    (tmp_path / "text.png").write_text("not a picture")
+    refused(cli("--from", tmp_path / "text.png"), "not a readable PNG")
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    refused(cli("--from", folder), "not a readable PNG")
+
+
+@pytest.mark.parametrize("change", [{"steps": "9"}, {"prompt": 5}, {"scale": [1]}, {"seed": None}])
+def test_a_png_whose_settings_were_not_written_here(cli, tmp_path, change):
+    _, (png,), _, _ = cli("a cat", "--steps", 1)
+    settings = {**pictures.read_settings(png), **change}
+    forged = pictures.save(Image.open(png), tmp_path / "forged", "x", settings)
+    refused(cli("--from", forged), "was never written here")
+
+
+def test_other_weights_than_the_png_was_made_with_are_noted(cli, tiny):
+    _, (png,), _, _ = cli("a cat", "--steps", 1)
+    code, _, _, err = cli("--from", png, "--weights", tiny)
+    assert code == 0 and "other weights" in err
+
+
+# --------------------------------------------------------------------------------- weights folders
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A weights folder of one's own to damage."""
+    folder = tmp_path / "damaged"
+    for path in tiny.rglob("*"):
+        if path.is_file():
+            (folder / path.relative_to(tiny)).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path.relative_to(tiny)).write_bytes(path.read_bytes())
+    return folder
+
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def change_tensors(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def change_json(path, **entries):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_an_undamaged_copy_works(cli, copy):
+    assert cli("a cat", "--steps", 1, "--weights", copy)[0] == 0
+
+
+def test_truncated_weights(cli, copy):
+    data = (copy / UNET).read_bytes()
+    for size in (0, 4, 200, len(data) - 1):
+        (copy / UNET).write_bytes(data[:size])
+        refused(cli("a", "--weights", copy), "truncated or damaged")
+
+
+def test_a_pickle_is_never_opened(cli, copy):
+    torch.save({}, copy / "unet" / "diffusion_pytorch_model.bin")
+    os.remove(copy / UNET)
+    refused(cli("a", "--weights", copy), "is a pickle")
+    torch.save({}, copy / UNET)
+    refused(cli("a", "--weights", copy), "a pickle under a safetensors name")
+
+
+def test_weights_of_other_shapes_are_counted_and_named(cli, copy):
+    def damage(tensors):
+        tensors["conv_in.weight"] = torch.zeros(3, 3)
+        tensors["surprise"] = torch.zeros(1)
+        for key in [k for k in tensors if "time_emb_proj" in k]:
+            del tensors[key]
+
+    change_tensors(copy / UNET, damage)
+    code, _, _, err = cli("a", "--weights", copy)
+    assert code == 2 and "16 missing (down_blocks.0.resnets.0.time_emb_proj.weight" in err
+    assert "1 unexpected (surprise)" in err
+    assert "1 mis-shaped (conv_in.weight (3, 3) for (24, 4, 3, 3))" in err
+
+
+def test_integer_weights_are_refused(cli, copy):
+    change_tensors(copy / UNET, lambda t: t.update({"conv_in.bias": t["conv_in.bias"].int()}))
+    refused(cli("a", "--weights", copy), "1 not floating point (conv_in.bias)")
+
+
+def test_a_non_finite_eps_names_the_step(cli, copy):
+    change_tensors(copy / UNET, lambda t: t["conv_out.bias"].fill_(float("nan")))
+    refused(cli("a", "--weights", copy, "--steps", 3), "not finite at step 1 of 3")
+
+
+LIES = [  # (part, entry of its config, value, what the error must say)
+    ("unet", "class_embed_type", "timestep", "class_embed_type = 'timestep' is not supported"),
+    ("unet", "block_out_channels", [24, -48], "block_out_channels = (24, -48) is not possible"),
+    ("unet", "norm_num_groups", 7, "not divisible by norm_num_groups = 7"),
+    ("unet", "layers_per_block", 10**9, "layers_per_block = 1000000000 is not possible"),
+    ("unet", "cross_attention_dim", "40", "cross_attention_dim = '40' is not possible"),
+    ("unet", "down_block_types", ["DownBlock2D"], "down_attention has 1 entries for 2 levels"),
+    ("unet", "up_block_types", ["SkipUpBlock2D", "X"], "'SkipUpBlock2D' is not supported"),
+    ("unet", "cross_attention_dim", 48, "the text encoder is 40 wide"),
+    ("unet", "in_channels", 9, "inpainting"),
+    ("vae", "latent_channels", 16, "VAE has 16"),
+    ("vae", "down_block_types", ["X", "X"], "down_block_types = 'X' is not supported"),
+    ("vae", "scaling_factor", 0, "scaling_factor = 0 is not possible"),
+    ("text_encoder", "hidden_act", "relu", "hidden_act = 'relu' is not supported"),
+    ("text_encoder", "vocab_size", 9, "token_embedding.weight (886, 40) for (9, 40)"),
+    ("scheduler", "prediction_type", "sample", "prediction_type = 'sample' is not supported"),
+    ("scheduler", "timestep_spacing", "x", "must be 'leading' or 'trailing' or 'linspace'"),
+    ("scheduler", "beta_start", 2, "beta from 2 to"),
+    ("scheduler", "steps_offset", "1", "steps_offset = '1' is not possible"),
+]
+
+
+@pytest.mark.parametrize(("part", "entry", "value", "sentence"), LIES)
+def test_a_config_that_describes_another_network(cli, copy, part, entry, value, sentence):
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    change_json(copy / part / name, **{entry: value})
+    refused(cli("a", "--weights", copy), sentence)
+
+
+def test_a_tokenizer_of_another_model(cli, copy):
+    def cut(tensors):
+        key = next(k for k in tensors if k.endswith("token_embedding.weight"))
+        tensors[key] = tensors[key][:100].clone()
+
+    change_tensors(copy / "text_encoder" / "model.safetensors", cut)
+    change_json(copy / "text_encoder" / "config.json", vocab_size=100)
+    refused(cli("a", "--weights", copy), "886 tokens, but the text encoder knows 100")
+
+
+def test_missing_and_broken_parts(cli, copy, tmp_path):
+    (copy / "unet" / "config.json").write_text("{")
+    refused(cli("a", "--weights", copy), "cannot be read as JSON")
+    (copy / "unet" / "config.json").write_text("[]")
+    refused(cli("a", "--weights", copy), "holds no JSON object")
+    os.remove(copy / "unet" / "config.json")
+    refused(cli("a", "--weights", copy), "config.json: no such file")
+    (tmp_path / "single.safetensors").write_bytes(b"x")
+    refused(cli("a", "--weights", tmp_path / "single.safetensors"), "is not a folder")
+
+
+def test_a_missing_tokenizer_and_file(cli, copy):
+    os.remove(copy / "vae" / "diffusion_pytorch_model.safetensors")
+    refused(cli("a", "--weights", copy), "no such file; fetch the safetensors variant")
+    for path in (copy / "tokenizer").iterdir():
+        path.unlink()
+    (copy / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    assert cli("a", "--weights", copy)[0] == 2
+
+
+def test_old_vae_attention_names_and_prefixes_load(cli, copy):
+    _, (new,), _, _ = cli("a cat", "--steps", 1, "--weights", copy)
+    kept = new.rename(new.with_name("kept.png"))
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(tensors):
+        for key in [k for k in tensors if "mid_block.attentions" in k]:
+            for a, b in old.items():
+                if f".{a}." in key:
+                    tensors[key.replace(f".{a}.", f".{b}.")] = tensors.pop(key)
+
+    change_tensors(copy / "vae" / "diffusion_pytorch_model.safetensors", rename)
+
+    def prefix(tensors):
+        for key in list(tensors):
+            tensors["text_model." + key.removeprefix("text_model.")] = tensors.pop(key)
+        tensors["text_model.embeddings.position_ids"] = torch.arange(20)[None]
+
+    change_tensors(copy / "text_encoder" / "model.safetensors", prefix)
+    code, (again,), _, _ = cli("a cat", "--steps", 1, "--weights", copy)
+    assert code == 0 and (pixels(again) == pixels(kept)).all()
+
+
+def test_dnp_json_is_checked(cli, copy):
+    (copy / "dnp.json").write_text('{"scale": {"cfg": "big"}}')
+    refused(cli("a", "--weights", copy), "must map methods to finite numbers")
+    (copy / "dnp.json").write_text('{"scale": {"cfg": 1.25}}')
+    _, (png,), _, _ = cli("a", "--weights", copy, "--steps", 1)
+    assert pictures.read_settings(png)["scale"] == 1.25

@@ -1,0 +1,169 @@
+"""`dnp.load` and `dnp.generate` as a library user calls them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import dnp
+from conftest import MINI, ROOT
+from dnp.energy import eps_from_v
+from dnp.generation import guided_model
+from dnp.guidance import cfg
+
+
+@pytest.fixture(scope="module")
+def model():
+    return dnp.load(MINI)
+
+
+def test_result_holds_what_is_needed_to_make_it_again(model):
+    r = dnp.generate(model, "a cat", steps=3, seed=5, images=2)
+    assert len(r.images) == 2 and r.images[0].size == (64, 64) and r.dns_images == []
+    for z in r.latents:
+        assert z.shape == (2, 4, 16, 16) and z.dtype == torch.float32 and z.device.type == "cpu"
+    z_T = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(6))
+    assert_close(r.latents[0][1], z_T, rtol=0, atol=0)
+    assert (r.settings["prompt"], r.settings["seed"], r.settings["steps"]) == ("a cat", 5, 3)
+    assert r.negative is None
+    again = model.decode(r.latents[1])
+    assert [i.tobytes() for i in again] == [i.tobytes() for i in r.images]
+
+
+@pytest.mark.parametrize(("method", "per_step"), [("cfg", 2), ("np", 3), ("np2", 2), ("dns", 2)])
+def test_nfe_counts_the_network_evaluations_of_a_picture(model, monkeypatch, method, per_step):
+    counted, forward = [], model.unet.forward
+    monkeypatch.setattr(
+        model.unet, "forward", lambda z, *a: (counted.append(len(z)), forward(z, *a))[1]
+    )
+    negative = "a dog" if method in ("np", "np2") else None
+    r = dnp.generate(model, "a cat", method, negative, s=2.0, steps=4, images=2)
+    assert r.nfe == per_step * 4 and sum(counted) == 2 * r.nfe
+    assert len(counted) == 4 * 2  # one batched forward for all conditions of a step
+    assert r.negative == negative
+
+
+def test_scale_defaults_to_the_recommendation_then_to_seven_and_a_half(model, tiny):
+    assert dnp.generate(model, "a", "dns", steps=1).settings["scale"] == model.config.scales["dns"]
+    other = dnp.load(tiny)
+    assert other.config.scales == {}
+    assert dnp.generate(other, "a", steps=1).settings["scale"] == 7.5
+
+
+def test_negative_scale_is_the_two_scale_form(model):
+    kw = dict(negative="a dog", steps=3, s=2.0)
+    same = dnp.generate(model, "a cat", "np", negative_scale=2.0, **kw)
+    three = dnp.generate(model, "a cat", "np", **kw)
+    assert_close(same.latents[1], three.latents[1], atol=1e-5, rtol=1e-5)
+    two = dnp.generate(model, "a cat", "np2", **kw)
+    as_two = dnp.generate(model, "a cat", "np", negative_scale=1.0, **kw)
+    assert_close(as_two.latents[1], two.latents[1], atol=1e-4, rtol=1e-4)
+    cfg = dnp.generate(model, "a cat", "cfg", steps=3, s=2.0)
+    as_cfg = dnp.generate(model, "a cat", "np", negative_scale=0.0, **kw)
+    assert_close(as_cfg.latents[1], cfg.latents[1], atol=1e-5, rtol=1e-5)
+
+
+def test_dns_is_np_with_an_empty_prompt(model):
+    """Eq. (20), through the whole sampler."""
+    dns = dnp.generate(model, "a cat", "dns", s=1.5, steps=3)
+    np = dnp.generate(model, "", "np", "a cat", s=1.5, steps=3)
+    assert_close(dns.latents[1], np.latents[1], atol=1e-5, rtol=1e-5)
+
+
+def test_every_picture_is_its_own_whatever_its_batch(model):
+    """On a GPU pictures share a batch; the rule and the sampler must not mix them."""
+    z = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    context = model.encode(["", "a cat"])
+    guided = guided_model(model.eps, context, lambda phi, p: cfg(phi, p, 3.0))
+    t = torch.tensor(500)
+    together = guided(z, t)
+    for i in range(3):
+        assert_close(together[i : i + 1], guided(z[i : i + 1], t), atol=1e-5, rtol=1e-5)
+
+
+def test_encode_keeps_the_end_token_and_says_what_was_cut(model):
+    long = "a cat and " * 12 + "a dog"
+    told = 'has 38 tokens and the limit is 30; cut off: "a cat and a cat and a dog"'
+    with pytest.warns(UserWarning, match=told):
+        cut = model.encode(long)
+    ids = model.tokenizer(long, truncation=True, max_length=32).input_ids
+    assert len(ids) == 32 and ids[-1] == model.tokenizer.eos_token_id
+    assert_close(cut, model.text_encoder(torch.tensor([ids])))
+    assert model.encode(["", "a cat"]).shape == (2, 32, 128)
+
+
+def test_words_outside_the_cut_vocabulary_still_encode_byte_by_byte(model):
+    ids = model.tokenizer("zürich 猫").input_ids
+    assert len(ids) > 6
+    assert model.tokenizer.decode(ids[1:-1]) == "zürich 猫"
+    assert torch.isfinite(model.encode("zürich 猫")).all()
+
+
+def test_the_cut_vocabulary_keeps_one_token_for_each_word_of_the_world(model):
+    for word in ("elephant", "backpack", "glasses", "purple", "beach", "ugly"):
+        assert len(model.tokenizer(word).input_ids) == 3
+    one = model.tokenizer("a red car").input_ids
+    assert one == model.tokenizer("  A  Red CAR ").input_ids
+
+
+def test_decode_and_encode_images_are_inverse_and_change_nothing(model):
+    z = dnp.generate(model, "a red car", steps=10, seed=1).latents[1]
+    before = z.clone()
+    (picture,) = model.decode(z)
+    assert_close(z, before, rtol=0, atol=0)
+    back = model.encode_images([picture])
+    assert back.shape == z.shape
+    assert torch.nn.functional.cosine_similarity(back.flatten(), z.flatten(), dim=0) > 0.9
+
+
+def test_sizes_other_than_the_trained_one(model):
+    assert dnp.generate(model, "a", steps=1, size=(48, 96)).images[0].size == (96, 48)
+    with pytest.raises(dnp.SettingsError, match="multiples of 4"):
+        dnp.generate(model, "a", steps=1, size=(50, 64))
+
+
+def test_v_prediction_is_converted_to_eps(tiny):
+    model = dnp.load(tiny)
+    assert model.config.prediction_type == "v_prediction"
+    z, c = torch.randn(2, 4, 12, 12), model.encode("a cat")
+    for t in (torch.tensor(300), torch.tensor([10, 990])):
+        v = model.unet(z, t, c.expand(2, -1, -1))
+        abar = model.schedule.level(t).float().reshape(-1, 1, 1, 1)
+        assert_close(model.eps(z, t, c), eps_from_v(z, v, abar))
+
+
+def test_eps_lets_gradients_through_to_the_latent(model):
+    z = torch.randn(1, 4, 16, 16, requires_grad=True)
+    model.eps(z, torch.tensor(500), model.encode("a cat")).sum().backward()
+    assert z.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in model.unet.parameters())
+
+
+def test_a_folder_without_a_dnp_json_or_with_half_weights(tiny):
+    model = dnp.load(tiny, dtype=torch.float64)
+    assert {p.dtype for p in model.unet.parameters()} == {torch.float64}
+    half = dnp.load(tiny, dtype=torch.bfloat16)
+    assert half.unet.conv_in.weight.dtype == torch.bfloat16
+    assert half.vae.post_quant_conv.weight.dtype == torch.float32
+
+
+def test_progress_is_called_after_every_step(model):
+    calls = []
+    dnp.generate(model, "a", steps=3, images=2, progress=lambda: calls.append(1))
+    assert len(calls) == 6
+
+
+def test_import_is_light_and_the_equations_import_torch_alone():
+    code = "import sys, dnp; print('transformers' in sys.modules, 'diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"]
+    allowed = {"__future__", "collections", "dataclasses", "math", "torch", "typing"}
+    for name in ("schedule", "energy", "guidance", "sampling", "toy"):
+        for line in (ROOT / "dnp" / f"{name}.py").read_text().splitlines():
+            words = line.split()
+            if words[:1] in (["import"], ["from"]):
+                top, *rest = words[1].split(".")
+                inside = top == "dnp" and rest[0] in ("schedule", "energy", "guidance", "sampling")
+                assert top in allowed or inside, f"{name}.py: {line}"

@@ -1,0 +1,196 @@
+"""The networks against diffusers and transformers, with the same random weights."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import dnp
+from conftest import MINI, make_pipeline
+from dnp.sd.clip import CLIPTextModel
+from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+from dnp.sd.unet import UNet
+from dnp.sd.vae import VAE
+
+PROMPT, NEGATIVE = "a red car and a cat", "a dog in the snow"
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def exact_tables(pipeline, model):
+    """diffusers keeps its noise levels in float32; give it the float64 ones."""
+    pipeline.scheduler.alphas_cumprod = model.schedule.abar
+    final = torch.tensor(model.schedule.abar_final, dtype=torch.float64)
+    pipeline.scheduler.final_alpha_cumprod = final
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+def test_single_forwards_agree(oracle, dtype, tolerance):
+    pipeline, folder = oracle
+    model = dnp.load(folder, dtype=dtype)
+    close = {"atol": tolerance, "rtol": tolerance}
+    parts = {n: getattr(pipeline, n) for n in ("text_encoder", "unet", "vae")}
+    old = {n: part.dtype for n, part in parts.items()}
+    try:
+        for part in parts.values():
+            part.to(dtype)
+        prompts = [PROMPT, "", "glasses"]
+        ids = pipeline.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
+        context = model.encode(prompts)
+        assert_close(context, parts["text_encoder"](ids).last_hidden_state, **close)
+
+        channels, n, factor = model.config.unet.in_channels, 12, model.config.vae.factor
+        z = randn(3, channels, n, n).to(dtype)
+        for t in (torch.tensor(0), torch.tensor(999), torch.tensor([3, 500, 981])):
+            want = parts["unet"](z, t, context).sample
+            assert_close(model.unet(z, t, context), want, **close)
+
+        want = parts["vae"].decode(z).sample
+        assert_close(model.vae.decode(z), want, **close)
+        x = randn(2, 3, n * factor, n * factor).to(dtype)
+        posterior = parts["vae"].encode(x).latent_dist
+        mean, logvar = model.vae.encode(x)
+        assert_close(mean, posterior.mean, **close)
+        assert_close(logvar, posterior.logvar, **close)
+    finally:
+        for name, part in parts.items():
+            part.to(old[name])
+
+
+def test_unet_takes_odd_sizes(oracle):
+    """A latent that the levels cannot halve evenly is upsampled to its skips' sizes."""
+    pipeline, folder = oracle
+    model, z = dnp.load(folder), randn(1, 4, 13, 10)
+    context = model.encode(PROMPT)
+    want = pipeline.unet(z, 500, context).sample
+    assert_close(model.unet(z, torch.tensor(500), context), want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["cfg", "np2", "dns"])
+def test_complete_run_agrees(oracle, method):
+    """Ten steps. DNS at s is the pipeline with an empty prompt, negative p, guidance s + 1."""
+    pipeline, folder = oracle
+    model, s = dnp.load(folder), 2.5
+    exact_tables(pipeline, model)
+    negative = NEGATIVE if method == "np2" else None
+    ours = dnp.generate(model, PROMPT, method, negative, s=s, steps=10, seed=3, images=2)
+    call = {
+        "cfg": dict(prompt=PROMPT, guidance_scale=s),
+        "np2": dict(prompt=PROMPT, negative_prompt=NEGATIVE, guidance_scale=s),
+        "dns": dict(prompt="", negative_prompt=PROMPT, guidance_scale=s + 1),
+    }[method]
+    z_T, z_0 = ours.latents
+    kw = dict(num_inference_steps=10, num_images_per_prompt=2, latents=z_T.clone())
+    want = pipeline(**call, **kw, output_type="latent").images
+    assert_close(z_0, want, atol=1e-4, rtol=1e-4)
+
+    kw["latents"] = z_T.clone()
+    for mine, theirs in zip(ours.images, pipeline(**call, **kw).images):
+        a, b = (np.asarray(i, dtype=int) for i in (mine, theirs))
+        assert abs(a - b).max() <= 1
+
+
+def test_complete_run_with_eta_agrees(oracle):
+    """eta = 1, the oracle fed the same noise through its variance_noise."""
+    pipeline, folder = oracle
+    model = dnp.load(folder)
+    exact_tables(pipeline, model)
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(10)
+    ours = dnp.generate(model, PROMPT, s=2.0, steps=10, seed=5, eta=1.0)
+    generator = torch.Generator().manual_seed(5)
+    z = torch.randn(ours.latents[0].shape[1:], generator=generator)[None]
+    context = model.encode(["", PROMPT])
+    for t in scheduler.timesteps:
+        out = pipeline.unet(z.repeat(2, 1, 1, 1), t, context).sample
+        guided = out[:1] + 2.0 * (out[1:] - out[:1])
+        noise = torch.randn(z.shape[1:], generator=generator)[None]
+        z = scheduler.step(guided, t, z, eta=1.0, variance_noise=noise).prev_sample
+    assert_close(ours.latents[1], z, atol=1e-4, rtol=1e-4)
+
+
+def norms(network):
+    kinds = (nn.GroupNorm, nn.LayerNorm)
+    return {k: m.eps for k, m in network.named_modules() if isinstance(m, kinds)}
+
+
+def test_norm_epsilons_and_parameter_counts_agree(oracle):
+    pipeline, folder = oracle
+    model = dnp.load(folder)
+    for part in ("text_encoder", "unet", "vae"):
+        ours, theirs = getattr(model, part), getattr(pipeline, part)
+        strip = {k.removeprefix("text_model."): eps for k, eps in norms(theirs).items()}
+        assert norms(ours) == strip and len(strip) > 4
+        count = [sum(p.numel() for p in n.parameters()) for n in (ours, theirs)]
+        assert count[0] == count[1]
+
+
+def test_stable_diffusion_1_has_its_published_size_and_epsilons():
+    with torch.device("meta"):
+        text, unet, vae = CLIPTextModel(TextConfig()), UNet(UNetConfig()), VAE(VAEConfig())
+
+    def size(*networks):
+        return sum(p.numel() for n in networks for p in n.parameters())
+
+    assert size(text) == 123_060_480
+    assert size(unet) == 859_520_964
+    assert size(vae.decoder, vae.post_quant_conv) == 49_490_199
+    group = {k: e for k, e in norms(unet).items() if "transformer_blocks" not in k}
+    assert sorted(group.values()) == [1e-6] * 16 + [1e-5] * 45
+    assert all((e == 1e-6) == (".attentions." in k) for k, e in group.items())
+    assert list(norms(vae).values()) == [1e-6] * 52
+    assert len(norms(vae.decoder)) == 30
+    assert set(norms(text).values()) == {1e-5}
+
+
+# -------------------------------------------------------------------- Stable Diffusion 1.5's size
+
+
+@pytest.mark.slow
+def test_full_size_agrees(tmp_path):
+    """Text pass, U-Net forward and VAE decode at 32x32 latents, and a 2-step CFG run, float32."""
+    pipeline = make_pipeline(
+        unet=dict(cross_attention_dim=768, sample_size=64),
+        vae=dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2),
+        text=dict(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+        ),
+        scheduler={},
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path)
+    model = dnp.load(tmp_path)
+    assert sum(p.numel() for p in model.unet.parameters()) == 859_520_964
+    exact_tables(pipeline, model)
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    with torch.inference_mode():
+        ids = pipeline.tokenizer(PROMPT, padding="max_length", return_tensors="pt").input_ids
+        context = model.encode(PROMPT)
+        assert_close(context, pipeline.text_encoder(ids).last_hidden_state, **close)
+        z, t = randn(1, 4, 32, 32), torch.tensor(500)
+        want = pipeline.unet(z, t, context).sample
+        assert_close(model.unet(z, t, context), want, **close)
+        assert_close(model.vae.decode(z), pipeline.vae.decode(z).sample, **close)
+    ours = dnp.generate(model, PROMPT, s=7.5, steps=2, seed=1, size=(256, 256))
+    want = pipeline(
+        PROMPT,
+        num_inference_steps=2,
+        guidance_scale=7.5,
+        latents=ours.latents[0].clone(),
+        output_type="latent",
+    ).images
+    assert_close(ours.latents[1], want, **close)
+
+
+def test_the_miniature_opens_in_diffusers_from_its_folder():
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(MINI)
+    assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
+    scheduler = pipeline.scheduler.config
+    assert (scheduler.clip_sample, scheduler.set_alpha_to_one) == (False, False)
+    assert (scheduler.steps_offset, scheduler.timestep_spacing) == (1, "leading")
+    assert scheduler.prediction_type == "epsilon"

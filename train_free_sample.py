@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""Pictures from a prompt by diffusion-negative sampling and its neighbours, without training.
+
+python train_free_sample.py "a red car"
+python train_free_sample.py "a red car" --method dns
+python train_free_sample.py "a cat and a dog" --negative "a bear" --compare --images 4
+python train_free_sample.py --from outputs/a-red-car-cfg-0.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+METHODS = {  # method: (its rule, where it stands in arXiv:2411.05473)
+    "cfg": ("phi + s (p - phi)", "Eq. 3"),
+    "np": ("phi + s (p - n)", "Eq. 4"),
+    "np2": ("n + s (p - n)", "two-term"),
+    "dns": ("phi + s (phi - p)", "Eq. 19"),
+}
+DEFAULTS = {  # what a PNG records and --from brings back
+    "prompt": None, "method": "cfg", "negative": None, "negative_scale": None, "scale": None,
+    "steps": 50, "eta": 0.0, "seed": 0, "images": 1, "compare": False, "dtype": "auto",
+    "weights": "weights/mini",
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        fail(f"{message}; python train_free_sample.py --help lists what is possible.")
+
+
+def fail(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(argv: list[str] | None) -> dict:
+    """The options that were typed; `settings` fills in --from and then DEFAULTS."""
+    p = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    rules = ", ".join(f"{m}: {rule} ({where})" for m, (rule, where) in METHODS.items())
+
+    add = p.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help='the prompt; "" is the empty prompt phi')
+    add("--method", choices=METHODS, metavar="METHOD", help=f"default cfg. {rules}")
+    add("--negative", metavar="TEXT", help="negative prompt n, for np and np2")
+    add("--scale", type=float, metavar="S", help="guidance scale s; default: the weights' own")
+    add("--negative-scale", type=float, metavar="H", help="np only: another scale for n; default S")
+    add("--steps", type=int, metavar="N", help="DDIM steps, 1 to 1000; default 50")
+    add("--eta", type=float, metavar="E", help="0 (DDIM) to 1 (DDPM); default 0")
+    add("--seed", type=int, metavar="N", help="seed of the first picture; default 0")
+    add("--images", type=int, metavar="K", help="K pictures, seeds N, N+1, ...; default 1")
+    add("--compare", action="store_true", help="one sheet: methods in rows, seeds in columns")
+    add("--weights", metavar="FOLDER", help="a diffusers folder; default weights/mini")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    add("--dtype", metavar="NAME", help="auto, float32, float64, on a GPU float16, bfloat16")
+    add("--out", type=Path, default=Path("outputs"), metavar="FOLDER", help="default outputs")
+    from_help = "take every setting from a PNG made here; other options override"
+    add("--from", dest="source", type=Path, metavar="FILE.png", help=from_help)
+    return vars(p.parse_args(argv))
+
+
+def settings(given: dict) -> argparse.Namespace:
+    """The typed options over those of --from over DEFAULTS; SystemExit 2 for what cannot be."""
+    from dnp import pictures
+
+    if "compare" in given and "method" in given:
+        fail("--compare shows every method in one sheet; leave --method out, or --compare.")
+    recorded = pictures.read_settings(given["source"]) if "source" in given else {}
+    if "method" in given:
+        recorded.pop("compare", None)
+    args = {**DEFAULTS, "fingerprint": None}
+    args |= {k: v for k, v in recorded.items() if k in args}
+    for key, kind in {"prompt": str, "method": str, "weights": str, "dtype": str, "steps": int,
+                      "seed": int, "images": int, "eta": (int, float), "scale": (int, float),
+                      "negative_scale": (int, float), "negative": str}.items():  # fmt: skip
+        if not isinstance(args[key], kind) and args[key] != DEFAULTS[key]:
+            fail(f"{given['source']}: {key} = {args[key]!r} was never written here; take another.")
+    args |= given
+    if args["prompt"] is None:
+        fail('no prompt; give one in quotes, such as "a red car", or --from FILE.png.')
+    return argparse.Namespace(**args)
+
+
+def choose_device(name: str):
+    """The torch device of a name; auto is CUDA, else MPS, else the CPU."""
+    import torch
+
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        fail(f"device {name!r} cannot be used here; choose cpu, or leave --device out.")
+    return device
+
+
+def choose_dtype(name: str, device):
+    """The torch dtype of a name; auto is float16 on CUDA and float32 elsewhere."""
+    import torch
+
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    dtype = {n: getattr(torch, n) for n in ("float64", "float32", "float16", "bfloat16")}.get(name)
+    if dtype is None:
+        fail(f"dtype {name!r} is unknown; choose auto, float32, float64, float16 or bfloat16.")
+    if device.type == "cpu" and dtype.itemsize == 2:
+        fail(f"{name} is slow and inexact on a CPU; choose --dtype float32.")
+    if device.type == "mps" and name == "float64":
+        fail("MPS has no float64; choose --dtype float32.")
+    return dtype
+
+
+def find_weights(name: str) -> Path:
+    """A relative path is looked for here and then beside this script."""
+    beside = Path(__file__).resolve().parent / name
+    return beside if not Path(name).exists() and beside.exists() else Path(name)
+
+
+def run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    import dnp
+    from dnp import pictures
+
+    pictures.check_folder(args.out)
+    device = choose_device(args.device)
+    model = dnp.load(find_weights(args.weights), device, choose_dtype(args.dtype, device))
+    print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
+    if args.fingerprint not in (None, model.config.fingerprint):
+        warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
+
+    methods = {args.method: args.negative}
+    if args.compare:
+        needs_n = {m: "n" in conditions for m, (conditions, _) in dnp.METHODS.items()}
+        methods = {m: args.negative if needs_n[m] else None for m in METHODS}
+        methods = {m: n for m, n in methods.items() if n is not None or not needs_n[m]}
+    results = {}
+    batches = args.images if device.type == "cpu" else 1
+    bar = tqdm(total=len(methods) * args.steps * batches, unit="step", leave=False)
+    with bar:
+        for method, negative in methods.items():
+            results[method] = dnp.generate(
+                model, args.prompt, method, negative, args.scale, args.steps, args.seed,
+                args.images, eta=args.eta, progress=bar.update,
+                negative_scale=None if args.compare and method != "np" else args.negative_scale,
+            )  # fmt: skip
+
+    stem = pictures.slug(args.prompt)
+    if args.compare:
+        typed = {k: getattr(args, k) for k in ("compare", "negative", "scale", "negative_scale")}
+        used = {**results["cfg"].settings, **typed, "weights": args.weights}
+        sheet = compare_sheet(args, results)
+        print(pictures.save(sheet, args.out, f"{stem}-compare-{args.seed}", used))
+        return
+    result = results[args.method]
+    for i, picture in enumerate(result.images):
+        used = {**result.settings, "seed": args.seed + i, "images": 1, "weights": args.weights}
+        print(pictures.save(picture, args.out, f"{stem}-{args.method}-{args.seed + i}", used))
+
+
+def compare_sheet(args: argparse.Namespace, results: dict):
+    """Methods in rows, seeds in columns; one column has one initial noise."""
+    from dnp import pictures
+
+    rows = []
+    for method, result in results.items():
+        rule, where = METHODS[method]
+        label = f"{method}\n{rule}\n{where}, s = {result.settings['scale']:g}"
+        rows.append((label, result.images))
+    columns = [f"seed {args.seed + i}" for i in range(args.images)]
+    title = f'p = "{args.prompt}"'
+    title += f'    n = "{args.negative}"' if args.negative is not None else ""
+    return pictures.contact_sheet(rows, columns, title)
+
+
+def main(argv: list[str] | None = None) -> None:
+    given = parse(argv)
+    from dnp.errors import DnpError
+
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    try:
+        run(settings(given))
+    except DnpError as e:
+        fail(str(e))
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written is left.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
