@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 METHODS = {  # method: (its rule, where it stands in arXiv:2411.05473)
@@ -23,7 +24,13 @@ METHODS = {  # method: (its rule, where it stands in arXiv:2411.05473)
 DEFAULTS = {  # what a PNG records and --from brings back
     "prompt": None, "method": "cfg", "negative": None, "negative_scale": None, "scale": None,
     "steps": 50, "eta": 0.0, "seed": 0, "images": 1, "compare": False, "dtype": "auto",
-    "weights": "weights/mini",
+    "weights": "weights/mini", "size": None, "fingerprint": None,
+}  # fmt: skip
+NUMBER = (int, float)
+KINDS = {
+    "prompt": (str,), "method": (str,), "negative": (str,), "negative_scale": NUMBER,
+    "scale": NUMBER, "steps": (int,), "eta": NUMBER, "seed": (int,), "images": (int,),
+    "compare": (bool,), "dtype": (str,), "weights": (str,), "size": (list,), "fingerprint": (str,),
 }  # fmt: skip
 
 
@@ -74,19 +81,21 @@ def settings(given: dict) -> argparse.Namespace:
     if "compare" in given and "method" in given:
         fail("--compare shows every method in one sheet; leave --method out, or --compare.")
     recorded = pictures.read_settings(given["source"]) if "source" in given else {}
-    if "method" in given:
-        recorded.pop("compare", None)
-    args = {**DEFAULTS, "fingerprint": None}
-    args |= {k: v for k, v in recorded.items() if k in args}
-    for key, kind in {"prompt": str, "method": str, "weights": str, "dtype": str, "steps": int,
-                      "seed": int, "images": int, "eta": (int, float), "scale": (int, float),
-                      "negative_scale": (int, float), "negative": str}.items():  # fmt: skip
-        if not isinstance(args[key], kind) and args[key] != DEFAULTS[key]:
-            fail(f"{given['source']}: {key} = {args[key]!r} was never written here; take another.")
-    args |= given
-    if args["prompt"] is None:
+    recorded = {k: v for k, v in recorded.items() if k in DEFAULTS}
+    for key, value in recorded.items():
+        if type(value) not in KINDS[key] and value != DEFAULTS[key]:
+            fail(f"{given['source']}: {key} = {value!r} was never written here; take another PNG.")
+    if "method" in given or "compare" in given:  # the recorded ones belong to another method
+        for key in ("compare", "scale", "negative_scale"):
+            recorded.pop(key, None)
+        if given.get("method") in ("cfg", "dns"):
+            recorded.pop("negative", None)
+    args = argparse.Namespace(**{**DEFAULTS, **recorded, **given})
+    if args.prompt is None:
         fail('no prompt; give one in quotes, such as "a red car", or --from FILE.png.')
-    return argparse.Namespace(**args)
+    if args.compare and args.negative is None and args.negative_scale is not None:
+        fail("--negative-scale with --compare needs a negative prompt; add --negative TEXT.")
+    return args
 
 
 def choose_device(name: str):
@@ -99,7 +108,7 @@ def choose_device(name: str):
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         fail(f"device {name!r} cannot be used here; choose cpu, or leave --device out.")
     return device
 
@@ -122,8 +131,10 @@ def choose_dtype(name: str, device):
 
 def find_weights(name: str) -> Path:
     """A relative path is looked for here and then beside this script."""
-    beside = Path(__file__).resolve().parent / name
-    return beside if not Path(name).exists() and beside.exists() else Path(name)
+    here, beside = Path(name), Path(__file__).resolve().parent / name
+    with suppress(OSError):  # a name too long for a path: `dnp.load` says so
+        return beside if not here.exists() and beside.exists() else here
+    return here
 
 
 def run(args: argparse.Namespace) -> None:
@@ -131,6 +142,7 @@ def run(args: argparse.Namespace) -> None:
 
     import dnp
     from dnp import pictures
+    from dnp.generation import check_settings
 
     pictures.check_folder(args.out)
     device = choose_device(args.device)
@@ -141,31 +153,41 @@ def run(args: argparse.Namespace) -> None:
 
     methods = {args.method: args.negative}
     if args.compare:
-        needs_n = {m: "n" in conditions for m, (conditions, _) in dnp.METHODS.items()}
-        methods = {m: args.negative if needs_n[m] else None for m in METHODS}
-        methods = {m: n for m, n in methods.items() if n is not None or not needs_n[m]}
-    results = {}
-    batches = args.images if device.type == "cpu" else 1
-    bar = tqdm(total=len(methods) * args.steps * batches, unit="step", leave=False)
-    with bar:
-        for method, negative in methods.items():
-            results[method] = dnp.generate(
-                model, args.prompt, method, negative, args.scale, args.steps, args.seed,
-                args.images, eta=args.eta, progress=bar.update,
-                negative_scale=None if args.compare and method != "np" else args.negative_scale,
-            )  # fmt: skip
+        with_n = {m for m, (conditions, _) in dnp.METHODS.items() if "n" in conditions}
+        methods = {m: args.negative if m in with_n else None for m in METHODS}
+        methods = {m: n for m, n in methods.items() if m not in with_n or n is not None}
 
-    stem = pictures.slug(args.prompt)
+    two_scales = {
+        m: args.negative_scale if m == "np" or not args.compare else None for m in methods
+    }
+    T = len(model.schedule.abar)
+    for m, n in methods.items():  # all of them, before the first picture is made
+        numbers = (args.scale or 0.0, args.steps, args.seed, args.images, args.eta, two_scales[m])
+        check_settings(T, m, n, *numbers)
+
+    stem, results = pictures.slug(args.prompt), {}
+    batch = dnp.batch_size(device)
+    with tqdm(total=len(methods) * args.steps * args.images, unit="step", leave=False) as bar:
+        for method, negative in methods.items():
+            for first in range(0, args.images, batch):  # every picture is saved once it is made
+                result = dnp.generate(
+                    model, args.prompt, method, negative, args.scale, args.steps,
+                    args.seed + first, min(batch, args.images - first),
+                    eta=args.eta, size=args.size, progress=bar.update,
+                    negative_scale=two_scales[method],
+                )  # fmt: skip
+                results.setdefault(method, []).append(result)
+                if args.compare:
+                    continue
+                for i, picture in enumerate(result.images, args.seed + first):
+                    used = {**result.settings, "seed": i, "images": 1, "weights": args.weights}
+                    path = pictures.save(picture, args.out, f"{stem}-{method}-{i}", used)
+                    bar.write(str(path), file=sys.stdout)
     if args.compare:
-        typed = {k: getattr(args, k) for k in ("compare", "negative", "scale", "negative_scale")}
-        used = {**results["cfg"].settings, **typed, "weights": args.weights}
+        typed = {k: getattr(args, k) for k in DEFAULTS if k != "fingerprint"}
+        used = {**results["cfg"][0].settings, **typed, "dtype": str(model.dtype)[6:]}
         sheet = compare_sheet(args, results)
         print(pictures.save(sheet, args.out, f"{stem}-compare-{args.seed}", used))
-        return
-    result = results[args.method]
-    for i, picture in enumerate(result.images):
-        used = {**result.settings, "seed": args.seed + i, "images": 1, "weights": args.weights}
-        print(pictures.save(picture, args.out, f"{stem}-{args.method}-{args.seed + i}", used))
 
 
 def compare_sheet(args: argparse.Namespace, results: dict):
@@ -173,10 +195,10 @@ def compare_sheet(args: argparse.Namespace, results: dict):
     from dnp import pictures
 
     rows = []
-    for method, result in results.items():
+    for method, parts in results.items():
         rule, where = METHODS[method]
-        label = f"{method}\n{rule}\n{where}, s = {result.settings['scale']:g}"
-        rows.append((label, result.images))
+        label = f"{method}\n{rule}\n{where}, s = {parts[0].settings['scale']:g}"
+        rows.append((label, [picture for part in parts for picture in part.images]))
     columns = [f"seed {args.seed + i}" for i in range(args.images)]
     title = f'p = "{args.prompt}"'
     title += f'    n = "{args.negative}"' if args.negative is not None else ""
@@ -185,13 +207,18 @@ def compare_sheet(args: argparse.Namespace, results: dict):
 
 def main(argv: list[str] | None = None) -> None:
     given = parse(argv)
-    from dnp.errors import DnpError
-
-    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"note: {message}.", file=sys.stderr)
     try:
-        run(settings(given))
-    except DnpError as e:
-        fail(str(e))
+        import torch
+
+        from dnp.errors import DnpError
+
+        try:
+            run(settings(given))
+        except DnpError as e:
+            fail(str(e))
+        except torch.OutOfMemoryError:
+            fail("the device's memory is full; choose --dtype float16 or --device cpu.")
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left.", file=sys.stderr)
         sys.exit(130)

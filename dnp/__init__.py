@@ -6,7 +6,7 @@ result.images[0].show()
 """
 
 from dnp.errors import DnpError, NonFiniteError, PictureError, SettingsError, WeightsError
-from dnp.generation import METHODS, Result, generate
+from dnp.generation import METHODS, Result, batch_size, generate
 from dnp.sd.model import StableDiffusion, load
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "SettingsError",
     "StableDiffusion",
     "WeightsError",
+    "batch_size",
     "generate",
     "load",
 ]

@@ -7,6 +7,7 @@ Noise, score and energy are three names of one thing,
 
 so a sum of energies with weights is a sum of noise predictions with the same weights. Eq. (6) of
 arXiv:2411.05473 leaves sigma_t out: harmless in linear rules, wrong in energies and gradients.
+Levels (`sigma_t`, `abar_t`) are numbers, () or (B,) tensors.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from dnp.schedule import column
 
 Energy = Callable[[Tensor], Tensor]  # (B, *S) -> (B,)
 
@@ -25,7 +28,7 @@ def score_from_eps(eps: Tensor, sigma_t: float | Tensor) -> Tensor:
     score = -eps / sigma_t
     Eq. (6), arXiv:2411.05473, with the sigma_t that it drops. Shapes as `eps`.
     """
-    return -eps / sigma_t
+    return -eps / column(sigma_t, eps)
 
 
 def eps_from_score(score: Tensor, sigma_t: float | Tensor) -> Tensor:
@@ -34,7 +37,7 @@ def eps_from_score(score: Tensor, sigma_t: float | Tensor) -> Tensor:
     eps = -sigma_t * score
     Inverse of Eq. (6), arXiv:2411.05473. Shapes as `score`.
     """
-    return -sigma_t * score
+    return -column(sigma_t, score) * score
 
 
 def eps_from_energy(E: Energy, z_t: Tensor, sigma_t: float | Tensor) -> Tensor:
@@ -46,7 +49,7 @@ def eps_from_energy(E: Energy, z_t: Tensor, sigma_t: float | Tensor) -> Tensor:
     with torch.enable_grad():
         z = z_t.detach().requires_grad_()
         (grad,) = torch.autograd.grad(E(z).sum(), z)
-    return sigma_t * grad
+    return column(sigma_t, z_t) * grad
 
 
 def compose_energies(weights: Sequence[float], energies: Sequence[Energy]) -> Energy:
@@ -101,7 +104,7 @@ def log_odds_gradient(eps_p: Tensor, eps_n: Tensor, sigma_t: float | Tensor) -> 
     Eqs. (12) and (13), arXiv:2411.05473; the paper's (13) has the other sign, which its (14)
     squares away: see `dnp.guidance.optimal_negative`. Shapes as `eps_p`.
     """
-    return (eps_n - eps_p) / sigma_t
+    return (eps_n - eps_p) / column(sigma_t, eps_p)
 
 
 # ----------------------------------------------------------- z_0 and v, the other two languages
@@ -111,9 +114,10 @@ def z0_from_eps(z_t: Tensor, eps: Tensor, abar_t: float | Tensor) -> Tensor:
     """The predicted clean latent, shaped like `z_t`.
 
     z0_hat = (z_t - sqrt(1 - abar_t) * eps) / sqrt(abar_t)
-    Eq. (12), arXiv:2010.02502 (DDIM).
+    Eq. (9), arXiv:2010.02502 (DDIM).
     """
-    return (z_t - (1 - abar_t) ** 0.5 * eps) / abar_t**0.5
+    sqrt_abar, sigma_t = _roots(abar_t, z_t)
+    return (z_t - sigma_t * eps) / sqrt_abar
 
 
 def v_from_eps(z_t: Tensor, eps: Tensor, abar_t: float | Tensor) -> Tensor:
@@ -122,7 +126,8 @@ def v_from_eps(z_t: Tensor, eps: Tensor, abar_t: float | Tensor) -> Tensor:
     v = sqrt(abar_t) * eps - sqrt(1 - abar_t) * z0_hat
     Section 4, arXiv:2202.00512.
     """
-    return abar_t**0.5 * eps - (1 - abar_t) ** 0.5 * z0_from_eps(z_t, eps, abar_t)
+    sqrt_abar, sigma_t = _roots(abar_t, z_t)
+    return sqrt_abar * eps - sigma_t * z0_from_eps(z_t, eps, abar_t)
 
 
 def eps_from_v(z_t: Tensor, v: Tensor, abar_t: float | Tensor) -> Tensor:
@@ -131,7 +136,14 @@ def eps_from_v(z_t: Tensor, v: Tensor, abar_t: float | Tensor) -> Tensor:
     eps = sqrt(abar_t) * v + sqrt(1 - abar_t) * z_t
     Section 4, arXiv:2202.00512.
     """
-    return abar_t**0.5 * v + (1 - abar_t) ** 0.5 * z_t
+    sqrt_abar, sigma_t = _roots(abar_t, z_t)
+    return sqrt_abar * v + sigma_t * z_t
+
+
+def _roots(abar_t: float | Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(abar_t) and sigma_t, rooted in float64 and then ready to multiply z."""
+    abar_t = torch.as_tensor(abar_t, dtype=torch.float64, device="cpu")
+    return column(abar_t.sqrt(), z), column((1 - abar_t).sqrt(), z)
 
 
 # --------------------------------------------------------- products of Gaussians in closed form

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -49,7 +49,7 @@ def generate(
     eta: float = 0.0,
     negative_scale: float | None = None,
     size: tuple[int, int] | None = None,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Result:
     """Samples `images` pictures of `prompt`, with the seeds seed, seed + 1, ...
 
@@ -59,33 +59,37 @@ def generate(
     eta       0 is DDIM, 1 is DDPM
     negative_scale  np only: the scale h of n in the two-scale form; None is Eq. (4)
     size      (height, width) in pixels; None is the size that the U-Net was trained on
-    progress  called after every step of every batch of pictures
+    progress  called after every step with the number of pictures that made it
 
     The initial noise of a picture comes from its own CPU generator, so a seed means one picture,
     whatever its batch. SettingsError for what is not possible; NonFiniteError names the step.
     """
     s = model.config.scales.get(method, DEFAULT_SCALE) if s is None else s
-    check_settings(model, method, negative, s, steps, seed, images, eta, negative_scale)
-    shape = model.latent_shape(size)
-    texts = {"phi": "", "p": prompt, "n": negative}
+    T = len(model.schedule.abar)
+    check_settings(T, method, negative, s, steps, seed, images, eta, negative_scale)
+    shape, spacing = model.latent_shape(size), model.config.spacing
+    if (first_t := model.schedule.pairs(steps, spacing)[0][0]) < 0.9 * T:
+        warnings.warn(
+            f"with steps = {steps}, {spacing} spacing starts at t = {first_t} of {T}, where a "
+            "picture should be half made; choose 10 or more steps, best a divisor of the levels",
+            stacklevel=2,
+        )
     conditions, rule = METHODS[method]
+    scales = (s,)
     if negative_scale is not None:
         rule, scales = guidance.negative_prompt_two_scale, (s, negative_scale)
-    else:
-        scales = (s,)
+    texts = {"phi": "", "p": prompt, "n": negative}
 
-    latents_T, latents_0 = [], []
-    with torch.inference_mode():
+    latents, pictures = [], []
+    with torch.no_grad():
         context = model.encode([texts[c] for c in conditions])  #    (conditions, L, D)
-        # On a CPU a bigger batch gains little and changes the last bits; on a GPU it gains much.
-        batch = 1 if model.device.type == "cpu" else images
-        for first in range(0, images, batch):
-            seeds = range(seed + first, seed + min(first + batch, images))
+        guided = guided_model(model.eps, context, lambda *eps: rule(*eps, *scales))
+        batch = batch_size(model.device)
+        for first in range(seed, seed + images, batch):
+            seeds = range(first, min(first + batch, seed + images))
             generators = [torch.Generator().manual_seed(i) for i in seeds]
             z_T = noise_like(torch.empty(len(seeds), *shape), generators)
             z_0 = z_T.to(model.device, model.dtype)
-            guided = guided_model(model.eps, context, lambda *eps: rule(*eps, *scales))
-            spacing = model.config.spacing
             chain = ddim_sample(guided, z_0, model.schedule, steps, eta, generators, spacing)
             for step, (_, z_0, _) in enumerate(chain, start=1):
                 if not torch.isfinite(z_0).all():
@@ -95,11 +99,10 @@ def generate(
                         "--dtype float32."
                     )
                 if progress:
-                    progress()
-            latents_T.append(z_T)
-            latents_0.append(z_0.float().cpu())
-        z_T, z_0 = torch.cat(latents_T), torch.cat(latents_0)
-        pictures = model.decode(z_0)
+                    progress(len(seeds))
+            latents.append((z_T, z_0.float().cpu()))
+            pictures += model.decode(z_0)
+    z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
     settings = {
         "prompt": prompt, "method": method, "negative": negative, "scale": s, "steps": steps,
         "eta": eta, "seed": seed, "images": images, "negative_scale": negative_scale, "size": size,
@@ -127,38 +130,46 @@ def guided_model(
     return guided
 
 
-def check_settings(model, method, negative, s, steps, seed, images, eta, negative_scale) -> None:
+def batch_size(device: torch.device) -> int:
+    """How many pictures are sampled together.
+
+    On a CPU more gain little, and one at a time its last bits are the same in any batch; a GPU
+    gains much.
+    """
+    return 1 if device.type == "cpu" else 16
+
+
+def check_settings(T, method, negative, s, steps, seed, images, eta, negative_scale) -> None:
     """SettingsError, one sentence with the mend, for settings that are not possible."""
-    T = len(model.schedule.abar)
-    n_methods = [m for m, (conditions, _) in METHODS.items() if "n" in conditions]
-    complaints: Sequence[tuple[bool, str]] = (
-        (method not in METHODS, f"method {method!r} is unknown; choose {', '.join(METHODS)}."),
-        (
-            method in n_methods and negative is None,
-            f"method {method} needs a negative prompt; add --negative TEXT.",
-        ),
-        (
-            method not in n_methods and negative is not None,
-            f"method {method} takes no negative prompt; leave it out or choose "
-            f"{' or '.join(n_methods)}.",
-        ),
-        (
-            negative_scale is not None and method != "np",
-            f"a negative scale belongs to method np, not {method}; leave it out.",
-        ),
-        (not math.isfinite(s), f"scale {s} is not finite; give a number such as 7.5."),
-        (
-            negative_scale is not None and not math.isfinite(negative_scale),
-            f"negative scale {negative_scale} is not finite; give a number such as 1.",
-        ),
-        (not 1 <= steps <= T, f"{steps} steps are not possible; choose 1 to {T}."),
-        (images < 1, f"{images} images are not possible; choose 1 or more."),
-        (not 0 <= eta <= 1, f"eta {eta} is not possible; choose 0 (DDIM) to 1 (DDPM)."),
-        (
-            not 0 <= seed < 2**63 - images,
-            f"seed {seed} is not possible; choose a whole number from 0 to 2^63 - 1.",
-        ),
-    )
-    for wrong, sentence in complaints:
-        if wrong:
+
+    def require(possible: bool, sentence: str) -> None:
+        if not possible:
             raise SettingsError(sentence)
+
+    require(method in METHODS, f"method {method!r} is unknown; choose {', '.join(METHODS)}.")
+    with_n = [m for m, (conditions, _) in METHODS.items() if "n" in conditions]
+    if method in with_n:
+        told = f"method {method} needs a negative prompt; add --negative TEXT."
+        require(negative is not None, told)
+    else:
+        told = f"method {method} takes no negative prompt; leave it out or choose "
+        require(negative is None, told + " or ".join(with_n) + ".")
+    if negative_scale is not None:
+        told = f"a negative scale belongs to method np, not {method}; leave it out."
+        require(method == "np", told)
+        told = f"negative scale {negative_scale} is not finite; give a number such as 1."
+        require(_finite(negative_scale), told)
+    require(_finite(s), f"scale {s} is not finite; give a number such as 7.5.")
+    require(_whole(steps, 1, T), f"{steps} steps are not possible; choose 1 to {T}.")
+    require(_whole(images, 1, 10_000), f"{images} images are not possible; choose 1 to 10000.")
+    told = f"seed {seed} is not possible; choose a whole number from 0 to 2^62."
+    require(_whole(seed, 0, 2**62), told)
+    require(_finite(eta) and 0 <= eta <= 1, f"eta {eta} is not possible; choose 0 to 1.")
+
+
+def _finite(x: object) -> bool:
+    return isinstance(x, int | float) and abs(x) < 1e30  # also false for NaN
+
+
+def _whole(x: object, least: int, most: int) -> bool:
+    return type(x) is int and least <= x <= most

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from dnp.schedule import column
 
 
 def cfg(eps_phi: Tensor, eps_p: Tensor, s: float) -> Tensor:
@@ -46,10 +47,10 @@ def negative_prompt(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float) -> 
 
 
 def negative_prompt_two_term(eps_p: Tensor, eps_n: Tensor, s: float) -> Tensor:
-    """Negative prompting as pipelines do it: n takes the place of phi.
+    """Negative prompting with two evaluations, as pipelines do it: n takes the place of phi.
 
     eps = eps_n + s * (eps_p - eps_n)
-    Section 3, arXiv:2411.05473. Less than Eq. (4) by exactly eps_phi - eps_n, at every s.
+    The form after Eq. (5), arXiv:2411.05473. It is Eq. (4) less eps_phi - eps_n, at every s.
     """
     eps = eps_n + s * (eps_p - eps_n)
     return eps
@@ -89,10 +90,10 @@ def optimal_negative(eps_p: Tensor, norm_sq: float | Tensor | None = None) -> Te
     """
     if norm_sq is None:
         return -eps_p
-    norm_sq = torch.as_tensor(norm_sq, dtype=eps_p.dtype, device=eps_p.device)
+    norm_sq, eps_p_sq = column(norm_sq, eps_p), column(_dot(eps_p, eps_p), eps_p)
     if (norm_sq < 0).any():
         raise ValueError(f"norm_sq is a squared norm and cannot be negative: {norm_sq.tolist()}")
-    eps_n = -_column(norm_sq.sqrt(), eps_p) * eps_p / _column(_dot(eps_p, eps_p).sqrt(), eps_p)
+    eps_n = -norm_sq.sqrt() * eps_p / eps_p_sq.sqrt()
     return eps_n
 
 
@@ -141,8 +142,3 @@ def two_term_scale(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float) -> T
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each sample, (B,): a reduction never crosses the batch."""
     return (a * b).flatten(1).sum(1)
-
-
-def _column(x: Tensor, like: Tensor) -> Tensor:
-    """() or (B,) -> a shape that multiplies (B, *S)."""
-    return x.reshape(x.shape + (1,) * (like.ndim - 1)) if x.ndim else x

@@ -7,9 +7,10 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from dnp.errors import PictureError
 
@@ -49,7 +50,8 @@ def save(picture: Image.Image, folder: Path, name: str, settings: dict) -> Path:
     except OSError as e:
         raise PictureError(f"{path}: cannot be written ({e}); give --out another folder.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -61,7 +63,7 @@ def read_settings(path: Path) -> dict:
         settings = json.loads(text) if text is not None else None
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file; give --from a PNG made here.") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as e:
+    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError) as e:
         raise PictureError(
             f"{path}: not a readable PNG ({e}); give --from a PNG made here."
         ) from None
@@ -82,7 +84,7 @@ def _settings_or_none(path: Path) -> dict | None:
 
 def slug(text: str, length: int = 40) -> str:
     """A file name's worth of a prompt: lower case, words joined by hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:length].strip("-") or "empty"
+    return re.sub(r"[\W_]+", "-", text.lower())[:length].strip("-") or "empty"
 
 
 def contact_sheet(
@@ -97,9 +99,10 @@ def contact_sheet(
     cell_w, cell_h, gap = width * factor, height * factor, 8
     font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
     labels = [label.split("\n") for label, _ in rows]
-    widths = [max(font.getlength(name), *map(small.getlength, rest)) for name, *rest in labels]
+    widths = [max([font.getlength(name), *map(small.getlength, rest)]) for name, *rest in labels]
     left = 3 * gap + int(max(widths))
     top = 64
+    title = title if len(title) <= 120 else title[:119] + "…"
     wide = max(left + len(columns) * (cell_w + gap), int(font.getlength(title)) + 2 * gap)
     sheet = Image.new("RGB", (wide, top + len(rows) * (cell_h + gap)), "white")
     draw = ImageDraw.Draw(sheet)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dnp.schedule import Schedule
+from dnp.energy import z0_from_eps
+from dnp.schedule import Schedule, column
 
 
 def ddim_step(
@@ -32,22 +33,20 @@ def ddim_step(
     z0_hat = (z_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)
     tau    = eta sqrt((1 - abar_next) / (1 - abar_t)) sqrt(1 - abar_t / abar_next)
     z_next = sqrt(abar_next) z0_hat + sqrt(1 - abar_next - tau^2) eps + tau noise
-    Eqs. (12) and (16), arXiv:2010.02502; levels are numbers, () or (B,) tensors. The coefficients
-    are computed in float64. ValueError if eta > 0 comes without `noise` (standard normal).
+    Eqs. (12) and (16), arXiv:2010.02502, the sample() of Eq. (2), arXiv:2411.05473. Levels are
+    numbers, () or (B,) tensors; coefficients are computed in float64. ValueError if eta > 0 comes
+    without `noise` (standard normal).
     """
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 adds noise at every step: pass `noise`, shaped like z_t")
-    a_t, a_next = (torch.as_tensor(a, dtype=torch.float64).cpu() for a in (abar_t, abar_next))
+    a_t, a_next = (
+        torch.as_tensor(a, dtype=torch.float64, device="cpu") for a in (abar_t, abar_next)
+    )
+    z0_hat = z0_from_eps(z_t, eps, a_t)
     tau = eta * ((1 - a_next) / (1 - a_t)).sqrt() * (1 - a_t / a_next).sqrt() if eta else 0 * a_t
-    direction = (1 - a_next - tau**2).clamp(min=0).sqrt()
-
-    def k(x: Tensor) -> Tensor:  # a coefficient in z's dtype and device
-        x = x.to(z_t.dtype).to(z_t.device)
-        return x.reshape(x.shape + (1,) * (z_t.ndim - 1)) if x.ndim else x
-
-    z0_hat = (z_t - k((1 - a_t).sqrt()) * eps) / k(a_t.sqrt())
-    z_next = k(a_next.sqrt()) * z0_hat + k(direction) * eps
-    return (z_next + k(tau) * noise if eta else z_next), z0_hat
+    signal, direction = a_next.sqrt(), (1 - a_next - tau**2).clamp(min=0).sqrt()
+    z_next = column(signal, z_t) * z0_hat + column(direction, z_t) * eps
+    return (z_next + column(tau, z_t) * noise if eta else z_next), z0_hat
 
 
 def ddim_sample(
@@ -61,9 +60,10 @@ def ddim_sample(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yields (t_next, z_next, z0_hat) after each of `steps` steps; the last z_next is z_0.
 
-    `guided(z_t, t)` gets `t` as a 0-d integer tensor. `z_T` (B, *S) is not changed. With eta > 0
-    each sample draws from its own CPU generator, so it never depends on its batch mates;
-    ValueError if there is not one for each.
+    z_next = sample(z_t, guided(z_t, t), t)
+    Eq. (2), arXiv:2411.05473. `guided` gets `t` as a 0-d integer tensor; `z_T` (B, *S) is not
+    changed. With eta > 0 each sample draws from its own CPU generator, so that it never depends on
+    its batch mates; ValueError if there is not one for each.
     """
     if eta > 0 and (generators is None or len(generators) != len(z_T)):
         raise ValueError(f"eta > 0 needs one generator per sample: {len(z_T)} of them")

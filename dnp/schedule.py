@@ -2,9 +2,9 @@
 
     z_t = sqrt(abar_t) z_0 + sigma_t eps,    sigma_t = sqrt(1 - abar_t)
 
-`abar_t` is the product of alpha_1 ... alpha_t = 1 - beta (DDIM's paper writes alpha_t for it).
+`abar_t` is the product of 1 - beta_0 ... 1 - beta_t (DDIM's paper writes alpha_t for it).
 This is the variance-preserving sigma; code in the variance-exploding form uses another one,
-sqrt((1 - abar_t) / abar_t), which here is `Schedule.sigma_ve`.
+sqrt((1 - abar_t) / abar_t).
 """
 
 from __future__ import annotations
@@ -52,13 +52,9 @@ class Schedule:
         final = torch.tensor(self.abar_final, dtype=torch.float64)
         return torch.where(t >= 0, self.abar[t.clamp(min=0)], final)
 
-    def sigma_ve(self, t: int | Tensor) -> Tensor:
-        """The variance-exploding noise level sqrt((1 - abar_t) / abar_t)."""
-        return ((1 - self.level(t)) / self.level(t)).sqrt()
-
     def add_noise(self, z_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, for t of shape () or (B,)."""
-        abar_t = _as(self.level(t), z_0)
+        abar_t = column(self.level(t), z_0)
         return abar_t.sqrt() * z_0 + (1 - abar_t).sqrt() * eps
 
     def pairs(self, steps: int, spacing: str = "leading") -> list[tuple[int, int]]:
@@ -69,8 +65,8 @@ class Schedule:
         trailing  999 749 499 249             Lin et al., arXiv:2305.08891
         linspace  999 666 333 0               Nichol and Dhariwal, arXiv:2102.09672
 
-        Leading spacing floors the stride, so few levels are reached for some counts (t starts at
-        600 for 600 steps), and is clamped to the table (t = 999 twice would be 1000 of 1000).
+        Leading spacing floors the stride, so for some counts it starts low (600 steps: t = 600).
+        Its t = 1000 of 1000 steps is outside the table and clamped, so that 999 occurs twice.
         """
         T = len(self.abar)
         if not 1 <= steps <= T:
@@ -103,7 +99,8 @@ def training_loss(
     return (error**2).mean()
 
 
-def _as(abar: Tensor, z: Tensor) -> Tensor:
-    """A level of shape () or (B,) in z's dtype and device, ready to multiply (B, *S)."""
-    abar = abar.to(z.dtype).to(z.device)
-    return abar.reshape(abar.shape + (1,) * (z.ndim - 1)) if abar.ndim else abar
+def column(x: float | Tensor, z: Tensor) -> Tensor:
+    """A number or tensor in z's dtype and on its device; (B,) becomes (B, 1, ...) to multiply z."""
+    x = torch.as_tensor(x)
+    x = x.to(z.dtype).to(z.device)  # first the dtype: MPS has no float64
+    return x.reshape(x.shape + (1,) * (z.ndim - 1)) if x.ndim == 1 else x

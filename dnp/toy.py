@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dnp.energy import eps_from_score
 from dnp.schedule import Schedule
 
 
@@ -49,10 +50,7 @@ class Mixture:
     def eps(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
         """The ideal noise prediction, -sigma_t score: (B, D)."""
         sigma_t = (1 - self.schedule.level(t)).sqrt()
-        sigma_t = (
-            sigma_t.reshape(sigma_t.shape + (1,) * (z_t.ndim - 1)) if sigma_t.ndim else sigma_t
-        )
-        return -sigma_t * self.score(z_t, t, c)
+        return eps_from_score(self.score(z_t, t, c), sigma_t)
 
     def sample(self, n: int, t: int = -1, c: int | None = None, *, generator: torch.Generator):
         """n draws from p_t(. | c), (n, D); t = -1 is the clean end of the schedule."""

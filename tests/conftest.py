@@ -45,12 +45,13 @@ ARCHITECTURES = {
             use_linear_projection=True,
             down_block_types=blocks((CROSS, PLAIN), "Down"),
             up_block_types=blocks((CROSS, CROSS), "Up"),
-            sample_size=12,
+            sample_size=(12, 8),
         ),
         vae=dict(
             block_out_channels=(8, 24), layers_per_block=1, norm_num_groups=8, scaling_factor=0.7
         ),
         text=dict(
+            max_position_embeddings=33,  # more than the tokenizer's limit
             hidden_size=40,
             intermediate_size=80,
             num_hidden_layers=2,
@@ -70,7 +71,7 @@ def randomise(network, seed):
     return network.requires_grad_(False).eval()
 
 
-def make_pipeline(unet, vae, text, scheduler):
+def make_pipeline(unet, vae, text, scheduler, length=20):
     """A StableDiffusionPipeline with random weights and the miniature's tokenizer."""
     from diffusers import (
         AutoencoderKL,
@@ -81,14 +82,10 @@ def make_pipeline(unet, vae, text, scheduler):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(MINI / "tokenizer", model_max_length=20)
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=20,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **text,
-    )
+    tokenizer = CLIPTokenizer.from_pretrained(MINI / "tokenizer", model_max_length=length)
+    ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    sizes = dict(vocab_size=len(tokenizer), max_position_embeddings=length)
+    text_config = CLIPTextConfig(**{**ends, **sizes, **text})
     levels = len(vae["block_out_channels"])
     return StableDiffusionPipeline(
         vae=randomise(

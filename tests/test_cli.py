@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
+import dnp
 import train_free_sample
 from conftest import MINI, ROOT
 from dnp import pictures
@@ -143,6 +146,8 @@ BAD = {
     "eta nan": (["a", "--eta", "nan"], "eta nan is not possible"),
     "seed": (["a", "--seed", -1], "seed -1 is not possible"),
     "huge seed": (["a", "--seed", 2**63], "is not possible"),
+    "negative scale without n": (["a", "--compare", "--negative-scale", 2], "add --negative TEXT"),
+    "not a device": (["a", "--device", "hpu"], "device 'hpu' cannot be used here"),
     "no images": (["a", "--images", 0], "0 images are not possible"),
     "method and compare": (["a", "--compare", "--method", "dns"], "leave --method out"),
     "no weights": (["a", "--weights", "nowhere"], "nowhere: no such folder"),
@@ -191,12 +196,81 @@ def test_a_png_without_our_chunk(cli, tmp_path):
     refused(cli("--from", folder), "not a readable PNG")
 
 
-@pytest.mark.parametrize("change", [{"steps": "9"}, {"prompt": 5}, {"scale": [1]}, {"seed": None}])
+FORGED = [{"steps": "9"}, {"prompt": 5}, {"scale": [1]}, {"seed": None}, {"steps": True}]
+FORGED += [{"compare": "no"}, {"size": 64}, {"fingerprint": 1}]
+
+
+@pytest.mark.parametrize("change", FORGED)
 def test_a_png_whose_settings_were_not_written_here(cli, tmp_path, change):
     _, (png,), _, _ = cli("a cat", "--steps", 1)
     settings = {**pictures.read_settings(png), **change}
     forged = pictures.save(Image.open(png), tmp_path / "forged", "x", settings)
     refused(cli("--from", forged), "was never written here")
+
+
+HOSTILE = {
+    "a huge scale": ({"scale": 10**400}, "not finite"),
+    "a billion images": ({"images": 10**9}, "choose 1 to 10000"),
+    "no Unicode": ({"prompt": "\ud800"}, "not valid Unicode"),
+    "an endless path": ({"weights": "w" * 5000}, "no such folder"),
+    "a size in words": ({"size": ["a", "b"]}, "is not possible"),
+    "a size of nothing": ({"size": [2, 2]}, "multiples of 4"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_settings_in_a_png(cli, tmp_path, name):
+    change, sentence = HOSTILE[name]
+    settings = {"prompt": "a cat", "steps": 1, **change}
+    forged = pictures.save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
+    refused(cli("--from", forged), sentence)
+
+
+def test_a_png_that_is_a_bomb_or_nested_without_end(cli, tmp_path):
+    size = (60000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    crc = zlib.crc32(b"IHDR" + size).to_bytes(4, "big")
+    header = b"\x89PNG\r\n\x1a\n" + len(size).to_bytes(4, "big") + b"IHDR"
+    (tmp_path / "bomb.png").write_bytes(header + size + crc)
+    refused(cli("--from", tmp_path / "bomb.png"), "not a readable PNG")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("dnp", "[" * 100_000)
+    Image.new("RGB", (8, 8)).save(tmp_path / "nested.png", pnginfo=info)
+    refused(cli("--from", tmp_path / "nested.png"), "not a readable PNG")
+
+
+def test_from_with_another_method_drops_what_belongs_to_the_old_one(cli):
+    words = ["a cat", "--method", "np", "--negative", "a dog", "--scale", 4, "--steps", 2]
+    _, (png,), _, _ = cli(*words, "--negative-scale", 1)
+    code, (dns,), _, _ = cli("--from", png, "--method", "dns")
+    settings = pictures.read_settings(dns)
+    scales = json.loads((MINI / "dnp.json").read_text())["scale"]
+    assert (code, settings["scale"], settings["negative"]) == (0, scales["dns"], None)
+    code, (np2,), _, _ = cli("--from", png, "--method", "np2")
+    assert code == 0 and pictures.read_settings(np2)["negative"] == "a dog"
+    code, (sheet,), _, _ = cli("--from", png, "--compare")
+    assert code == 0 and pictures.read_settings(sheet)["scale"] is None
+    code, (one,), _, _ = cli("--from", sheet, "--method", "cfg")
+    assert code == 0 and Image.open(one).size == (64, 64)
+
+
+def test_from_keeps_the_size_of_a_picture_made_in_python(cli, tmp_path):
+    r = dnp.generate(dnp.load(MINI), "a cat", steps=2, size=(32, 48))
+    made = pictures.save(r.images[0], tmp_path / "api", "x", {**r.settings, "weights": str(MINI)})
+    code, (again,), _, _ = cli("--from", made)
+    assert code == 0 and (pixels(again) == pixels(made)).all()
+
+
+def test_too_few_steps_for_leading_spacing_are_noted(cli):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        told = "note: with steps = 3, leading spacing starts at t = 667 of 1000"
+        assert told in cli("a cat", "--steps", 3)[3]
+        assert "note" not in cli("a cat", "--steps", 10)[3]
+
+
+def test_every_method_of_the_package_is_on_the_command_line():
+    assert list(train_free_sample.METHODS) == list(dnp.METHODS)
+    assert set(train_free_sample.KINDS) == set(train_free_sample.DEFAULTS)
 
 
 def test_other_weights_than_the_png_was_made_with_are_noted(cli, tiny):
@@ -279,6 +353,14 @@ LIES = [  # (part, entry of its config, value, what the error must say)
     ("unet", "class_embed_type", "timestep", "class_embed_type = 'timestep' is not supported"),
     ("unet", "block_out_channels", [24, -48], "block_out_channels = (24, -48) is not possible"),
     ("unet", "norm_num_groups", 7, "not divisible by norm_num_groups = 7"),
+    ("unet", "block_out_channels", 48, "block_out_channels = 48 is not possible"),
+    ("unet", "down_block_types", None, "down_attention = () is not possible"),
+    ("unet", "down_block_types", [{}, {}], "down_block_types = {} is not supported"),
+    ("unet", "mid_block_type", None, "mid_block_type = None is not supported"),
+    ("unet", "layers_per_block", [1, 2], "layers_per_block = (1, 2) is not possible or not supp"),
+    ("unet", "transformer_layers_per_block", [1, 2], "[1, 2] is not supported"),
+    ("unet", "sample_size", 10**6, "is not possible"),
+    ("vae", "out_channels", 4, "(3, 4) is not supported"),
     ("unet", "layers_per_block", 10**9, "layers_per_block = 1000000000 is not possible"),
     ("unet", "cross_attention_dim", "40", "cross_attention_dim = '40' is not possible"),
     ("unet", "down_block_types", ["DownBlock2D"], "down_attention has 1 entries for 2 levels"),
@@ -293,6 +375,8 @@ LIES = [  # (part, entry of its config, value, what the error must say)
     ("scheduler", "prediction_type", "sample", "prediction_type = 'sample' is not supported"),
     ("scheduler", "timestep_spacing", "x", "must be 'leading' or 'trailing' or 'linspace'"),
     ("scheduler", "beta_start", 2, "beta from 2 to"),
+    ("scheduler", "beta_start", 10**400, "is not possible"),
+    ("scheduler", "beta_end", None, "is not possible"),
     ("scheduler", "steps_offset", "1", "steps_offset = '1' is not possible"),
 ]
 
@@ -311,7 +395,7 @@ def test_a_tokenizer_of_another_model(cli, copy):
 
     change_tensors(copy / "text_encoder" / "model.safetensors", cut)
     change_json(copy / "text_encoder" / "config.json", vocab_size=100)
-    refused(cli("a", "--weights", copy), "886 tokens, but the text encoder knows 100")
+    refused(cli("a", "--weights", copy), "its tokens go up to 885")
 
 
 def test_missing_and_broken_parts(cli, copy, tmp_path):
@@ -326,12 +410,34 @@ def test_missing_and_broken_parts(cli, copy, tmp_path):
 
 
 def test_a_missing_tokenizer_and_file(cli, copy):
-    os.remove(copy / "vae" / "diffusion_pytorch_model.safetensors")
+    vae = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    away = vae.rename(copy / "away")
     refused(cli("a", "--weights", copy), "no such file; fetch the safetensors variant")
+    vae.with_name("diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    refused(cli("a", "--weights", copy), "shards, which are not read yet")
+    away.rename(vae)
     for path in (copy / "tokenizer").iterdir():
-        path.unlink()
-    (copy / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
-    assert cli("a", "--weights", copy)[0] == 2
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+    refused(cli("a", "--weights", copy), "neither tokenizer.json nor vocab.json and merges.txt")
+    (copy / "tokenizer" / "tokenizer.json").write_text("{}")
+    refused(cli("a", "--weights", copy), "no CLIP tokenizer")
+
+
+def test_a_tensor_under_two_names(cli, copy):
+    def twice(tensors):
+        key = next(k for k in tensors if k.endswith("final_layer_norm.bias"))
+        tensors["text_model.final_layer_norm.bias"] = tensors[key].clone()
+        tensors["final_layer_norm.bias"] = tensors[key].clone()
+
+    change_tensors(copy / "text_encoder" / "model.safetensors", twice)
+    refused(cli("a", "--weights", copy), "holds some tensors twice")
+
+
+def test_a_vae_that_returns_nan_is_no_black_picture(cli, copy):
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    change_tensors(path, lambda t: t["decoder.conv_out.bias"].fill_(float("nan")))
+    refused(cli("a", "--weights", copy, "--steps", 1), "the VAE's picture is not finite")
 
 
 def test_old_vae_attention_names_and_prefixes_load(cli, copy):

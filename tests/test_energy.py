@@ -98,7 +98,18 @@ def test_composition_of_energies_is_composition_of_noises():
         energy.compose_energies((1.0,), [])(z)
 
 
-def test_z0_v_and_eps_are_one_affine_map():
+def test_eq6_takes_a_level_for_each_sample():
+    g = torch.Generator().manual_seed(0)
+    z, eps = (torch.randn(3, 4, 3, 3, generator=g, dtype=F64) for _ in "ze")
+    abar = torch.tensor([0.1, 0.5, 0.9], dtype=F64)
+    for f in (energy.z0_from_eps, energy.v_from_eps, energy.eps_from_v):
+        alone = torch.cat([f(z[i : i + 1], eps[i : i + 1], abar[i].item()) for i in range(3)])
+        assert_close(f(z, eps, abar), alone)
+    for f in (energy.score_from_eps, energy.eps_from_score):
+        assert_close(f(eps, abar), torch.stack([f(eps[i], abar[i].item()) for i in range(3)]))
+
+
+def test_eq6_z0_v_and_eps_are_one_affine_map():
     z_0, eps = points(), points().flip(0)
     for t in LEVELS:
         abar = SCHEDULE.level(t)

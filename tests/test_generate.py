@@ -83,6 +83,26 @@ def test_every_picture_is_its_own_whatever_its_batch(model):
         assert_close(together[i : i + 1], guided(z[i : i + 1], t), atol=1e-5, rtol=1e-5)
 
 
+def test_a_batch_on_a_gpu_makes_the_same_pictures(model, monkeypatch):
+    alone = dnp.generate(model, "a cat", steps=4, seed=2, images=3, eta=1.0)
+    monkeypatch.setattr(dnp.generation, "batch_size", lambda device: 2)
+    together = dnp.generate(model, "a cat", steps=4, seed=2, images=3, eta=1.0)
+    assert_close(together.latents[0], alone.latents[0], rtol=0, atol=0)
+    assert_close(together.latents[1], alone.latents[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 2.5}, {"images": 1.0}, {"seed": "1"}, {"size": (64,)}])
+def test_settings_of_the_wrong_kind_are_named(model, bad):
+    with pytest.raises(dnp.SettingsError, match="not possible"):
+        dnp.generate(model, "a", **bad)
+
+
+def test_latents_can_be_used_in_autograd(model):
+    z_0 = dnp.generate(model, "a", steps=1).latents[1].requires_grad_()
+    (z_0**2).sum().backward()
+    assert z_0.grad is not None
+
+
 def test_encode_keeps_the_end_token_and_says_what_was_cut(model):
     long = "a cat and " * 12 + "a dog"
     told = 'has 38 tokens and the limit is 30; cut off: "a cat and a cat and a dog"'
@@ -141,7 +161,7 @@ def test_eps_lets_gradients_through_to_the_latent(model):
     assert not any(p.requires_grad for p in model.unet.parameters())
 
 
-def test_a_folder_without_a_dnp_json_or_with_half_weights(tiny):
+def test_the_dtype_is_the_one_that_was_asked_for(tiny):
     model = dnp.load(tiny, dtype=torch.float64)
     assert {p.dtype for p in model.unet.parameters()} == {torch.float64}
     half = dnp.load(tiny, dtype=torch.bfloat16)
@@ -151,8 +171,8 @@ def test_a_folder_without_a_dnp_json_or_with_half_weights(tiny):
 
 def test_progress_is_called_after_every_step(model):
     calls = []
-    dnp.generate(model, "a", steps=3, images=2, progress=lambda: calls.append(1))
-    assert len(calls) == 6
+    dnp.generate(model, "a", steps=3, images=2, progress=calls.append)
+    assert calls == [1] * 6
 
 
 def test_import_is_light_and_the_equations_import_torch_alone():

@@ -57,19 +57,19 @@ def test_eq4_minus_two_term_is_phi_minus_n_at_every_scale():
         assert_close(three - guidance.negative_prompt_two_term(p, n, s), phi - n)
 
 
-def test_eq5_two_term_is_the_formula():
+def test_two_term_is_the_formula():
     _, p, n = noises()
     for s in SCALES:
         assert_close(guidance.negative_prompt_two_term(p, n, s), s * p + (1 - s) * n)
 
 
-def test_eq5_two_term_with_n_equal_p_is_conditional():
+def test_two_term_with_n_equal_p_is_conditional():
     _, p, _ = noises()
     for s in SCALES:
         assert_close(guidance.negative_prompt_two_term(p, p, s), p)
 
 
-def test_eq5_two_term_reproduces_eq4_iff_collinear():
+def test_two_term_reproduces_eq4_iff_collinear():
     _, p, n = noises()
     for lam in (-0.5, 0.2, 1.5):
         on_line = n + lam * (p - n)
@@ -79,7 +79,7 @@ def test_eq5_two_term_reproduces_eq4_iff_collinear():
         assert_close(guidance.negative_prompt_two_term(p, n, 3.0 + lam), three)
 
 
-def test_eq5_best_two_term_scale_leaves_the_orthogonal_part():
+def test_two_term_best_scale_leaves_the_orthogonal_part():
     phi, p, n = noises()
     s_two = guidance.two_term_scale(phi, p, n, 3.0)[:, None, None, None]
     left = guidance.negative_prompt(phi, p, n, 3.0)

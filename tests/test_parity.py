@@ -156,14 +156,20 @@ def test_full_size_agrees(tmp_path):
         unet=dict(cross_attention_dim=768, sample_size=64),
         vae=dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2),
         text=dict(
-            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            vocab_size=49408,
         ),
         scheduler={},
+        length=77,
     )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path)
     model = dnp.load(tmp_path)
     assert sum(p.numel() for p in model.unet.parameters()) == 859_520_964
+    assert sum(p.numel() for p in model.text_encoder.parameters()) == 123_060_480
     exact_tables(pipeline, model)
     close = {"atol": 1e-4, "rtol": 1e-4}
     with torch.inference_mode():

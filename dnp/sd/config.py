@@ -49,39 +49,47 @@ class UNetConfig:
     cross_attention_dim: int = 768
     norm_num_groups: int = 32
     use_linear_projection: bool = False  # True in Stable Diffusion 2.x
-    sample_size: int = 64
+    sample_size: tuple[int, ...] = (64, 64)  # height, width of the latents that it was trained on
 
     def __post_init__(self) -> None:
         _check(self, "unet")
-        n = len(self.block_out_channels)
+        channels, part = self.block_out_channels, "unet"
         for name in ("down_attention", "up_attention", "heads"):
-            if len(getattr(self, name)) != n:
+            if len(getattr(self, name)) != len(channels):
                 raise WeightsError(
-                    f"unet/config.json: {name} has {len(getattr(self, name))} entries for {n} "
-                    "levels of block_out_channels; give one for each level."
+                    f"unet/config.json: {name} has {len(getattr(self, name))} entries for "
+                    f"{len(channels)} levels of block_out_channels; give one for each level."
                 )
-        for channels, heads in zip(self.block_out_channels, self.heads):
-            _divides("unet", channels, self.norm_num_groups, "norm_num_groups")
-            _divides("unet", channels, heads, "attention_head_dim (the number of heads)")
+        _divides(part, channels[0], 2, "2 (cosines and sines of t)")
+        for i, width in enumerate(channels):
+            _divides(part, width, self.norm_num_groups, "norm_num_groups")
+            used = self.down_attention[i] or self.up_attention[-1 - i] or i == len(channels) - 1
+            if used:  # the coarsest level always has the middle block's attention
+                _divides(part, width, self.heads[i], "attention_head_dim (the number of heads)")
 
     @classmethod
     def from_dict(cls, d: dict) -> UNetConfig:
         _fixed("unet", d, _UNET_FIXED)
+        down, up = "down_block_types", "up_block_types"
         kinds = {
-            "down_block_types": {"CrossAttnDownBlock2D": True, "DownBlock2D": False},
-            "up_block_types": {"CrossAttnUpBlock2D": True, "UpBlock2D": False},
+            down: {"CrossAttnDownBlock2D": True, "DownBlock2D": False},
+            up: {"CrossAttnUpBlock2D": True, "UpBlock2D": False},
         }
         fields = _known(cls, d)
-        for key, kind in kinds.items():
+        levels = len(_sequence(fields.get("block_out_channels", cls.block_out_channels)))
+        for key, field in ((down, "down_attention"), (up, "up_attention")):
             if key in d:
-                unknown = [b for b in d[key] if b not in kind]
-                if unknown:
-                    _refuse("unet", key, unknown[0])
-                fields[key[: key.index("_")] + "_attention"] = tuple(kind[b] for b in d[key])
+                fields[field] = tuple(
+                    _allowed("unet", key, b, kinds[key]) for b in _sequence(d[key])
+                )
         # diffusers calls the number of heads attention_head_dim: 8 means 8 heads.
         heads = d.get("num_attention_heads") or d.get("attention_head_dim", 8)
-        levels = len(fields.get("block_out_channels", cls.block_out_channels))
         fields["heads"] = tuple(heads) if isinstance(heads, list | tuple) else (heads,) * levels
+        size = fields.get("sample_size", cls.sample_size)
+        fields["sample_size"] = size if isinstance(size, tuple) else (size, size)
+        for key in ("layers_per_block", "cross_attention_dim"):
+            if key in fields:
+                fields[key] = _one(fields[key])
         return cls(**fields)
 
 
@@ -99,6 +107,8 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         _check(self, "vae")
+        if (self.in_channels, self.out_channels) != (3, 3):
+            _refuse("vae", "in_channels, out_channels", (self.in_channels, self.out_channels))
         for channels in self.block_out_channels:
             _divides("vae", channels, self.norm_num_groups, "norm_num_groups")
 
@@ -111,9 +121,8 @@ class VAEConfig:
     def from_dict(cls, d: dict) -> VAEConfig:
         _fixed("vae", d, _VAE_FIXED)
         for key, kind in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
-            for block in d.get(key, []):
-                if block != f"{kind}Block2D":
-                    _refuse("vae", key, block)
+            for block in _sequence(d.get(key, ())):
+                _allowed("vae", key, block, {f"{kind}Block2D": True})
         return cls(**_known(cls, d))
 
 
@@ -132,6 +141,7 @@ _UNET_FIXED = {
     "encoder_hid_dim": None,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
+    "mid_block_only_cross_attention": None,
     "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "norm_eps": 1e-5,
@@ -158,9 +168,20 @@ _VAE_FIXED = {
 
 
 def _known(cls: type, d: dict) -> dict:
-    """The entries of `d` that are fields of `cls`, lists as tuples."""
-    names = cls.__dataclass_fields__
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k in names}
+    """The entries of `d` that are fields of `cls`, lists as tuples; null is the default."""
+    known = {k: v for k, v in d.items() if k in cls.__dataclass_fields__ and v is not None}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+
+
+def _sequence(value: object) -> list | tuple:
+    """A list, or () for anything else, which the counts then refuse."""
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _one(value: object) -> object:
+    """The value that all entries of a list share; the list itself if they differ."""
+    equal = isinstance(value, list | tuple) and value and all(v == value[0] for v in value)
+    return value[0] if equal else value
 
 
 def _refuse(part: str, key: str, value: object) -> None:
@@ -170,9 +191,16 @@ def _refuse(part: str, key: str, value: object) -> None:
     )
 
 
+def _allowed(part: str, key: str, value: object, kinds: dict[str, bool]) -> bool:
+    if not isinstance(value, str) or value not in kinds:
+        _refuse(part, key, value)
+    return kinds[value]
+
+
 def _fixed(part: str, d: dict, fixed: dict) -> None:
     for key, value in fixed.items():
-        if key in d and d[key] != value and d[key] is not None:
+        same = ("silu", "swish") if value == "silu" else (value,)
+        if key in d and _one(d[key]) not in same:
             _refuse(part, key, d[key])
 
 
@@ -184,26 +212,28 @@ def _divides(part: str, channels: int, by: int, name: str) -> None:
         )
 
 
-_LIMITS = {"default": 100_000, "layers_per_block": 100, "num_hidden_layers": 1000}
+# Far above every published model, far below what exhausts a machine.
+_MOST = {"layers_per_block": 100, "num_hidden_layers": 1000, "sample_size": 4096}
+_KINDS = {
+    "int": lambda v, most: type(v) is int and 0 < v <= most,
+    "float": lambda v, most: type(v) in (int, float) and 0 < v <= most,
+    "bool": lambda v, most: type(v) is bool,
+    "str": lambda v, most: type(v) is str,
+}
 
 
 def _check(config: object, part: str) -> None:
     """Every field has its declared kind and a possible size, before anything is allocated."""
     for name, field in config.__dataclass_fields__.items():
-        value = getattr(config, name)
-        values = value if field.type.startswith("tuple") and isinstance(value, tuple) else (value,)
-        kind = field.type.removeprefix("tuple[").split(",")[0]
-        limit = _LIMITS.get(name, _LIMITS["default"])
-        good = {
-            "int": lambda v, limit=limit: type(v) is int and 0 < v <= limit,
-            "float": lambda v: type(v) in (int, float) and 0 < v < 1e6,
-            "bool": lambda v: type(v) is bool,
-            "str": lambda v: type(v) is str,
-        }[kind]
-        if not values or len(values) > 16 or not all(good(v) for v in values):
+        value, most = getattr(config, name), _MOST.get(name, 1_000_000)
+        many = field.type.startswith("tuple")
+        good = _KINDS[field.type.removeprefix("tuple[").removesuffix(", ...]")]
+        values = value if many else (value,)
+        listed = isinstance(values, tuple) and 0 < len(values) <= 16
+        if not listed or not all(good(v, most) for v in values):
             raise WeightsError(
-                f"{part}/config.json: {name} = {value!r} is not possible; "
-                "restore the file that came with the weights."
+                f"{part}/config.json: {name} = {value!r} is not possible or not supported; use "
+                "the file that came with the weights."
             )
 
 
@@ -224,6 +254,6 @@ MINI_UNET = UNetConfig(
     heads=(4, 4, 4),
     cross_attention_dim=128,
     norm_num_groups=16,
-    sample_size=16,
+    sample_size=(16, 16),
 )
 MINI_VAE = VAEConfig(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dnp.energy import eps_from_v
-from dnp.errors import SettingsError, WeightsError
+from dnp.errors import NonFiniteError, SettingsError, WeightsError
 from dnp.schedule import Schedule
 from dnp.sd import weights
 from dnp.sd.clip import CLIPTextModel
@@ -55,12 +54,18 @@ class StableDiffusion:
         """tau(c): prompts -> context (B, L, D), L tokens each, padded with the end token.
 
         A prompt over the limit keeps its first L - 2 tokens and the end token; a warning says
-        which words were cut.
+        which words were cut. SettingsError if a prompt is not text.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        limit = self.config.text.max_position_embeddings
+        limit = min(self.tokenizer.model_max_length, self.config.text.max_position_embeddings)
         rows = []
         for prompt in prompts:
+            try:
+                prompt.encode("utf-8")
+            except UnicodeEncodeError:
+                raise SettingsError(
+                    f"the prompt {prompt!r} is not valid Unicode; type it again."
+                ) from None
             ids = self.tokenizer(prompt, verbose=False).input_ids
             if len(ids) > limit:
                 cut = self.tokenizer.decode(ids[limit - 1 : -1])
@@ -78,8 +83,7 @@ class StableDiffusion:
         out = self.unet(z_t, t, c.expand(len(z_t), -1, -1))
         if self.config.prediction_type == "epsilon":
             return out
-        abar_t = self.schedule.level(t).to(z_t.dtype).to(z_t.device).reshape(-1, 1, 1, 1)
-        return eps_from_v(z_t, out, abar_t)
+        return eps_from_v(z_t, out, self.schedule.level(t))
 
     def decode(self, z_0: Tensor) -> list[Image.Image]:
         """Latents (B, C, H, W) -> RGB pictures. One at a time: no picture depends on another."""
@@ -87,6 +91,11 @@ class StableDiffusion:
         pictures = []
         for row in z.split(1):
             x = self.vae.decode(row / self.config.vae.scaling_factor)[0]  # (3, fH, fW)
+            if not torch.isfinite(x).all():
+                raise NonFiniteError(
+                    "the VAE's picture is not finite: its weights are damaged, or the latents "
+                    "overflow; try a smaller --scale."
+                )
             x = (x / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
             pictures.append(Image.fromarray((x * 255).round().astype(np.uint8)))
         return pictures
@@ -99,8 +108,11 @@ class StableDiffusion:
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
         """(C, H, W) of the latent of a picture of `size` (height, width); None: as trained."""
-        n, f = self.config.unet.sample_size, self.config.vae.factor
-        height, width = size or (n * f, n * f)
+        f = self.config.vae.factor
+        size = size or [n * f for n in self.config.unet.sample_size]
+        if len(size) != 2 or not all(type(n) is int for n in size):
+            raise SettingsError(f"size {size} is not possible; give (height, width) in pixels.")
+        height, width = size
         if height < f or width < f or height % f or width % f:
             raise SettingsError(
                 f"a picture of {height} x {width} pixels is not possible; both sides must be "
@@ -119,8 +131,12 @@ def load(
     """
     path, device = Path(path), torch.device(device or "cpu")
     dtype = dtype or torch.float32
-    if not path.exists():
-        raise WeightsError(f"{path}: no such folder; give --weights a folder that holds unet/.")
+    try:
+        path.stat()
+    except OSError as e:
+        raise WeightsError(
+            f"{path}: no such folder ({e.strerror}); give --weights a folder that holds unet/."
+        ) from None
     if not path.is_dir():
         raise WeightsError(
             f"{path} is not a folder; give --weights a folder in the diffusers layout, with unet/, "
@@ -168,11 +184,14 @@ def load(
 def _schedule(path: Path) -> tuple[Schedule, str, str]:
     """Schedule, prediction type and spacing that a scheduler config describes.
 
-    Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM.
+    Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM
+    over explicit pairs. (diffusers' own DDIM steps by a constant stride, which is another walk for
+    trailing and linspace spacing.) Keys that only some schedulers write have Stable Diffusion's
+    values: steps_offset 1, set_alpha_to_one false.
     """
     d = weights.read_json(path)
     kinds = {
-        "beta_schedule": ("scaled_linear", "linear"),
+        "beta_schedule": ("scaled_linear", "linear"),  # the first is the default
         "prediction_type": ("epsilon", "v_prediction"),
         "timestep_spacing": ("leading", "trailing", "linspace"),
         "trained_betas": (None,),
@@ -188,10 +207,7 @@ def _schedule(path: Path) -> tuple[Schedule, str, str]:
             )
     if d.get("clip_sample"):
         warnings.warn(f"{path}: clip_sample is true, but latents are never clipped", stacklevel=3)
-    start, end, T = (
-        d.get(k, v)
-        for k, v in (("beta_start", 0.00085), ("beta_end", 0.012), ("num_train_timesteps", 1000))
-    )
+    start, end, T = (d.get(k) for k in ("beta_start", "beta_end", "num_train_timesteps"))
     if not (
         _number(start)
         and _number(end)
@@ -226,22 +242,29 @@ def _scales(path: Path) -> dict[str, float]:
 
 
 def _number(x: object) -> bool:
-    return type(x) in (int, float) and math.isfinite(x)
+    return type(x) in (int, float) and abs(x) < 1e30  # also false for NaN
 
 
 def _tokenizer(path: Path, config: TextConfig):
-    if not path.is_dir():
-        raise WeightsError(f"{path}: no such folder; take it from the source of the weights.")
+    """transformers' CLIP tokenizer from its files; WeightsError if they cannot serve."""
+    files = {p.name for p in path.glob("*")} if path.is_dir() else set()
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+        raise WeightsError(
+            f"{path}: neither tokenizer.json nor vocab.json and merges.txt are there; take them "
+            "from the source of the weights."
+        )
     from transformers import CLIPTokenizer  # slow to import, so not before it is needed
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        most = max(tokenizer.get_vocab().values())
+        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     except Exception as e:  # transformers raises whatever its parsers raise
         reason = str(e).strip().split("\n")[0]
         raise WeightsError(f"{path}: no CLIP tokenizer ({reason}); restore the folder.") from None
-    if len(tokenizer) > config.vocab_size:
+    if most >= config.vocab_size or None in ends:
         raise WeightsError(
-            f"{path}: {len(tokenizer)} tokens, but the text encoder knows {config.vocab_size}; "
-            "take both from one model."
+            f"{path}: its tokens go up to {most} and its start, end and padding are {ends}, but "
+            f"the text encoder knows 0 to {config.vocab_size - 1}; take both from one model."
         )
     return tokenizer

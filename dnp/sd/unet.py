@@ -85,9 +85,10 @@ class SpatialTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """One level: `len(widths)` residual blocks, each followed by attention if the level has it.
+    """One level: residual blocks, each followed by a transformer if the level has attention.
 
-    `widths` are the residual blocks' input widths; `resample` is Downsample, Upsample or None.
+    `widths` are the residual blocks' input widths, `attentions` counts the transformers, and
+    `resample` is Downsample, Upsample or None.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Block(nn.Module):
         cfg: UNetConfig,
         level: int,
         widths: list[int],
-        attention: bool,
+        attentions: int,
         resample: nn.Module | None = None,
     ):
         super().__init__()
@@ -104,9 +105,8 @@ class Block(nn.Module):
         self.resnets = nn.ModuleList(
             ResnetBlock(width, channels, groups, eps=1e-5, time_dim=time_dim) for width in widths
         )
-        transformers = len(widths) if attention else 0
         self.attentions = nn.ModuleList(
-            SpatialTransformer(channels, cfg, heads) for _ in range(transformers)
+            SpatialTransformer(channels, cfg, heads) for _ in range(attentions)
         )
         if isinstance(resample, Downsample):
             self.downsamplers = nn.ModuleList([resample])
@@ -124,8 +124,7 @@ class MidBlock(Block):
 
     def __init__(self, cfg: UNetConfig):
         width, last = cfg.block_out_channels[-1], len(cfg.block_out_channels) - 1
-        super().__init__(cfg, last, [width, width], attention=True)
-        del self.attentions[1]
+        super().__init__(cfg, last, [width, width], attentions=1)
 
     def forward(self, h: Tensor, time: Tensor, context: Tensor) -> Tensor:
         h = self.attentions[0](self.resnets[0](h, time), context)
@@ -148,7 +147,7 @@ class UNet(nn.Module):
         for i, width in enumerate(channels):
             widths = [skips[-1]] + [width] * (layers - 1)
             down = Downsample(width, padding=1) if i < last else None
-            self.down_blocks.append(Block(cfg, i, widths, cfg.down_attention[i], down))
+            self.down_blocks.append(Block(cfg, i, widths, layers * cfg.down_attention[i], down))
             skips += [width] * (layers + (down is not None))
 
         self.mid_block = MidBlock(cfg)
@@ -157,7 +156,8 @@ class UNet(nn.Module):
         for i, width in enumerate(reversed(channels)):
             widths = [w + skips.pop() for w in [h_width] + [width] * layers]
             up = Upsample(width) if i < last else None
-            self.up_blocks.append(Block(cfg, last - i, widths, cfg.up_attention[i], up))
+            count = (layers + 1) * cfg.up_attention[i]
+            self.up_blocks.append(Block(cfg, last - i, widths, count, up))
             h_width = width
 
         self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, channels[0], eps=1e-5)

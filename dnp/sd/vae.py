@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels (B, 3, fH, fW) -> mean and log-variance (B, 8, H, W)."""
+    """Pixels (B, 3, fH, fW) -> mean and log-variance (B, 2C, H, W); C is 4."""
 
     def __init__(self, cfg: VAEConfig):
         super().__init__()
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, 4, H, W) -> pixels (B, 3, fH, fW)."""
+    """Latents (B, C, H, W) -> pixels (B, 3, fH, fW)."""
 
     def __init__(self, cfg: VAEConfig):
         super().__init__()
@@ -118,10 +118,10 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(cfg.latent_channels, cfg.latent_channels, 1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, fH, fW) in [-1, 1] -> mean, log-variance, each (B, 4, H, W)."""
+        """(B, 3, fH, fW) in [-1, 1] -> mean, log-variance, each (B, C, H, W)."""
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
     def decode(self, z: Tensor) -> Tensor:
-        """(B, 4, H, W) -> (B, 3, fH, fW), about [-1, 1]; not clipped."""
+        """(B, C, H, W) -> (B, 3, fH, fW), about [-1, 1]; not clipped."""
         return self.decoder(self.post_quant_conv(z))

@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict:
             f"{path}: no such file; a weights folder in the diffusers layout has it, so give "
             "--weights such a folder."
         ) from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise WeightsError(f"{path}: cannot be read as JSON ({e}); restore the file.") from None
     if not isinstance(data, dict):
         raise WeightsError(f"{path}: holds no JSON object; restore the file.")
@@ -60,6 +60,11 @@ def find(folder: Path, stem: str) -> Path:
         raise WeightsError(
             f"{pickles[0]} is a pickle, which can run any code and is never opened; convert it to "
             f"{stem}.safetensors with safetensors.torch.save_file on a machine you trust it on."
+        )
+    if (folder / f"{stem}.safetensors.index.json").exists():
+        raise WeightsError(
+            f"{folder / stem}.safetensors is split into shards, which are not read yet; join them, "
+            "or fetch the variant in one file."
         )
     raise WeightsError(
         f"{folder / stem}.safetensors: no such file; fetch the safetensors variant of the weights."
@@ -83,9 +88,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is truncated or damaged ({e}); compare its size with the source and fetch it "
             "again."
         ) from None
+    renamed = {rename(key): x for key, x in tensors.items() if not _HARMLESS.search(key)}
+    if len(renamed) < sum(not _HARMLESS.search(key) for key in tensors):
+        raise WeightsError(
+            f"{path} holds some tensors twice, under an old and a new name; fetch it again."
+        )
+    return renamed
+
+
+def rename(key: str) -> str:
+    """A tensor's name as the networks here have it."""
     for old, new in _RENAMES:
-        tensors = {old.sub(new, key): x for key, x in tensors.items()}
-    return {key: x for key, x in tensors.items() if not _HARMLESS.search(key)}
+        key = old.sub(new, key)
+    return key
 
 
 def fill(network: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -117,9 +132,12 @@ def fill(network: nn.Module, path: Path, device: torch.device, dtype: torch.dtyp
 
 
 def fingerprint(paths: list[Path]) -> str:
-    """A short name for a set of weight files: their sizes and first MiB, hashed."""
+    """A short name for a set of weight files: their sizes, first and last MiB, hashed."""
     digest = hashlib.sha256()
     for path in paths:
+        size, mib = path.stat().st_size, 1 << 20
         with path.open("rb") as f:
-            digest.update(str(path.stat().st_size).encode() + f.read(1 << 20))
+            digest.update(str(size).encode() + f.read(mib))
+            f.seek(max(size - mib, 0))
+            digest.update(f.read(mib))
     return digest.hexdigest()[:16]

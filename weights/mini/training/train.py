@@ -13,127 +13,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 from tqdm import tqdm
 
+import world
+from common import Trainer, load_ema, networks, tokenizer, write
+from dnp.schedule import Schedule
+from dnp.sd.config import MINI_VAE
+from dnp.sd.vae import VAE
+from export import export
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[2])]
-
-import world  # noqa: E402
-from dnp.schedule import Schedule  # noqa: E402
-from dnp.sd.clip import CLIPTextModel  # noqa: E402
-from dnp.sd.config import MINI_TEXT, MINI_UNET, MINI_VAE  # noqa: E402
-from dnp.sd.unet import UNet  # noqa: E402
-from dnp.sd.vae import VAE  # noqa: E402
-
-SCENES = 60_000
-CHECKPOINT_EVERY = 120.0  # seconds
 ATTENTION = F.scaled_dot_product_attention
 
 
-class Trainer:
-    """Model, its exponential moving average, AdamW, the clock, and their checkpoint."""
-
-    def __init__(self, model: nn.Module, path: Path, minutes: float, lr: float, ema: float):
-        self.model, self.path, self.budget, self.lr, self.decay = model, path, minutes * 60, lr, ema
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99))
-        self.ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        self.step, self.seconds = 0, 0.0
-        if path.exists():
-            self.load()
-
-    def load(self) -> None:
-        with safe_open(self.path, "pt") as f:
-            meta = f.metadata()
-        tensors = load_file(self.path)
-        part = {
-            p: {k[len(p) + 1 :]: v for k, v in tensors.items() if k.startswith(p + ".")}
-            for p in ("model", "ema", "m", "v")
-        }
-        self.model.load_state_dict(part["model"])
-        device = next(self.model.parameters()).device
-        self.ema = {k: v.to(device) for k, v in part["ema"].items()}
-        self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
-        for name, p in self.model.named_parameters():
-            moments = {
-                "exp_avg": part["m"][name].to(device),
-                "exp_avg_sq": part["v"][name].to(device),
-            }
-            self.optimizer.state[p] = {"step": torch.tensor(float(self.step)), **moments}
-        print(f"resumed {self.path} at step {self.step}, {self.seconds / 60:.1f} minutes")
-
-    def save(self) -> None:
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
-        for name, p in self.model.named_parameters():
-            state = self.optimizer.state[p]
-            tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
-        meta = {"step": str(self.step), "seconds": str(self.seconds)}
-        write(self.path, {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, meta)
-
-    def run(self, loss_at: callable, log: Path) -> None:
-        """Steps until the budget is spent. `loss_at(step, progress)` gives the loss of a step."""
-        bar = tqdm(total=round(self.budget), initial=round(self.seconds), unit="s")
-        last_save, mean = time.monotonic(), None
-        while self.seconds < self.budget:
-            start, progress = time.monotonic(), self.seconds / self.budget
-            warm = min(1.0, (self.step + 1) / 200)
-            for group in self.optimizer.param_groups:
-                group["lr"] = warm * self.lr * (0.5 + 0.5 * math.cos(math.pi * progress))
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = loss_at(self.step, progress)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            decay = min(self.decay, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                state = self.model.state_dict()
-                torch._foreach_lerp_(
-                    list(self.ema.values()), [state[k] for k in self.ema], 1 - decay
-                )
-            self.step += 1
-            mean = loss.item() if mean is None else 0.99 * mean + 0.01 * loss.item()
-            self.seconds += time.monotonic() - start
-            bar.update(round(self.seconds) - bar.n)
-            if self.step % 50 == 0:
-                bar.set_postfix_str(f"step {self.step} loss {mean:.4f}")
-                row = {"step": self.step, "minutes": round(self.seconds / 60, 2), "loss": mean}
-                with log.open("a") as f:
-                    f.write(json.dumps(row) + "\n")
-            if time.monotonic() - last_save > CHECKPOINT_EVERY or self.seconds >= self.budget:
-                self.save()
-                last_save = time.monotonic()
-
-
-def write(path: Path, tensors: dict[str, Tensor], meta: dict[str, str] | None = None) -> None:
-    """safetensors under a temporary name, then renamed: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"format": "pt", **(meta or {})})
-    os.replace(temporary, path)
-
-
-def scenes(out: Path, seed: int) -> tuple[np.ndarray, list]:
-    """The training scenes and their pixels (N, 64, 64, 3), rendered once and kept in `out`."""
-    path = out / f"scenes-{SCENES}-{seed}.npy"
+def scenes(out: Path, n: int, seed: int) -> tuple[np.ndarray, list]:
+    """n training scenes and their pixels (n, 64, 64, 3), rendered once and kept in `out`."""
+    path = out / f"scenes-{n}-{seed}.npy"
     if not path.exists():
-        images, _, all_scenes = world.dataset(SCENES, seed)
+        images, _, all_scenes = world.dataset(n, seed)
         out.mkdir(parents=True, exist_ok=True)
         np.save(path.with_suffix(".partial.npy"), images, allow_pickle=False)
         os.replace(path.with_suffix(".partial.npy"), path)
         return images, all_scenes
-    all_scenes = [world.scene_at(seed, i)[0] for i in range(SCENES)]
+    all_scenes = [world.scene_at(seed, i)[0] for i in range(n)]
     return np.load(path, allow_pickle=False), all_scenes
 
 
@@ -149,7 +59,7 @@ def pixels(images: np.ndarray, device: str) -> Tensor:
 def train_vae(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     vae = VAE(MINI_VAE).to(args.device, memory_format=torch.channels_last)
-    images, _ = scenes(args.out, args.seed)
+    images, _ = scenes(args.out, args.scenes, args.seed)
     trainer = Trainer(vae, args.out / "vae.safetensors", args.minutes, lr=3e-3, ema=0.999)
 
     def loss_at(step: int, progress: float) -> Tensor:
@@ -170,6 +80,7 @@ def train_vae(args: argparse.Namespace) -> None:
         return (y - x).abs().mean() + 2 * F.mse_loss(y, x) + edges + 1e-4 * kl
 
     trainer.run(loss_at, args.out / "vae.jsonl")
+    (args.out / "latents.safetensors").unlink(missing_ok=True)  # they are another VAE's now
     vae.load_state_dict(trainer.ema)
     images = world.dataset(500, args.seed + 1, split="held-out")[0]
     with torch.inference_mode():
@@ -199,31 +110,6 @@ def latents(args: argparse.Namespace, images: np.ndarray) -> tuple[Tensor, Tenso
     return cached["mean"] * scale, cached["std"] * scale, scale
 
 
-def load_ema(model: nn.Module, path: Path) -> nn.Module:
-    tensors = load_file(path)
-    model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
-    return model
-
-
-def tokenizer():
-    from transformers import CLIPTokenizer
-
-    length = MINI_TEXT.max_position_embeddings
-    return CLIPTokenizer.from_pretrained(HERE.parent / "tokenizer", model_max_length=length)
-
-
-def networks(vocab_size: int) -> nn.ModuleDict:
-    """Text encoder and U-Net with CLIP's and diffusion's usual initialisation."""
-    text = CLIPTextModel(MINI_TEXT.__class__(**{**MINI_TEXT.__dict__, "vocab_size": vocab_size}))
-    nn.init.normal_(text.embeddings["token_embedding"].weight, std=0.02)
-    nn.init.normal_(text.embeddings["position_embedding"].weight, std=0.01)
-    unet = UNet(MINI_UNET)
-    for name, p in unet.named_parameters():  # every residual branch starts as the identity
-        if name.endswith(("conv2.weight", "proj_out.weight", "conv_out.weight")):
-            nn.init.zeros_(p)
-    return nn.ModuleDict({"text": text, "unet": unet})
-
-
 def attention_in_float32(q: Tensor, k: Tensor, v: Tensor, **kw) -> Tensor:
     """On a CPU the bfloat16 backward pass of attention is slow: a step takes 1.4 times as long."""
     with torch.autocast("cpu", enabled=False):
@@ -232,7 +118,7 @@ def attention_in_float32(q: Tensor, k: Tensor, v: Tensor, **kw) -> Tensor:
 
 def train_unet(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    images, all_scenes = scenes(args.out, args.seed)
+    images, all_scenes = scenes(args.out, args.scenes, args.seed)
     mean, std, scale = latents(args, images)
     del images
     tok = tokenizer()
@@ -269,109 +155,13 @@ def train_unet(args: argparse.Namespace) -> None:
     trainer.run(loss_at, args.out / "unet.jsonl")
 
 
-# ----------------------------------------------------------------------------------------- export
-
-
-def export(args: argparse.Namespace) -> None:
-    """The EMA weights as a diffusers folder. U-Net and VAE in float16, the text encoder in float32:
-    transformers loads a half-precision text encoder as half, which diffusers' pipeline then mixes
-    with a float32 U-Net."""
-    tok = tokenizer()
-    model = load_ema(networks(len(tok)), args.out / "unet.safetensors")
-    vae = load_ema(VAE(MINI_VAE), args.out / "vae.safetensors")
-    scale = json.loads((args.out / "scaling_factor.json").read_text())
-    save = {
-        "unet/diffusion_pytorch_model": (model["unet"], torch.float16, ""),
-        "vae/diffusion_pytorch_model": (vae, torch.float16, ""),
-        "text_encoder/model": (model["text"], torch.float32, "text_model."),
-    }
-    for name, (module, dtype, prefix) in save.items():
-        tensors = {prefix + k: v.to(dtype).contiguous() for k, v in module.state_dict().items()}
-        write(args.to / f"{name}.safetensors", tensors)
-    for name, config in configs(tok, scale).items():
-        path = args.to / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config, indent=2) + "\n")
-    print(f"wrote {args.to}")
-
-
-def configs(tok, scale: float) -> dict[str, dict]:
-    """Every JSON file of the folder, as diffusers and transformers write them."""
-    ends = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id}
-    kinds = {True: "CrossAttn{}Block2D", False: "{}Block2D"}
-    return {
-        "model_index.json": {
-            "_class_name": "StableDiffusionPipeline",
-            "feature_extractor": [None, None],
-            "image_encoder": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        },
-        "scheduler/scheduler_config.json": {
-            "_class_name": "DDIMScheduler",
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-            "beta_start": 0.00085,
-            "clip_sample": False,
-            "num_train_timesteps": 1000,
-            "prediction_type": "epsilon",
-            "set_alpha_to_one": False,
-            "steps_offset": 1,
-            "timestep_spacing": "leading",
-        },
-        "text_encoder/config.json": {
-            "architectures": ["CLIPTextModel"],
-            "model_type": "clip_text_model",
-            **MINI_TEXT.__dict__,
-            "vocab_size": len(tok),
-            **ends,
-            "pad_token_id": tok.pad_token_id,
-            "layer_norm_eps": 1e-5,
-            "projection_dim": MINI_TEXT.hidden_size,
-        },
-        "tokenizer/tokenizer_config.json": {
-            "tokenizer_class": "CLIPTokenizer",
-            "bos_token": "<|startoftext|>",
-            "eos_token": "<|endoftext|>",
-            "pad_token": "<|endoftext|>",
-            "unk_token": "<|endoftext|>",
-            "model_max_length": MINI_TEXT.max_position_embeddings,
-        },
-        "unet/config.json": {
-            "_class_name": "UNet2DConditionModel",
-            "attention_head_dim": list(MINI_UNET.heads),  # diffusers' name for the number of heads
-            "block_out_channels": MINI_UNET.block_out_channels,
-            "cross_attention_dim": MINI_UNET.cross_attention_dim,
-            "down_block_types": [kinds[a].format("Down") for a in MINI_UNET.down_attention],
-            "up_block_types": [kinds[a].format("Up") for a in MINI_UNET.up_attention],
-            "in_channels": MINI_UNET.in_channels,
-            "out_channels": MINI_UNET.out_channels,
-            "layers_per_block": MINI_UNET.layers_per_block,
-            "norm_num_groups": MINI_UNET.norm_num_groups,
-            "sample_size": MINI_UNET.sample_size,
-        },
-        "vae/config.json": {
-            "_class_name": "AutoencoderKL",
-            **MINI_VAE.__dict__,
-            "down_block_types": ["DownEncoderBlock2D"] * len(MINI_VAE.block_out_channels),
-            "up_block_types": ["UpDecoderBlock2D"] * len(MINI_VAE.block_out_channels),
-            "sample_size": MINI_UNET.sample_size * MINI_VAE.factor,
-            "scaling_factor": scale,
-        },
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", choices=["vae", "unet", "export"])
     parser.add_argument("--minutes", type=float, default=60, help="wall-clock budget of the part")
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="checkpoints and data")
     parser.add_argument("--to", type=Path, default=HERE.parent, help="where export writes")
+    parser.add_argument("--scenes", type=int, default=60_000, help="scenes to render and train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32, help="scenes per step of the U-Net")
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of the U-Net")

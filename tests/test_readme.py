@@ -1,0 +1,90 @@
+"""The README keeps its word: its table, its Python and its commands."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+
+import train_free_sample
+from conftest import ROOT
+from dnp import guidance
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLE = re.findall(
+    r"^\| (?:after )?([\d, ]+) \| .* \| `([\w.]+)` \| `(\w+\.py)::(\w+)` \|$", README, re.M
+)
+
+
+def numbers(text):
+    """The equation numbers of arXiv:2411.05473 that a docstring names, as in `Eqs. (7) and (8)`."""
+    text = re.sub(r"Eqs?\. [()\d, and]+arXiv:(?!2411\.05473)", "", text)
+    return {
+        int(n)
+        for names in re.findall(r"Eqs?\. ([()\d, and]+)", text)
+        for n in re.findall(r"\d+", names)
+    }
+
+
+@pytest.mark.parametrize(("equations", "function", "file", "test"), TABLE)
+def test_row_names_a_function_that_cites_the_equation_and_a_test(equations, function, file, test):
+    module, name = function.rsplit(".", 1)
+    doc = getattr(importlib.import_module(module), name).__doc__
+    assert {int(n) for n in equations.split(",")} <= numbers(doc), (
+        f"{function} does not cite {equations}"
+    )
+    assert "arXiv:2411.05473" in doc
+    assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_table_has_every_equation_of_the_paper():
+    assert {int(n) for row in TABLE for n in row[0].split(",")} == set(range(1, 21))
+
+
+def test_glossary_has_the_names_of_guidance():
+    symbols = re.findall(r"^    \S.*?  +(\w+)  ", guidance.__doc__, re.M)
+    assert len(symbols) >= 9
+    for name in set(symbols) - {"identifier", "K_t"}:
+        assert name in README
+
+
+def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 3
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in blocks:
+        exec(block, space)
+    assert (tmp_path / "cat-not-dog.png").exists()
+    out = capsys.readouterr().out
+    assert (
+        "40 network evaluations" in out
+        and out.count("[-2., -4.]") + out.count("-2.0000, -4.0000") >= 3
+    )
+
+
+def test_commands_parse_and_the_ci_runs_them():
+    commands = re.findall(r"^python train_free_sample\.py (.*?)(?:  +#.*)?$", README, re.M)
+    assert len(commands) >= 6
+    for command in commands:
+        assert train_free_sample.parse(shlex.split(command))
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert commands[0] in ci
+    assert "pip install -q -r requirements-test.txt && python -m pytest" in ci
+
+
+def test_help_names_every_method_and_option(capsys):
+    with pytest.raises(SystemExit) as done:
+        train_free_sample.main(["--help"])
+    text = capsys.readouterr().out
+    assert done.value.code == 0
+    for word in ("cfg", "np2", "dns", "--negative", "--scale", "--compare", "--from", "--weights"):
+        assert word in text
+
+
+def test_links_lead_somewhere():
+    for page in ("README.md", "weights/README.md", "weights/mini/README.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
