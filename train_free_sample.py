@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Pictures from a prompt by diffusion-negative sampling and its neighbours, without training.
 
-python train_free_sample.py "a red car"
-python train_free_sample.py "a red car" --method dns
-python train_free_sample.py "a cat and a dog" --negative "a bear" --compare --images 4
-python train_free_sample.py --from outputs/a-red-car-cfg-0.png
+    python train_free_sample.py "a red car"
+    python train_free_sample.py "a red car" --method dns
+    python train_free_sample.py "a cat and a dog" --negative "a bear" --compare --images 4
+    python train_free_sample.py --from outputs/a-red-car-cfg-0.png
+
+The equations are those of arXiv:2411.05473.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-METHODS = {  # method: (its rule, where it stands in arXiv:2411.05473)
+METHODS = {  # method: (its rule, where it stands)
     "cfg": ("phi + s (p - phi)", "Eq. 3"),
     "np": ("phi + s (p - n)", "Eq. 4"),
     "np2": ("n + s (p - n)", "two-term"),
@@ -151,30 +153,20 @@ def run(args: argparse.Namespace) -> None:
     if args.fingerprint not in (None, model.config.fingerprint):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
 
-    methods = {args.method: args.negative}
-    if args.compare:
-        with_n = {m for m, (conditions, _) in dnp.METHODS.items() if "n" in conditions}
-        methods = {m: args.negative if m in with_n else None for m in METHODS}
-        methods = {m: n for m, n in methods.items() if m not in with_n or n is not None}
-
-    two_scales = {
-        m: args.negative_scale if m == "np" or not args.compare else None for m in methods
-    }
-    T = len(model.schedule.abar)
-    for m, n in methods.items():  # all of them, before the first picture is made
-        numbers = (args.scale or 0.0, args.steps, args.seed, args.images, args.eta, two_scales[m])
-        check_settings(T, m, n, *numbers)
+    methods, T = chosen_methods(args), len(model.schedule.abar)
+    for method, (negative, h) in methods.items():  # all, before the first picture is made
+        numbers = (args.scale or 0.0, args.steps, args.seed, args.images, args.eta, h)
+        check_settings(T, method, negative, *numbers)
 
     stem, results = pictures.slug(args.prompt), {}
     batch = dnp.batch_size(device)
     with tqdm(total=len(methods) * args.steps * args.images, unit="step", leave=False) as bar:
-        for method, negative in methods.items():
+        for method, (negative, h) in methods.items():
             for first in range(0, args.images, batch):  # every picture is saved once it is made
                 result = dnp.generate(
                     model, args.prompt, method, negative, args.scale, args.steps,
                     args.seed + first, min(batch, args.images - first),
-                    eta=args.eta, size=args.size, progress=bar.update,
-                    negative_scale=two_scales[method],
+                    eta=args.eta, size=args.size, negative_scale=h, progress=bar.update,
                 )  # fmt: skip
                 results.setdefault(method, []).append(result)
                 if args.compare:
@@ -188,6 +180,18 @@ def run(args: argparse.Namespace) -> None:
         used = {**results["cfg"][0].settings, **typed, "dtype": str(model.dtype)[6:]}
         sheet = compare_sheet(args, results)
         print(pictures.save(sheet, args.out, f"{stem}-compare-{args.seed}", used))
+
+
+def chosen_methods(args: argparse.Namespace) -> dict[str, tuple]:
+    """method: (negative, negative scale). --compare takes all that need only what was given."""
+    import dnp
+
+    if not args.compare:
+        return {args.method: (args.negative, args.negative_scale)}
+    with_n = {m for m, (conditions, _) in dnp.METHODS.items() if "n" in conditions}
+    scale_of = {"np": args.negative_scale}
+    usable = [m for m in METHODS if m not in with_n or args.negative is not None]
+    return {m: (args.negative if m in with_n else None, scale_of.get(m)) for m in usable}
 
 
 def compare_sheet(args: argparse.Namespace, results: dict):

@@ -58,7 +58,8 @@ def compose_energies(weights: Sequence[float], energies: Sequence[Energy]) -> En
     E(z) = sum_i w_i E_i(z),  so that  p(z) ~ prod_i p_i(z)^w_i
     Liu et al., arXiv:2206.01714. A negative weight divides. ValueError if the lengths differ.
     """
-    return lambda z: sum(w * E(z) for w, E in zip(weights, energies, strict=True))
+    terms = list(zip(weights, energies, strict=True))
+    return lambda z: sum(w * E(z) for w, E in terms)
 
 
 def cfg_energy(E_phi: Energy, E_p: Energy, s: float) -> Energy:

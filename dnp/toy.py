@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dnp.energy import eps_from_score
+from dnp.energy import eps_from_score, is_proper
 from dnp.schedule import Schedule
 
 
@@ -101,6 +101,11 @@ class Gaussian(Mixture):
         n = len(prompts)
         super().__init__([1.0] * (n + 1), means, covariances, [[c] for c in range(n)], schedule)
         self.prompts[None] = [n]
+
+    def is_proper(self, weights: dict[int | None, float], t: int = -1) -> bool:
+        """Whether prod_c p_t(z_t | c)^weights[c] is a density; DNS is {None: 1 + s, c: -s}."""
+        covariances = torch.cat([self._at(t, c)[2] for c in weights])
+        return is_proper(list(weights.values()), covariances)
 
 
 class PointMass(Gaussian):

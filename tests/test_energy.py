@@ -95,7 +95,7 @@ def test_composition_of_energies_is_composition_of_noises():
     rule = guidance.compose(model.eps(z, t, None), terms)
     assert_close(energy.eps_from_energy(total, z, sigma), rule)
     with pytest.raises(ValueError):
-        energy.compose_energies((1.0,), [])(z)
+        energy.compose_energies((1.0,), [])
 
 
 def test_eq6_takes_a_level_for_each_sample():
@@ -152,6 +152,16 @@ def test_dns_is_improper_exactly_where_the_closed_form_says(var_phi, var_p):
     for s in (0.1, 0.99 * limit, 1.01 * limit, 20.0):
         if s < float("inf"):
             assert energy.is_proper((1 + s, -s), cov) == (s < limit)
+
+
+def test_dns_is_improper_up_to_the_level_that_the_closed_form_says():
+    """In VE terms exactly while sigma_t^2 <= s var_phi - (1 + s) var_p = 1, here at every level."""
+    zero, one, s = torch.zeros(1), torch.eye(1), 2.0
+    model = toy.Gaussian((zero, 2 * one), [(zero, one)])
+    proper = [model.is_proper({None: 1 + s, 0: -s}, t) for t in range(0, 1000, 25)]
+    sigma_sq = (1 - SCHEDULE.abar) / SCHEDULE.abar
+    assert proper == [bool(sigma_sq[t] > 1) for t in range(0, 1000, 25)]
+    assert True in proper and False in proper
 
 
 def test_dns_is_improper_at_low_noise_only():
