@@ -78,13 +78,15 @@ class StableDiffusion:
             rows.append(ids + [self.tokenizer.pad_token_id] * (limit - len(ids)))
         return self.text_encoder(torch.tensor(rows, device=self.device))
 
-    def eps(self, z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+    def eps(self, z_t: Tensor, t: int | Tensor, c: Tensor) -> Tensor:
         """eps_theta(z_t; t, c): (B, C, H, W), () or (B,), (B or 1, L, D) -> (B, C, H, W)."""
+        t = torch.as_tensor(t, device=z_t.device)
         out = self.unet(z_t, t, c.expand(len(z_t), -1, -1))
         if self.config.prediction_type == "epsilon":
             return out
         return eps_from_v(z_t, out, self.schedule.level(t))
 
+    @torch.no_grad()
     def decode(self, z_0: Tensor) -> list[Image.Image]:
         """Latents (B, C, H, W) -> RGB pictures. One at a time: no picture depends on another."""
         z = z_0.to(self.device, self.vae.post_quant_conv.weight.dtype)
