@@ -16,9 +16,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-import dnp
 from common import HERE
+from dnp.generation import generate
 from dnp.pictures import contact_sheet
+from dnp.sd.model import load
 from world import ANIMALS, OBJECTS, caption, scene_at
 
 MINI = HERE.parent
@@ -44,7 +45,7 @@ def things(model) -> Image.Image:
     coloured = [f"{colour} {thing}" for thing, colour in zip(OBJECTS, COLOURS_SEEN)]
     prompts = [f"a {name}" for name in ANIMALS + coloured]
     bar = tqdm(prompts, desc="things")
-    pictures = [p for text in bar for p in dnp.generate(model, text, images=4).images]
+    pictures = [p for text in bar for p in generate(model, text, images=4).images]
     return grid(pictures, [text for text in prompts for _ in range(4)], 12)
 
 
@@ -55,14 +56,14 @@ COLOURS_SEEN = "blue red yellow purple brown red pink green blue brown red green
 def random_prompts(model, n: int = 64) -> Image.Image:
     captions = [caption(*scene_at(2026, i, "held-out")) for i in range(n)]
     bar = tqdm(captions, desc="prompts")
-    pictures = [dnp.generate(model, text, seed=i).images[0] for i, text in enumerate(bar)]
+    pictures = [generate(model, text, seed=i).images[0] for i, text in enumerate(bar)]
     return grid(pictures, captions, 8)
 
 
 def scales(model, prompt: str = "a cat and a red car", seeds: int = 6) -> Image.Image:
     rows = [("cfg", s) for s in CFG_SCALES] + [("dns", s) for s in DNS_SCALES]
     made = [
-        (f"{method}, s = {s:g}", dnp.generate(model, prompt, method, s=s, images=seeds).images)
+        (f"{method}, s = {s:g}", generate(model, prompt, method, s=s, images=seeds).images)
         for method, s in tqdm(rows, desc="scales")
     ]
     return contact_sheet(made, [f"seed {i}" for i in range(seeds)], f'"{prompt}"')
@@ -94,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="where the log is")
     args = parser.parse_args()
-    model, folder = dnp.load(MINI), MINI / "pictures"
+    model, folder = load(MINI), MINI / "pictures"
     folder.mkdir(exist_ok=True)
     curve(args.out / "unet.jsonl").save(folder / "curve.png")
     things(model).save(folder / "things.png")
