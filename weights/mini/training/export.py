@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from common import load_ema, networks, tokenizer, write
+from common import HERE, load_ema, networks, tokenizer, write
 from dnp.sd.config import MINI_TEXT, MINI_UNET, MINI_VAE
 from dnp.sd.vae import VAE
 
@@ -32,6 +32,9 @@ def export(args: argparse.Namespace) -> None:
         path = args.to / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config, indent=2) + "\n")
+    for name in ("vocab.json", "merges.txt", "LICENSE"):
+        source, target = HERE.parent / "tokenizer" / name, args.to / "tokenizer" / name
+        target.write_bytes(source.read_bytes())
     print(f"wrote {args.to}")
 
 

@@ -79,8 +79,8 @@ def train_vae(args: argparse.Namespace) -> None:
         edges = sum((torch.diff(y, dim=d) - torch.diff(x, dim=d)).abs().mean() for d in (2, 3))
         return (y - x).abs().mean() + 2 * F.mse_loss(y, x) + edges + 1e-4 * kl
 
+    (args.out / "latents.safetensors").unlink(missing_ok=True)  # another VAE's from now on
     trainer.run(loss_at, args.out / "vae.jsonl")
-    (args.out / "latents.safetensors").unlink(missing_ok=True)  # they are another VAE's now
     vae.load_state_dict(trainer.ema)
     images = world.dataset(500, args.seed + 1, split="held-out")[0]
     with torch.inference_mode():
