@@ -38,6 +38,9 @@ KINDS = {
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        if unknown and not words.startswith("-"):
+            fail(f'more than one prompt ({words}); put the prompt in quotes, such as "a red car".')
         fail(f"{message}; python train_free_sample.py --help lists what is possible.")
 
 
@@ -71,7 +74,7 @@ def parse(argv: list[str] | None) -> dict:
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", metavar="NAME", help="auto, float32, float64, on a GPU float16, bfloat16")
     add("--out", type=Path, default=Path("outputs"), metavar="FOLDER", help="default outputs")
-    from_help = "take every setting from a PNG made here; other options override"
+    from_help = "take every setting from a PNG made here; other options override them"
     add("--from", dest="source", type=Path, metavar="FILE.png", help=from_help)
     return vars(p.parse_args(argv))
 
@@ -146,17 +149,16 @@ def run(args: argparse.Namespace) -> None:
     from dnp import pictures
     from dnp.generation import check_settings
 
+    methods = chosen_methods(args)
+    for method, (negative, h) in methods.items():  # before anything is loaded
+        numbers = (args.scale or 0.0, args.steps, args.seed, args.images, args.eta, h)
+        check_settings(1000, method, negative, *numbers)
     pictures.check_folder(args.out)
     device = choose_device(args.device)
     model = dnp.load(find_weights(args.weights), device, choose_dtype(args.dtype, device))
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
     if args.fingerprint not in (None, model.config.fingerprint):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
-
-    methods, T = chosen_methods(args), len(model.schedule.abar)
-    for method, (negative, h) in methods.items():  # all, before the first picture is made
-        numbers = (args.scale or 0.0, args.steps, args.seed, args.images, args.eta, h)
-        check_settings(T, method, negative, *numbers)
 
     stem, results = pictures.slug(args.prompt), {}
     batch = dnp.batch_size(device)

@@ -123,6 +123,7 @@ def test_it_runs_as_a_script_from_another_folder(tmp_path):
 BAD = {
     "no prompt": ([], "no prompt"),
     "unknown method": (["a", "--method", "magic"], "'cfg', 'np', 'np2', 'dns'"),
+    "prompt without quotes": (["a", "red", "car"], "put the prompt in quotes"),
     "unknown option": (["a", "--stepz", 3], "--stepz"),
     "unknown device": (["a", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
     "device not here": (["a", "--device", "cuda:77"], "cannot be used here"),

@@ -95,8 +95,8 @@ class StableDiffusion:
             x = self.vae.decode(row / self.config.vae.scaling_factor)[0]  # (3, fH, fW)
             if not torch.isfinite(x).all():
                 raise NonFiniteError(
-                    "the VAE's picture is not finite: its weights are damaged, or the latents "
-                    "overflow; try a smaller --scale."
+                    "the VAE's picture is not finite: the scale is too large, or its weights are "
+                    "damaged; try a smaller --scale."
                 )
             x = (x / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
             pictures.append(Image.fromarray((x * 255).round().astype(np.uint8)))

@@ -3,7 +3,7 @@
     python weights/mini/training/sheets.py --out runs/mini
 
 `things.png`: the 24 things, 4 seeds each. `prompts.png`: 64 random captions of held-out scenes.
-`scales.png`: CFG and DNS by scale. `curve.png`: the loss of the U-Net.
+`scales.png`: the methods by scale. `curve.png`: the loss of the U-Net.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dnp.sd.model import load
 from world import ANIMALS, OBJECTS, caption, scene_at
 
 MINI = HERE.parent
-CFG_SCALES, DNS_SCALES = (1, 2, 3, 5, 7.5), (0.5, 1, 2, 3)
+SCALES = {"cfg": (1, 2, 3, 5, 7.5), "np": (1, 2, 3), "np2": (2, 3), "dns": (0.5, 1, 2, 3)}
 
 
 def grid(pictures: list[Image.Image], captions: list[str], columns: int) -> Image.Image:
@@ -60,13 +60,14 @@ def random_prompts(model, n: int = 64) -> Image.Image:
     return grid(pictures, captions, 8)
 
 
-def scales(model, prompt: str = "a cat and a red car", seeds: int = 6) -> Image.Image:
-    rows = [("cfg", s) for s in CFG_SCALES] + [("dns", s) for s in DNS_SCALES]
-    made = [
-        (f"{method}, s = {s:g}", generate(model, prompt, method, s=s, images=seeds).images)
-        for method, s in tqdm(rows, desc="scales")
-    ]
-    return contact_sheet(made, [f"seed {i}" for i in range(seeds)], f'"{prompt}"')
+def scales(model, prompt: str = "a cat and a red car", n: str = "a dog") -> Image.Image:
+    rows, seeds = [], 6
+    for method, s in tqdm([(m, s) for m in SCALES for s in SCALES[m]], desc="scales"):
+        negative = n if method in ("np", "np2") else None
+        result = generate(model, prompt, method, negative, s, images=seeds)
+        rows.append((f"{method}, s = {s:g}", result.images))
+    columns = [f"seed {i}" for i in range(seeds)]
+    return contact_sheet(rows, columns, f'p = "{prompt}"    n = "{n}"')
 
 
 def curve(log: Path) -> Image.Image:
