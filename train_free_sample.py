@@ -3,10 +3,11 @@
 
     python train_free_sample.py "a red car"
     python train_free_sample.py "a red car" --method dns
+    python train_free_sample.py "a cat and a dog" --method auto-dnp
     python train_free_sample.py "a cat and a dog" --negative "a bear" --compare --images 4
     python train_free_sample.py --from outputs/a-red-car-cfg-0.png
 
-The equations are those of arXiv:2411.05473.
+The equations are those of arXiv:2411.05473; ANSWER is arXiv:2508.02973.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import sys
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 METHODS = {  # method: (its rule, where it stands)
@@ -22,17 +24,27 @@ METHODS = {  # method: (its rule, where it stands)
     "np": ("phi + s (p - n)", "Eq. 4"),
     "np2": ("n + s (p - n)", "two-term"),
     "dns": ("phi + s (phi - p)", "Eq. 19"),
+    "dnp": ("phi + s (p - n*)", "your words n* for the DNS image"),
+    "auto-dnp": ("phi + s (p - n*)", "a captioner's words n*"),
+    "answer": ("phi + s (p - eps_neg)", "eps_neg from K DNS steps"),
 }
 DEFAULTS = {  # what a PNG records and --from brings back
     "prompt": None, "method": "cfg", "negative": None, "negative_scale": None, "scale": None,
     "steps": 50, "eta": 0.0, "seed": 0, "images": 1, "compare": False, "dtype": "auto",
-    "weights": "weights/mini", "size": None, "fingerprint": None,
+    "weights": "weights/mini", "size": None, "fingerprint": None, "captioner": None,
+    "s_dns": None, "dns_images": 1, "caption_per": "seed",
+    "K": None, "K_until": None, "tensor": None, "form": None, "normalize": None,
 }  # fmt: skip
 NUMBER = (int, float)
+KEEP_WORDS = {"source", "out", "device", "scale", "negative_scale", "show", "allow_download"}
+OF_DNS = ("s_dns", "dns_images", "caption_per")
+ANSWER = ("K", "K_until", "tensor", "form", "normalize")
 KINDS = {
     "prompt": (str,), "method": (str,), "negative": (str,), "negative_scale": NUMBER,
     "scale": NUMBER, "steps": (int,), "eta": NUMBER, "seed": (int,), "images": (int,),
     "compare": (bool,), "dtype": (str,), "weights": (str,), "size": (list,), "fingerprint": (str,),
+    "captioner": (str,), "s_dns": NUMBER, "dns_images": (int,), "caption_per": (str,),
+    "K": (int,), "K_until": NUMBER, "tensor": (str,), "form": (str,), "normalize": (str,),
 }  # fmt: skip
 
 
@@ -62,9 +74,31 @@ def parse(argv: list[str] | None) -> dict:
     add = p.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help='the prompt; "" is the empty prompt phi')
     add("--method", choices=METHODS, metavar="METHOD", help=f"default cfg. {rules}")
-    add("--negative", metavar="TEXT", help="negative prompt n, for np and np2")
+    add("--negative", metavar="TEXT", help="negative prompt n, for np and np2; or n*, for dnp")
     add("--scale", type=float, metavar="S", help="guidance scale s; default: the weights' own")
-    add("--negative-scale", type=float, metavar="H", help="np only: another scale for n; default S")
+    add("--negative-scale", type=float, metavar="H", help="another scale for n; default S")
+    add(
+        "--s-dns",
+        type=float,
+        metavar="S",
+        help="scale of the DNS image, or of answer's inner chain",
+    )
+    add(
+        "--captioner", metavar="FOLDER", help="for auto-dnp: BLIP or its like; default the weights'"
+    )
+    add(
+        "--allow-download",
+        action="store_true",
+        default=False,
+        help="--captioner may be a name to download",
+    )
+    add("--dns-images", type=int, metavar="N", help="N DNS images for each n*; default 1")
+    add("--caption-per", metavar="WHAT", help="one n* for each seed (default) or prompt")
+    add("--show", action="store_true", default=False, help="open the DNS image of dnp in a viewer")
+    for name in ANSWER:
+        kind = {"K": int, "K_until": float}.get(name, str)
+        dashed = "--" + name.replace("_", "-")
+        add(dashed, dest=name, type=kind, metavar="X", help="answer: see dnp/answer.py")
     add("--steps", type=int, metavar="N", help="DDIM steps, 1 to 1000; default 50")
     add("--eta", type=float, metavar="E", help="0 (DDIM) to 1 (DDPM); default 0")
     add("--seed", type=int, metavar="N", help="seed of the first picture; default 0")
@@ -91,9 +125,14 @@ def settings(given: dict) -> argparse.Namespace:
         if type(value) not in KINDS[key] and value != DEFAULTS[key]:
             fail(f"{given['source']}: {key} = {value!r} was never written here; take another PNG.")
     if "method" in given or "compare" in given:  # the recorded ones belong to another method
-        for key in ("compare", "scale", "negative_scale"):
+        for key in ("compare", "scale", "negative_scale", *OF_DNS, *ANSWER):
             recorded.pop(key, None)
-        if given.get("method") in ("cfg", "dns"):
+        if given.get("method") in ("cfg", "dns", "answer"):
+            recorded.pop("negative", None)
+    if given.get("method", recorded.get("method")) in ("dnp", "auto-dnp"):
+        # n* belongs to one prompt, seed and DNS image; any other n is none.
+        words = recorded.get("method") in ("dnp", "auto-dnp")
+        if not words or given.keys() - KEEP_WORDS:
             recorded.pop("negative", None)
     args = argparse.Namespace(**{**DEFAULTS, **recorded, **given})
     if args.prompt is None:
@@ -148,11 +187,16 @@ def run(args: argparse.Namespace) -> None:
     import dnp
     from dnp import pictures
     from dnp.generation import check_settings
+    from dnp.prompting import load_captioner
 
     methods = chosen_methods(args)
-    for method, (negative, h) in methods.items():  # before anything is loaded
-        numbers = (args.scale or 0.0, args.steps, args.seed, args.images, args.eta, h)
-        check_settings(1000, method, negative, *numbers)
+    for method, own in methods.items():  # before anything is loaded
+        check_settings(
+            1000, method, own.get("negative"), args.scale or 0.0, args.steps, args.seed,
+            args.images, args.eta, own.get("negative_scale"), own.get("s_dns"),
+            own.get("dns_images", 1), own.get("caption_per", "seed"),
+            {k: own[k] for k in ANSWER if k in own},
+        )  # fmt: skip
     pictures.check_folder(args.out)
     device = choose_device(args.device)
     model = dnp.load(find_weights(args.weights), device, choose_dtype(args.dtype, device))
@@ -160,23 +204,36 @@ def run(args: argparse.Namespace) -> None:
     if args.fingerprint not in (None, model.config.fingerprint):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
 
-    stem, results = pictures.slug(args.prompt), {}
-    batch = dnp.batch_size(device)
-    with tqdm(total=len(methods) * args.steps * args.images, unit="step", leave=False) as bar:
-        for method, (negative, h) in methods.items():
+    stem, results, words = pictures.slug(args.prompt), {}, {}
+    if args.captioner is not None and "auto-dnp" in methods:
+        folder = args.captioner if args.allow_download else find_weights(args.captioner)
+        words["auto-dnp"] = load_captioner(folder, device, args.allow_download)
+    batch = args.images if args.caption_per == "prompt" else dnp.batch_size(device)
+    steps = {m: args.steps * (1 + makes_dns(m, own)) for m, own in methods.items()}
+    with tqdm(total=sum(steps.values()) * args.images, unit="step", leave=False) as bar:
+        for method, own in methods.items():
             for first in range(0, args.images, batch):  # every picture is saved once it is made
+                count = min(batch, args.images - first)
+                words["dnp"] = partial(ask, args=args, shown=dns_seeds(args, first, count))
                 result = dnp.generate(
-                    model, args.prompt, method, negative, args.scale, args.steps,
-                    args.seed + first, min(batch, args.images - first),
-                    eta=args.eta, size=args.size, negative_scale=h, progress=bar.update,
+                    model, args.prompt, method, s=args.scale, steps=args.steps,
+                    seed=args.seed + first, images=count,
+                    captioner=words.get(method), eta=args.eta, size=args.size,
+                    progress=bar.update, **own,
                 )  # fmt: skip
                 results.setdefault(method, []).append(result)
                 if args.compare:
                     continue
-                for i, picture in enumerate(result.images, args.seed + first):
-                    used = {**result.settings, "seed": i, "images": 1, "weights": args.weights}
-                    path = pictures.save(picture, args.out, f"{stem}-{method}-{i}", used)
-                    bar.write(str(path), file=sys.stdout)
+                if first == 0:
+                    told = f"{method}: {result.nfe} network evaluations per picture"
+                    bar.write(told, file=sys.stdout)
+                for i, picture in enumerate(result.images):
+                    n, seed = result.negatives[i], args.seed + first + i
+                    used = {**result.settings, "seed": seed, "images": 1, "negative": n}
+                    used |= {"weights": args.weights, "captioner": args.captioner}
+                    path = pictures.save(picture, args.out, f"{stem}-{method}-{seed}", used)
+                    star = f'  n* = "{n}"' if makes_dns(method, own) else ""
+                    bar.write(f"{path}{star}", file=sys.stdout)
     if args.compare:
         typed = {k: getattr(args, k) for k in DEFAULTS if k != "fingerprint"}
         used = {**results["cfg"][0].settings, **typed, "dtype": str(model.dtype)[6:]}
@@ -184,16 +241,69 @@ def run(args: argparse.Namespace) -> None:
         print(pictures.save(sheet, args.out, f"{stem}-compare-{args.seed}", used))
 
 
-def chosen_methods(args: argparse.Namespace) -> dict[str, tuple]:
-    """method: (negative, negative scale). --compare takes all that need only what was given."""
-    import dnp
+def chosen_methods(args: argparse.Namespace) -> dict[str, dict]:
+    """The settings of its own of each method, as typed.
 
+    --compare takes all methods that need only what was given, and gives each what belongs to it;
+    dnp with given words is np, so it has no row of its own.
+    """
+    from dnp import generation
+
+    own = ("negative", "negative_scale", "s_dns", "dns_images", "caption_per", *ANSWER)
+    typed = {k: getattr(args, k) for k in own if getattr(args, k) != DEFAULTS[k]}
     if not args.compare:
-        return {args.method: (args.negative, args.negative_scale)}
-    with_n = {m for m, (conditions, _) in dnp.METHODS.items() if "n" in conditions}
-    scale_of = {"np": args.negative_scale}
-    usable = [m for m in METHODS if m not in with_n or args.negative is not None]
-    return {m: (args.negative if m in with_n else None, scale_of.get(m)) for m in usable}
+        return {args.method: typed}
+    belongs = {
+        "negative": generation.NEEDS_NEGATIVE,
+        "negative_scale": generation.TWO_SCALE,
+        "s_dns": (*generation.CAPTIONED, "answer"),
+        "dns_images": generation.CAPTIONED,
+        "caption_per": generation.CAPTIONED,
+    }
+    usable = [m for m in METHODS if m != "dnp"]
+    if args.negative is None:
+        usable = [m for m in usable if m not in generation.NEEDS_NEGATIVE]
+    if args.captioner is None and not (find_weights(args.weights) / "captioner").is_dir():
+        usable.remove("auto-dnp")
+    return {m: {k: v for k, v in typed.items() if m in belongs.get(k, ("answer",))} for m in usable}
+
+
+def makes_dns(method: str, own: dict) -> int:
+    """How many DNS images the method makes for a picture."""
+    from dnp import generation
+
+    captions = method in generation.CAPTIONED and own.get("negative") is None
+    return own.get("dns_images", 1) if captions else 0
+
+
+def dns_seeds(args: argparse.Namespace, first: int, count: int):
+    """The seeds of the DNS images of `count` pictures from `first` on, in the order of asking."""
+    from dnp.generation import FAR, SEEDS
+
+    for i in range(count if args.caption_per == "seed" else 1):
+        yield from ((args.seed + first + i + FAR * j) % SEEDS for j in range(args.dns_images))
+
+
+def ask(image, args: argparse.Namespace, shown) -> str:
+    """A person's words for a DNS image, under 60 (arXiv:2411.05473)."""
+    from dnp import pictures
+    from dnp.prompting import MOST_WORDS
+
+    seed = next(shown)
+    used = {k: getattr(args, k) for k in ("prompt", "steps", "eta", "size", "weights", "dtype")}
+    used |= {"method": "dns", "scale": args.s_dns, "seed": seed}
+    path = pictures.save(image, args.out, f"{pictures.slug(args.prompt)}-dnp-dns-{seed}", used)
+    if args.show:
+        image.resize([4 * side for side in image.size]).show()
+    while True:
+        print(f"{path}: the DNS image. What does it show, in fewer than {MOST_WORDS} words?")
+        try:
+            words = input("n* = ").strip()
+        except EOFError:
+            fail("no words came for the DNS image; give them with --negative TEXT.")
+        if 0 < len(words.split()) < MOST_WORDS:
+            return words
+        print(f"{len(words.split())} words; give 1 to {MOST_WORDS - 1}.")
 
 
 def compare_sheet(args: argparse.Namespace, results: dict):
@@ -203,7 +313,7 @@ def compare_sheet(args: argparse.Namespace, results: dict):
     rows = []
     for method, parts in results.items():
         rule, where = METHODS[method]
-        label = f"{method}\n{rule}\n{where}, s = {parts[0].settings['scale']:g}"
+        label = f"{method}\n{rule}\n{where}, s = {parts[0].settings['scale']:g}\nnfe {parts[0].nfe}"
         rows.append((label, [picture for part in parts for picture in part.images]))
     columns = [f"seed {args.seed + i}" for i in range(args.images)]
     title = f'p = "{args.prompt}"'

@@ -134,6 +134,19 @@ BAD = {
     "np without n": (["a", "--method", "np"], "add --negative TEXT"),
     "np2 without n": (["a", "--method", "np2"], "add --negative TEXT"),
     "negative scale of cfg": (["a", "--negative-scale", 2], "belongs to method np"),
+    "s-dns of cfg": (["a", "--s-dns", 2], "belongs to method dnp or auto-dnp or answer"),
+    "K of dns": (["a", "--method", "dns", "--K", 2], "K belongs to method answer"),
+    "K of -1": (["a", "--method", "answer", "--K", -1], "choose 0 to 1000"),
+    "K-until of 2": (["a", "--method", "answer", "--K-until", 2], "a fraction from 0 to 1"),
+    "tensor of nothing": (["a", "--method", "answer", "--tensor", "x"], "last, next"),
+    "captioner of nowhere": (
+        ["a", "--method", "auto-dnp", "--captioner", "nowhere"],
+        "no captioner is there",
+    ),
+    "captions of pictures": (
+        ["a", "--method", "auto-dnp", "--caption-per", "picture"],
+        "choose seed or prompt",
+    ),
     "no steps": (["a", "--steps", 0], "choose 1 to 1000"),
     "too many steps": (["a", "--steps", 1001], "choose 1 to 1000"),
     "steps in words": (["a", "--steps", "many"], "invalid int value: 'many'"),
@@ -267,6 +280,95 @@ def test_too_few_steps_for_leading_spacing_are_noted(cli):
         told = "note: with steps = 3, leading spacing starts at t = 667 of 1000"
         assert told in cli("a cat", "--steps", 3)[3]
         assert "note" not in cli("a cat", "--steps", 10)[3]
+
+
+def test_auto_dnp_tells_its_words_and_is_made_again_without_a_captioner(cli, monkeypatch):
+    words = ["a cat", "--method", "auto-dnp", "--steps", 2, "--images", 2]
+    code, pngs, out, _ = cli(*words)
+    assert code == 0 and len(pngs) == 2 and "auto-dnp: 10 network evaluations" in out
+    recorded = pictures.read_settings(pngs[0])
+    assert f'n* = "{recorded["negative"]}"' in out and recorded["s_dns"] > 0
+    monkeypatch.setattr(dnp.prompting, "load_captioner", None)  # not needed any more
+    code, (folder,), _, _ = cli("--from", pngs[1], "--out", "outputs/again")
+    (again,) = folder.glob("*.png")
+    assert code == 0 and (pixels(again) == pixels(pngs[1])).all()
+
+
+def test_another_seed_gets_other_words(cli, monkeypatch):
+    texts = iter(["a dog", "a bear"])
+    monkeypatch.setattr(
+        dnp.prompting, "load_captioner", lambda *a: lambda images: [next(texts)] * len(images)
+    )
+    _, (png,), _, _ = cli("a cat", "--method", "auto-dnp", "--steps", 2)
+    code, (other,), _, _ = cli("--from", png, "--seed", 5)
+    assert code == 0 and pictures.read_settings(other)["negative"] == "a bear"
+    code, (strong,), _, _ = cli("--from", png, "--scale", 5)
+    assert code == 0 and pictures.read_settings(strong)["negative"] == "a dog"
+
+
+def test_dnp_shows_its_dns_image_and_asks_for_words(cli, monkeypatch):
+    answers = iter(["", "word " * 60, " a green  bowl "])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    code, pngs, out, _ = cli("a cat", "--method", "dnp", "--steps", 2, "--seed", 3)
+    final, dns = pngs
+    assert code == 0 and dns.name == "a-cat-dnp-dns-3.png" and out.count(str(dns.name)) == 3
+    assert pictures.read_settings(final)["negative"] == "a green bowl"
+    code, (given,), _, _ = cli(
+        "a cat", "--method", "dnp", "--steps", 2, "--seed", 3, "--negative", "a green bowl",
+        "--scale", pictures.read_settings(final)["scale"],
+    )  # fmt: skip
+    assert code == 0 and (pixels(given) == pixels(final)).all()
+    again, before = cli("--from", final), pixels(final)
+    assert again[0] == 0 and (before == pixels(final)).all() and again[1] == []  # the same file
+
+
+def test_every_dns_image_is_kept_and_can_be_made_again(cli, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda prompt: "a bowl")
+    words = ["a cat", "--method", "dnp", "--steps", 2, "--s-dns", 0.5, "--dns-images", 2]
+    code, pngs, _, _ = cli(*words, "--images", 2)
+    shown = [p for p in pngs if "-dns-" in p.name]
+    assert code == 0 and len(pngs) == 6 and len(shown) == 4
+    before = [pixels(p) for p in shown]
+    assert len({b.tobytes() for b in before}) == 4
+    for path, was in zip(shown, before):
+        code, (made,), _, _ = cli("--from", path, "--out", f"outputs/again-{path.stem}")
+        (again,) = made.glob("*.png")
+        assert code == 0 and (pixels(again) == was).all()
+
+
+def test_words_go_to_np_but_a_negative_is_no_n_star(cli, monkeypatch):
+    texts = iter(["a dog"])
+    monkeypatch.setattr(
+        dnp.prompting, "load_captioner", lambda *a: lambda images: [next(texts)] * len(images)
+    )
+    _, (np_png,), _, _ = cli("a cat", "--method", "np", "--negative", "a bowl", "--steps", 2)
+    code, (auto,), _, _ = cli("--from", np_png, "--method", "auto-dnp")
+    assert code == 0 and pictures.read_settings(auto)["negative"] == "a dog"
+    code, (np2,), _, _ = cli("--from", auto, "--method", "np2")
+    assert code == 0 and pictures.read_settings(np2)["negative"] == "a dog"
+
+
+def test_dnp_without_anybody_to_ask(cli, monkeypatch):
+    def nobody(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", nobody)
+    code, pngs, _, err = cli("a cat", "--method", "dnp", "--steps", 2)
+    assert (
+        code == 2 and "--negative TEXT" in err and [p.name for p in pngs] == ["a-cat-dnp-dns-0.png"]
+    )
+
+
+def test_options_of_answer_are_recorded_and_used_again(cli):
+    words = ["a cat", "--method", "answer", "--steps", 4, "--K", 3, "--tensor", "jump"]
+    code, (png,), out, _ = cli(*words, "--form", "two-term", "--s-dns", 0.5)
+    settings = pictures.read_settings(png)
+    assert code == 0 and "answer: 16 network evaluations" in out
+    assert (settings["K"], settings["tensor"], settings["form"]) == (3, "jump", "two-term")
+    assert settings["s_dns"] == 0.5 and settings["normalize"] == "sample"
+    before = pixels(png)
+    code, new, _, _ = cli("--from", png)
+    assert code == 0 and new == [] and (pixels(png) == before).all()
 
 
 def test_every_method_of_the_package_is_on_the_command_line():

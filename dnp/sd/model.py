@@ -32,6 +32,8 @@ class ModelConfig:
     prediction_type: str = "epsilon"  # or "v_prediction", which `eps` converts
     spacing: str = "leading"
     scales: dict[str, float] = field(default_factory=dict)  # recommended scale of each method
+    words: tuple[str, ...] = ()  # of its whole world, if that is closed
+    captioner: Path | None = None  # its own captioner's folder
     fingerprint: str = ""
 
 
@@ -41,6 +43,7 @@ class StableDiffusion:
     def __init__(self, text_encoder, unet, vae, tokenizer, schedule: Schedule, config: ModelConfig):
         self.text_encoder, self.unet, self.vae = text_encoder, unet, vae
         self.tokenizer, self.schedule, self.config = tokenizer, schedule, config
+        self.own_captioner = None  # loaded by `dnp.generate` when it is first needed
 
     @property
     def device(self) -> torch.device:
@@ -177,9 +180,11 @@ def load(
     if device.type == "cpu":
         networks[1:] = [n.to(memory_format=torch.channels_last) for n in networks[1:]]
     schedule, prediction_type, spacing = _schedule(path / "scheduler" / "scheduler_config.json")
+    captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
     config = ModelConfig(
-        text, unet, vae, prediction_type, spacing, _scales(path), weights.fingerprint(files)
-    )
+        text, unet, vae, prediction_type, spacing, *_recommended(path), captioner,
+        weights.fingerprint(files),
+    )  # fmt: skip
     return StableDiffusion(*networks, _tokenizer(path / "tokenizer", text), schedule, config)
 
 
@@ -232,15 +237,18 @@ def _schedule(path: Path) -> tuple[Schedule, str, str]:
     return schedule, chosen["prediction_type"], chosen["timestep_spacing"]
 
 
-def _scales(path: Path) -> dict[str, float]:
-    """The recommended scales of `dnp.json`; empty if the folder has none."""
+def _recommended(path: Path) -> tuple[dict[str, float], tuple[str, ...]]:
+    """From `dnp.json`, if the folder has one: scale of each method, and all words of its world."""
     file = path / "dnp.json"
     if not file.exists():
-        return {}
-    scales = weights.read_json(file).get("scale", {})
+        return {}, ()
+    d = weights.read_json(file)
+    scales, words = d.get("scale", {}), d.get("words", [])
     if not isinstance(scales, dict) or not all(_number(s) for s in scales.values()):
         raise WeightsError(f"{file}: scale must map methods to finite numbers; restore the file.")
-    return {method: float(s) for method, s in scales.items()}
+    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+        raise WeightsError(f"{file}: words must be a list of words; restore the file.")
+    return {method: float(s) for method, s in scales.items()}, tuple(words)
 
 
 def _number(x: object) -> bool:

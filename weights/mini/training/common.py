@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +31,20 @@ CHECKPOINT_EVERY = 120.0  # seconds
 class Trainer:
     """Model, its exponential moving average, AdamW, the clock, and their checkpoint."""
 
-    def __init__(self, model: nn.Module, path: Path, minutes: float, lr: float, ema: float):
-        self.model, self.path, self.budget, self.lr, self.decay = model, path, minutes * 60, lr, ema
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99))
-        self.ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    def __init__(self, model: nn.Module, path: Path, args: Namespace, lr: float, ema: float):
+        """`args` holds --minutes, the budget of the whole run, and --resume."""
+        self.model, self.path, self.lr, self.decay = model, path, lr, ema
+        self.budget = args.minutes * 60
+        self.trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=lr, betas=(0.9, 0.99))
+        self.ema = {
+            k: v.detach().clone() for k, v in model.state_dict().items() if v.is_floating_point()
+        }
         self.step, self.seconds = 0, 0.0
+        if path.exists() and not args.resume:
+            told = f"error: {path} is there already; add --resume to go on, or another --out."
+            print(told, file=sys.stderr)
+            sys.exit(2)
         if path.exists():
             self.load()
 
@@ -50,7 +60,7 @@ class Trainer:
         device = next(self.model.parameters()).device
         self.ema = {k: v.to(device) for k, v in part["ema"].items()}
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
-        for name, p in self.model.named_parameters():
+        for name, p in self.trained.items():
             moments = {
                 "exp_avg": part["m"][name].to(device),
                 "exp_avg_sq": part["v"][name].to(device),
@@ -61,11 +71,14 @@ class Trainer:
     def save(self) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
-        for name, p in self.model.named_parameters():
+        for name, p in self.trained.items():
             state = self.optimizer.state[p]
             tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
         meta = {"step": str(self.step), "seconds": str(self.seconds)}
-        write(self.path, {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, meta)
+        copies = {
+            k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()
+        }  # none shared
+        write(self.path, copies, meta)
 
     def run(self, loss_at: Callable[[int, float], Tensor], log: Path) -> None:
         """Steps until the budget is spent. `loss_at(step, progress)` gives the loss of a step."""
@@ -79,7 +92,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             loss = loss_at(self.step, progress)
             loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
             self.optimizer.step()
             decay = min(self.decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
@@ -91,7 +104,7 @@ class Trainer:
             mean = loss.item() if mean is None else 0.99 * mean + 0.01 * loss.item()
             self.seconds += time.monotonic() - start
             bar.update(round(self.seconds) - bar.n)
-            if self.step % 50 == 0:
+            if self.step % 50 == 0 or self.seconds >= self.budget:
                 bar.set_postfix_str(f"step {self.step} loss {mean:.4f}")
                 row = {"step": self.step, "minutes": round(self.seconds / 60, 2), "loss": mean}
                 with log.open("a") as f:
@@ -122,13 +135,19 @@ def tokenizer():
     return CLIPTokenizer.from_pretrained(HERE.parent / "tokenizer", model_max_length=length)
 
 
-def networks(vocab_size: int) -> nn.ModuleDict:
-    """Text encoder and U-Net with CLIP's and diffusion's usual initialisation."""
+def text_tower(path: Path, vocab_size: int) -> CLIPTextModel:
+    """The text tower of a checkpoint of `train.py clip`: the U-Net's text encoder."""
     text = CLIPTextModel(replace(MINI_TEXT, vocab_size=vocab_size))
-    nn.init.normal_(text.embeddings["token_embedding"].weight, std=0.02)
-    nn.init.normal_(text.embeddings["position_embedding"].weight, std=0.01)
+    start = "ema.model.text_model."
+    tensors = load_file(path)
+    text.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if start in k})
+    return text.requires_grad_(False)
+
+
+def new_unet() -> UNet:
+    """Every residual branch starts as the identity (Dhariwal and Nichol, arXiv:2105.05233)."""
     unet = UNet(MINI_UNET)
-    for name, p in unet.named_parameters():  # every residual branch starts as the identity
+    for name, p in unet.named_parameters():
         if name.endswith(("conv2.weight", "proj_out.weight", "conv_out.weight")):
             nn.init.zeros_(p)
-    return nn.ModuleDict({"text": text, "unet": unet})
+    return unet

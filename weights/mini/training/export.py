@@ -4,38 +4,80 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
+from pathlib import Path
 
-import torch
+from safetensors.torch import load_file
+from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPModel, CLIPProcessor
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from common import HERE, load_ema, networks, tokenizer, write
+from common import HERE, load_ema, text_tower, tokenizer, write
 from dnp.sd.config import MINI_TEXT, MINI_UNET, MINI_VAE
+from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
+from perception import captioner_config, captioner_tokenizer, clip_config
+
+PICTURE = {"size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def export(args: argparse.Namespace) -> None:
-    """The EMA weights as a diffusers folder. U-Net and VAE in float16, the text encoder in float32:
-    transformers loads a half-precision text encoder as half, which diffusers' pipeline then mixes
-    with a float32 U-Net."""
+    """The EMA weights in float16, as a diffusers folder with CLIP and captioner beside it.
+
+    `"dtype": "float32"` in a transformers config makes transformers load them as float32, as
+    diffusers does by itself; half precision on a CPU is slow and mixes badly.
+    """
     tok = tokenizer()
-    model = load_ema(networks(len(tok)), args.out / "unet.safetensors")
-    vae = load_ema(VAE(MINI_VAE), args.out / "vae.safetensors")
-    scale = json.loads((args.out / "scaling_factor.json").read_text())
+    out, to = args.out, args.to
+    unet, vae = (
+        load_ema(UNet(MINI_UNET), out / "unet.safetensors"),
+        load_ema(VAE(MINI_VAE), out / "vae.safetensors"),
+    )
+    text = text_tower(out / "clip.safetensors", len(tok))
+    scale = json.loads((out / "scaling_factor.json").read_text())
     save = {
-        "unet/diffusion_pytorch_model": (model["unet"], torch.float16, ""),
-        "vae/diffusion_pytorch_model": (vae, torch.float16, ""),
-        "text_encoder/model": (model["text"], torch.float32, "text_model."),
+        "unet/diffusion_pytorch_model": (unet, ""),
+        "vae/diffusion_pytorch_model": (vae, ""),
+        "text_encoder/model": (text, "text_model."),
     }
-    for name, (module, dtype, prefix) in save.items():
-        tensors = {prefix + k: v.to(dtype).contiguous() for k, v in module.state_dict().items()}
-        write(args.to / f"{name}.safetensors", tensors)
+    for name, (module, prefix) in save.items():
+        tensors = {prefix + k: v.half().contiguous() for k, v in module.state_dict().items()}
+        write(to / f"{name}.safetensors", tensors)
     for name, config in configs(tok, scale).items():
-        path = args.to / name
+        path = to / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config, indent=2) + "\n")
     for name in ("vocab.json", "merges.txt", "LICENSE"):
-        source, target = HERE.parent / "tokenizer" / name, args.to / "tokenizer" / name
+        source, target = HERE.parent / "tokenizer" / name, to / "tokenizer" / name
         target.write_bytes(source.read_bytes())
-    print(f"wrote {args.to}")
+    clip = CLIPModel(clip_config(len(tok), tok.eos_token_id))
+    eyes = CLIPImageProcessorPil(**PICTURE, crop_size=PICTURE["size"])
+    transformers_folder(clip, out / "clip.safetensors", CLIPProcessor(eyes, tok), to / "clip")
+    blip, words = BlipForConditionalGeneration(captioner_config()), captioner_tokenizer()
+    processor = BlipProcessor(BlipImageProcessorPil(**PICTURE), words)
+    transformers_folder(blip, out / "captioner.safetensors", processor, to / "captioner")
+    (to / "training").mkdir(exist_ok=True)
+    target = to / "training" / "recogniser.safetensors"
+    target.write_bytes((out / "recogniser-weights.safetensors").read_bytes())
+    print(f"wrote {to}")
+
+
+def transformers_folder(model, checkpoint: Path, processor, folder: Path) -> None:
+    """EMA weights `ema.model.*`, config and processor, as transformers saves them."""
+    start = "ema.model."
+    tensors = load_file(checkpoint)
+    tensors = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    model.load_state_dict(tensors)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        model.half().save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        path = Path(temporary) / "config.json"
+        config = json.loads(path.read_text()) | {"dtype": "float32"}
+        path.write_text(json.dumps(config, indent=2) + "\n")
+        folder.mkdir(exist_ok=True)
+        for file in Path(temporary).iterdir():
+            os.replace(file, folder / file.name)
 
 
 def configs(tok, scale: float) -> dict[str, dict]:
@@ -70,12 +112,13 @@ def configs(tok, scale: float) -> dict[str, dict]:
         "text_encoder/config.json": {
             "architectures": ["CLIPTextModel"],
             "model_type": "clip_text_model",
+            "dtype": "float32",
             **MINI_TEXT.__dict__,
             "vocab_size": len(tok),
             **ends,
             "pad_token_id": tok.pad_token_id,
             "layer_norm_eps": 1e-5,
-            "projection_dim": MINI_TEXT.hidden_size,
+            "projection_dim": 128,
         },
         "tokenizer/tokenizer_config.json": {
             "tokenizer_class": "CLIPTokenizer",

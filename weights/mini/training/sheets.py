@@ -2,14 +2,15 @@
 
     python weights/mini/training/sheets.py --out runs/mini
 
-`things.png`: the 24 things, 4 seeds each. `prompts.png`: 64 random captions of held-out scenes.
-`scales.png`: the methods by scale. `curve.png`: the loss of the U-Net.
+`things.png`: the 24 things, 2 seeds each. `prompts.png`: 64 random captions of held-out scenes.
+`scales.png`: the methods by scale. `dns.png`: DNS images by scale. `curves.png`: the losses.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import textwrap
 from pathlib import Path
 
@@ -17,13 +18,16 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from common import HERE
+from dnp.evaluation import benchmarks
+from dnp.evaluation.report import plot
 from dnp.generation import generate
 from dnp.pictures import contact_sheet
 from dnp.sd.model import load
 from world import ANIMALS, OBJECTS, caption, scene_at
 
 MINI = HERE.parent
-SCALES = {"cfg": (1, 2, 3, 5, 7.5), "np": (1, 2, 3), "np2": (2, 3), "dns": (0.5, 1, 2, 3)}
+DNS_SCALES = (0, 0.5, 1, 2, 3)
+SCALES = {"cfg": (1, 1.5, 2, 3, 5), "np": (1.5, 3), "np2": (2,), "dns": (0.5, 1)}
 
 
 def grid(pictures: list[Image.Image], captions: list[str], columns: int) -> Image.Image:
@@ -41,15 +45,15 @@ def grid(pictures: list[Image.Image], captions: list[str], columns: int) -> Imag
 
 
 def things(model) -> Image.Image:
-    """Animals as they are, objects each in one colour that training had, 4 seeds."""
+    """Animals as they are, objects each in one colour that training had, 2 seeds."""
     coloured = [f"{colour} {thing}" for thing, colour in zip(OBJECTS, COLOURS_SEEN)]
     prompts = [f"a {name}" for name in ANIMALS + coloured]
     bar = tqdm(prompts, desc="things")
-    pictures = [p for text in bar for p in generate(model, text, images=4).images]
-    return grid(pictures, [text for text in prompts for _ in range(4)], 12)
+    pictures = [p for text in bar for p in generate(model, text, images=2).images]
+    return grid(pictures, [text for text in prompts for _ in range(2)], 12)
 
 
-# One colour for each object, in the order of OBJECTS, none of them held out.
+# One colour for each object, in the order of OBJECTS, none held out.
 COLOURS_SEEN = "blue red yellow purple brown red pink green blue brown red green".split()
 
 
@@ -61,7 +65,7 @@ def random_prompts(model, n: int = 64) -> Image.Image:
 
 
 def scales(model, prompt: str = "a cat and a red car", n: str = "a dog") -> Image.Image:
-    rows, seeds = [], 6
+    rows, seeds = [], 4
     for method, s in tqdm([(m, s) for m in SCALES for s in SCALES[m]], desc="scales"):
         negative = n if method in ("np", "np2") else None
         result = generate(model, prompt, method, negative, s, images=seeds)
@@ -70,38 +74,39 @@ def scales(model, prompt: str = "a cat and a red car", n: str = "a dog") -> Imag
     return contact_sheet(rows, columns, f'p = "{prompt}"    n = "{n}"')
 
 
-def curve(log: Path) -> Image.Image:
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    width, height, pad = 720, 300, 44
-    sheet = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    top, steps = 0.2, rows[-1]["step"]
+def dns(model, columns: int = 8) -> Image.Image:
+    """DNS images by scale: four prompts of animals, four of an animal and an object."""
+    prompts = [p.text for p in benchmarks.choose(benchmarks.attend_excite(), 4)][:columns]
+    rows = []
+    for s in tqdm(DNS_SCALES, desc="dns"):
+        pictures = [generate(model, p, "dns", s=s, seed=i).images[0] for i, p in enumerate(prompts)]
+        rows.append((f"s = {s:g}", pictures))
+    return contact_sheet(rows, prompts, "DNS images of the prompts above them, by scale")
 
-    def place(step: float, loss: float) -> tuple[float, float]:
-        x = pad + step / steps * (width - 2 * pad)
-        return x, height - pad - min(loss, top) / top * (height - 2 * pad)
 
-    for loss in (0, 0.05, 0.1, 0.15, 0.2):
-        draw.line([place(0, loss), place(steps, loss)], fill=(220, 220, 220))
-        draw.text((6, place(0, loss)[1] - 7), f"{loss:.2f}", fill="black", font=font)
-    for step in range(0, steps + 1, 1000):
-        draw.text((place(step, 0)[0] - 12, height - pad + 8), str(step), fill="black", font=font)
-    draw.line([place(r["step"], r["loss"]) for r in rows], fill=(37, 99, 235), width=2)
-    title = "weighted loss of Eq. 1 (running mean) by step of 32 scenes"
-    draw.text((pad, 12), title, fill="black", font=font)
-    return sheet
+def curves(out: Path) -> Image.Image:
+    """The running mean of each part's loss against the minutes."""
+    plots = []
+    for log in sorted(out.glob("*.jsonl")):
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        rows = rows[:: max(1, len(rows) // 150)]
+        line = [(r["minutes"], math.log10(r["loss"]), *2 * [math.log10(r["loss"])]) for r in rows]
+        plots.append(plot({log.stem: line}, "minutes", "log10 of the loss"))
+    sheet = Image.new("RGB", (2 * plots[0].width, -(-len(plots) // 2) * plots[0].height), "white")
+    for i, image in enumerate(plots):
+        sheet.paste(image, (i % 2 * image.width, i // 2 * image.height))
+    return sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="where the log is")
+    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="where the logs are")
     args = parser.parse_args()
     model, folder = load(MINI), MINI / "pictures"
     folder.mkdir(exist_ok=True)
-    curve(args.out / "unet.jsonl").save(folder / "curve.png")
-    things(model).save(folder / "things.png")
-    random_prompts(model).save(folder / "prompts.png")
-    scales(model).save(folder / "scales.png")
+    curves(args.out).save(folder / "curves.png")
+    for draw in (things, random_prompts, scales, dns):
+        draw(model).save(folder / f"{draw.__name__.replace('random_', '')}.png")
     print(f"wrote {folder}")
 
 

@@ -1,19 +1,23 @@
-"""Trains the miniature with this project's own networks: the VAE, then text encoder and U-Net.
+"""Trains the miniature with this project's own networks, one part or all.
 
-    python weights/mini/training/train.py vae  --minutes 25 --out runs/mini
-    python weights/mini/training/train.py unet --minutes 90 --out runs/mini
-    python weights/mini/training/train.py export --out runs/mini --to weights/mini
+    python weights/mini/training/train.py all --minutes 240 --out runs/mini   # and exports
 
-Interrupt at any time and type the same command to go on: `--minutes` is the budget of the whole
-run, the learning rate follows a cosine over it, and a checkpoint is written every two minutes.
-Batches depend on the seed and the step alone. Checkpoints are safetensors; no network is used.
+    python weights/mini/training/train.py vae --minutes 30 --out runs/mini
+    python weights/mini/training/train.py clip --minutes 40 --out runs/mini         # needs nothing
+    python weights/mini/training/train.py recogniser --minutes 15 --out runs/mini   # needs nothing
+    python weights/mini/training/train.py captioner --minutes 20 --out runs/mini    # vae, clip
+    python weights/mini/training/train.py unet --minutes 120 --out runs/mini        # vae, clip
+    python weights/mini/training/train.py export --out runs/mini --to weights/mini  # all
+
+Interrupt at any time and add `--resume` to go on: `--minutes` is the budget of the whole run, the
+learning rate follows a cosine over it, and a checkpoint is written every two minutes. Scenes and
+batches depend on the seed and the step alone. Checkpoints are safetensors; no network is used.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,36 +25,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 import world
-from common import Trainer, load_ema, networks, tokenizer, write
+from common import Trainer, new_unet, text_tower, tokenizer
+from data import latents, pixels, scenes
 from dnp.schedule import Schedule
 from dnp.sd.config import MINI_VAE
 from dnp.sd.vae import VAE
 from export import export
+from perception import train_captioner, train_clip, train_recogniser
 
 HERE = Path(__file__).resolve().parent
 ATTENTION = F.scaled_dot_product_attention
-
-
-def scenes(out: Path, n: int, seed: int) -> tuple[np.ndarray, list]:
-    """n training scenes and their pixels (n, 64, 64, 3), rendered once and kept in `out`."""
-    path = out / f"scenes-{n}-{seed}.npy"
-    if not path.exists():
-        images, _, all_scenes = world.dataset(n, seed)
-        out.mkdir(parents=True, exist_ok=True)
-        np.save(path.with_suffix(".partial.npy"), images, allow_pickle=False)
-        os.replace(path.with_suffix(".partial.npy"), path)
-        return images, all_scenes
-    all_scenes = [world.scene_at(seed, i)[0] for i in range(n)]
-    return np.load(path, allow_pickle=False), all_scenes
-
-
-def pixels(images: np.ndarray, device: str) -> Tensor:
-    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [-1, 1]."""
-    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------------------------------------ VAE
@@ -58,13 +44,21 @@ def pixels(images: np.ndarray, device: str) -> Tensor:
 
 def train_vae(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    vae = VAE(MINI_VAE).to(args.device, memory_format=torch.channels_last)
+    vae = VAE(MINI_VAE)
+    if args.warm:
+        vae.load_state_dict(load_file(args.warm / "vae" / "diffusion_pytorch_model.safetensors"))
+        vae.encoder.requires_grad_(False)  # so that latents and U-Nets made with it stay valid
+        vae.quant_conv.requires_grad_(False)
+    vae = vae.to(args.device, memory_format=torch.channels_last)
     images, _ = scenes(args.out, args.scenes, args.seed)
-    trainer = Trainer(vae, args.out / "vae.safetensors", args.minutes, lr=3e-3, ema=0.999)
+    lr = 1e-3 if args.warm else 3e-3
+    trainer = Trainer(vae, args.out / "vae.safetensors", args, lr, ema=0.999)
 
     def loss_at(step: int, progress: float) -> Tensor:
         rng = np.random.default_rng((args.seed, 1, step))
-        whole = progress > 0.9  # crops first: four times as many different edges for the same time
+        whole = progress > (
+            0.3 if args.warm else 0.9
+        )  # crops first: four times as many different edges for the same time
         size, count = (64, 12) if whole else (32, 48)
         rows = rng.integers(0, len(images), count)
         corners = rng.integers(0, 64 - size + 1, (count, 2))
@@ -79,7 +73,8 @@ def train_vae(args: argparse.Namespace) -> None:
         edges = sum((torch.diff(y, dim=d) - torch.diff(x, dim=d)).abs().mean() for d in (2, 3))
         return (y - x).abs().mean() + 2 * F.mse_loss(y, x) + edges + 1e-4 * kl
 
-    (args.out / "latents.safetensors").unlink(missing_ok=True)  # another VAE's from now on
+    if not args.warm:
+        (args.out / "latents.safetensors").unlink(missing_ok=True)  # another VAE's from now on
     trainer.run(loss_at, args.out / "vae.jsonl")
     vae.load_state_dict(trainer.ema)
     images = world.dataset(500, args.seed + 1, split="held-out")[0]
@@ -89,25 +84,7 @@ def train_vae(args: argparse.Namespace) -> None:
     print(f"held-out scenes: {(10 * torch.log10(4 / mse)).mean():.2f} dB PSNR")
 
 
-# ------------------------------------------------------------------------- text encoder and U-Net
-
-
-@torch.inference_mode()
-def latents(args: argparse.Namespace, images: np.ndarray) -> tuple[Tensor, Tensor, float]:
-    """Posterior mean and std of every scene, both scaled to unit standard deviation, and 1/std."""
-    path = args.out / "latents.safetensors"
-    if not path.exists():
-        vae = load_ema(VAE(MINI_VAE), args.out / "vae.safetensors").to(args.device)
-        vae = vae.to(memory_format=torch.channels_last)
-        batches = [
-            [h.cpu() for h in vae.encode(pixels(images[i : i + 200], args.device))]
-            for i in tqdm(range(0, len(images), 200), desc="encoding", unit="batch")
-        ]
-        mean, logvar = (torch.cat(parts) for parts in zip(*batches))
-        write(path, {"mean": mean.contiguous(), "std": (0.5 * logvar).exp().contiguous()})
-    cached = load_file(path)
-    scale = 1 / cached["mean"].std().item()
-    return cached["mean"] * scale, cached["std"] * scale, scale
+# -------------------------------------------------------------------------------------- U-Net
 
 
 def attention_in_float32(q: Tensor, k: Tensor, v: Tensor, **kw) -> Tensor:
@@ -122,8 +99,12 @@ def train_unet(args: argparse.Namespace) -> None:
     mean, std, scale = latents(args, images)
     del images
     tok = tokenizer()
-    model = networks(len(tok)).to(args.device, memory_format=torch.channels_last)
-    trainer = Trainer(model, args.out / "unet.safetensors", args.minutes, lr=args.lr, ema=0.999)
+    text = text_tower(args.out / "clip.safetensors", len(tok)).to(args.device)
+    unet = new_unet()
+    if args.warm:
+        unet.load_state_dict(load_file(args.warm / "unet" / "diffusion_pytorch_model.safetensors"))
+    unet = unet.to(args.device, memory_format=torch.channels_last)
+    trainer = Trainer(unet, args.out / "unet.safetensors", args, args.lr, ema=0.9995)
     schedule = Schedule.stable_diffusion()
     abar = schedule.abar.float()
     snr_weight = (abar / (1 - abar)).clamp(max=5) * (1 - abar) / abar  # min-SNR, gamma = 5
@@ -135,7 +116,7 @@ def train_unet(args: argparse.Namespace) -> None:
         rng = np.random.default_rng((args.seed, 2, step))
         rows = rng.integers(0, len(mean), args.batch)
         captions = [world.caption(all_scenes[r], rng) for r in rows]
-        captions = ["" if rng.random() < 0.1 else text for text in captions]
+        captions = ["" if rng.random() < args.drop else text for text in captions]
         ids = tok(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         strata = (np.arange(args.batch) + rng.random(args.batch)) / args.batch
         t = torch.from_numpy((strata * 1000).astype(np.int64))
@@ -146,8 +127,7 @@ def train_unet(args: argparse.Namespace) -> None:
         z_t = z_t.to(args.device).contiguous(memory_format=torch.channels_last)
         kind = "cuda" if args.device.startswith("cuda") else "cpu"
         with torch.autocast(kind, torch.bfloat16, enabled=not args.float32):
-            context = model["text"](ids.to(args.device))
-            eps = model["unet"](z_t, t.to(args.device), context)
+            eps = unet(z_t, t.to(args.device), text(ids.to(args.device)))
         error = (eps.float().cpu() - noise[1]) ** 2
         return (snr_weight[t] * error.mean((1, 2, 3))).mean()
 
@@ -155,22 +135,48 @@ def train_unet(args: argparse.Namespace) -> None:
     trainer.run(loss_at, args.out / "unet.jsonl")
 
 
+def train_all(args: argparse.Namespace) -> None:
+    """Every part for its share of the minutes, then the folder."""
+    for part, share in SHARES.items():
+        print(f"{part}: {share * args.minutes:.0f} minutes")
+        PARTS[part](argparse.Namespace(**{**vars(args), "minutes": share * args.minutes}))
+    export(args)
+
+
+SHARES = {"vae": 0.12, "clip": 0.16, "recogniser": 0.06, "captioner": 0.08, "unet": 0.58}
+PARTS = {
+    "all": train_all,
+    "vae": train_vae,
+    "clip": train_clip,
+    "captioner": train_captioner,
+    "recogniser": train_recogniser,
+    "unet": train_unet,
+    "export": export,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", choices=["vae", "unet", "export"])
-    parser.add_argument("--minutes", type=float, default=60, help="wall-clock budget of the part")
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=60, help="wall-clock budget")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="checkpoints and data")
     parser.add_argument("--to", type=Path, default=HERE.parent, help="where export writes")
     parser.add_argument("--scenes", type=int, default=60_000, help="scenes to render and train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32, help="scenes per step of the U-Net")
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of the U-Net")
+    parser.add_argument("--warm", type=Path, help="a folder to start from instead of noise")
+    parser.add_argument(
+        "--lock-text", action="store_true", help="clip: go on without the text tower"
+    )
+    parser.add_argument("--drop", type=float, default=0.1, help="share of prompts dropped, Eq. 1")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in the U-Net")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    {"vae": train_vae, "unet": train_unet, "export": export}[args.part](args)
+    PARTS[args.part](args)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from backdrops import GROUNDS, SETTING_CONTRAST, backdrop
 ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
 OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
 THINGS = ANIMALS + OBJECTS
+COLOUR_NAMES = list(COLOURS)
 STYLES = {"fluent-3d": "shaded", "fluent-flat": "flat", "noto": "classic"}
 SETTINGS = {  # setting: (words after a thing, words on their own)
     "plain": ("on a plain background", "a plain background"),
@@ -33,12 +34,12 @@ SETTINGS = {  # setting: (words after a thing, words on their own)
 }
 
 # The mix.
-P_SINGLE, P_PAIR = 0.50, 0.45  # the rest has no thing at all
+P_SINGLE, P_PAIR = 0.42, 0.52  # the rest has no thing at all
 P_OBJECT = 0.60  # of single things: objects have eleven colours to learn, animals none
 P_COLOURED = 0.75  # of objects; the others keep their own colours and get no colour word
 P_PLAIN, P_PLAIN_EMPTY = 0.55, 0.15
 SINGLE_SIZE, PAIR_SIZE = (0.55, 0.85), (0.38, 0.55)  # longer side over the frame's side
-P_SUFFIX, P_SUFFIX_PLAIN = 0.40, 0.03
+P_SUFFIX, P_SUFFIX_PLAIN, P_FIRST = 0.60, 0.06, 0.20
 P_STYLE, P_PICTURE, P_AN, P_BARE = 0.10, 0.10, 0.15, 0.05
 
 # Never in the training split, so that composition can be measured and not only recall.
@@ -136,12 +137,13 @@ def _boxes(shapes: list[tuple[int, int]], grounded: bool, rng: np.random.Generat
     base = u(0.76, 0.86)
     low, high = SINGLE_SIZE if len(shapes) == 1 else PAIR_SIZE
     sizes = np.array([np.divide(s, max(s)) * u(low, high) for s in shapes]).reshape(-1, 2)
-    sizes *= min(1.0, 1.02 / max(sizes[:, 0].sum(), 0.01))  # so that two overlap by a hair at most
+    sizes *= min(1.0, 1.01 / max(sizes[:, 0].sum(), 0.01))  # two overlap by a hair at most
     for i, (w, h) in enumerate(sizes):
         if len(shapes) == 1:
             x, y = 0.5 + u(-0.07, 0.07), 0.5 + u(-0.06, 0.06) + 0.04 * grounded
         else:
             x = 0.26 + u(-0.03, 0.05) if i == 0 else 0.74 + u(-0.05, 0.03)
+            x = max(x, boxes[0][2] + w / 2 - 0.03) if i == 1 else x
             y = (base - h / 2 if grounded else 0.5 + u(-0.05, 0.05)) + 0.6 * lift[i]
         x, y = (min(max(v, s / 2 + 0.01), 0.99 - s / 2) for v, s in ((x, w), (y, h)))
         box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
@@ -162,6 +164,7 @@ def sample_scene(rng: np.random.Generator, split: str = "train") -> Scene:
     setting = "plain"
     if rng.random() > (P_PLAIN if dressed else P_PLAIN_EMPTY):
         fit = [p for p in GROUNDS if _contrast(p, taken) > SETTING_CONTRAST]
+        fit += [p for p in fit if p != "night"]  # the dark suits most things and would win
         setting = str(rng.choice(fit)) if fit else "plain"
     shapes = [sprite(style, w, d, c).size for w, d, c in dressed]
     boxes = _boxes(shapes, setting != "plain", rng)
@@ -177,9 +180,9 @@ def sample_scene(rng: np.random.Generator, split: str = "train") -> Scene:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true sentence; three in five are the bare benchmark form, "a cat and a red car"."""
+    """A true sentence; half of them are the bare benchmark form, "a cat and a red car"."""
     after, alone = SETTINGS[scene.setting]
-    u = rng.random(5)
+    u = rng.random(6)
     lead = ""
     if u[0] < P_STYLE:
         lead = f"a {STYLES[scene.style]} picture of "
@@ -196,7 +199,11 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     if u[3] >= P_BARE:
         names = [("an " if n[0] in "aeiou" and rng.random() < P_AN else "a ") + n for n in names]
     p_suffix = P_SUFFIX_PLAIN if scene.setting == "plain" else P_SUFFIX
-    return lead + join.join(names) + (f" {after}" if u[4] < p_suffix else "")
+    if u[4] >= p_suffix:
+        return lead + join.join(names)
+    if u[5] < P_FIRST:
+        return lead + f"{alone} with " + join.join(names)
+    return lead + f"{join.join(names)} {after}"
 
 
 def words() -> list[str]:

@@ -1,0 +1,148 @@
+"""Runs the benchmarks and prints the tables.
+
+    python -m dnp.evaluation --benchmark ae --per-category 10 --seeds 2 --steps 20 \\
+        --method cfg auto-dnp answer --out runs/ae
+    torchrun --nproc-per-node 2 -m dnp.evaluation ...   # the same tables, in half the time
+
+Stop it at any time and type the same command to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from dnp.errors import DnpError, SettingsError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise SettingsError(f"{message}; python -m dnp.evaluation --help lists what is possible.")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
+    add("--benchmark", default="ae", metavar="NAME", help="ae, hh, semantic, or a file of prompts")
+    add("--per-category", type=int, metavar="N", help="N prompts of each category; default all")
+    add("--method", nargs="+", default=["cfg"], metavar="M", help="name or name:option=value,...")
+    add(
+        "--baseline",
+        metavar="M",
+        help="the method that differences are taken to; default: the first",
+    )
+    add("--scale", nargs="+", type=float, metavar="S", help="default: the weights' own")
+    add("--seeds", type=int, default=4, metavar="N", help="seeds 0 to N - 1; default 4")
+    add("--steps", type=int, default=20, metavar="N", help="DDIM steps; default 20")
+    add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
+    add("--captioner", type=Path, metavar="FOLDER", help="default: the weights' own")
+    add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
+    add("--recogniser", type=Path, metavar="FILE", help="default: the weights' own, if there")
+    add("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    return p.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    import torch
+
+    import dnp
+    from dnp.evaluation import benchmarks, methods, metrics, recogniser, report, runner
+    from dnp.prompting import load_captioner
+    from dnp.sd.weights import fingerprint
+
+    chosen = _check(args)
+    rank, world = runner.share(dict(os.environ))
+    prompts = benchmarks.choose(benchmarks.load(args.benchmark), args.per_category)
+    device = _device(args.device, rank)
+    runner.threads(device)
+    model = dnp.load(args.weights, device)
+    benchmarks.require_drawable(prompts, model.config.words)
+    needs = [c.label for c in chosen if c.name in methods.CAPTIONED]
+    captioner = args.captioner or model.config.captioner
+    if needs and captioner is None:
+        raise SettingsError(f"{needs[0]} needs a captioner; give --captioner FOLDER.")
+    own_clip = args.weights / "clip"
+    clip = args.clip or (own_clip if own_clip.is_dir() else None)
+    # A miniature's own CLIP has read captions of its world, and none of the 80 templates.
+    closed = clip == own_clip and model.config.words
+    templates = metrics.ONE_TEMPLATE if closed else metrics.TEMPLATES
+    own_judge = args.weights / "training" / "recogniser.safetensors"
+    judge = args.recogniser or (own_judge if own_judge.is_file() else None)
+    instruments = runner.Instruments(
+        load_captioner(captioner, device) if needs else None,
+        metrics.CLIPScorer(clip, templates, str(device)) if clip else None,
+        recogniser.load_recogniser(judge) if judge else None,
+        fingerprint(sorted(Path(captioner).glob("*.safetensors"))) if needs else None,
+        fingerprint([judge]) if judge else None,
+    )
+    scales = tuple(args.scale) if args.scale else (None,)
+    grid = runner.Grid(tuple(prompts), chosen, scales, args.seeds, args.steps)
+    try:
+        runner.run(grid, model, instruments, args.out, rank, world)
+        rows = runner.records(args.out)
+        if len(rows) < len(grid.units()):
+            told = "of the units are there; other processes are at work."
+            print(f"{len(rows)} of {len(grid.units())} {told}")
+            return
+        baseline = args.baseline or chosen[0].label
+        print(report.make(rows, args.out, Path(args.benchmark).stem, baseline))
+        seconds = report.times(runner.records(args.out, "times"), rows)
+        runner.write(args.out / "times.md", seconds.encode())
+        print(seconds)
+        print(f"{device}, {torch.get_num_threads()} thread(s) for each of {world} process(es)")
+    except torch.OutOfMemoryError:
+        raise SettingsError("the device's memory is full; choose --device cpu.") from None
+
+
+def _check(args: argparse.Namespace) -> tuple:
+    """The methods of the grid; SettingsError for a grid that cannot be."""
+    from dnp.evaluation import methods
+
+    for what, value in (("seeds", args.seeds), ("steps", args.steps)):
+        if not 1 <= value <= 1000:
+            raise SettingsError(f"{value} {what} are not possible; choose 1 to 1000.")
+    if args.per_category is not None and args.per_category < 1:
+        raise SettingsError(f"{args.per_category} prompts are not possible; choose 1 or more.")
+    chosen = tuple(methods.parse(text) for text in args.method)
+    for what, given in (("method", args.method), ("scale", args.scale or [])):
+        if len(set(given)) < len(given):
+            raise SettingsError(f"a {what} is named twice; leave one out.")
+    fixed = [c.label for c in chosen if "s" in dict(c.options) or c.name == "unconditional"]
+    if args.scale and fixed:
+        raise SettingsError(f"{fixed[0]} has a scale of its own; leave it or --scale out.")
+    if args.baseline is not None and args.baseline not in args.method:
+        raise SettingsError(f"the baseline {args.baseline!r} is no --method; add it there.")
+    return chosen
+
+
+def _device(name: str, rank: int):
+    """The torch device of a name; auto is this process's CUDA device, else MPS, else the CPU."""
+    import torch
+
+    if name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{rank % torch.cuda.device_count()}"
+    elif name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise SettingsError(f"device {name!r} cannot be used here; choose cpu.") from None
+    return device
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DnpError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; type the same command to go on.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,127 @@
+"""Words for a picture: the captions that turn a DNS image into a diffusion-negative prompt n*.
+
+The captioner of DNP is any callable picture -> text, such as a person at the keyboard; that of
+auto-DNP is a callable pictures -> texts, and `load_captioner` makes it from a transformers folder.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dnp.errors import SettingsError, WeightsError
+
+Captioner = Callable[[Sequence[Image.Image]], Sequence[str]]
+MOST_WORDS = 60  # of a person's caption (arXiv:2411.05473)
+
+
+def one_by_one(describe: Callable[[Image.Image], str]) -> Captioner:
+    """A captioner of batches from one of single pictures."""
+    return lambda images: [describe(image) for image in images]
+
+
+def describe(captioner: Captioner, images: Sequence[Image.Image]) -> list[str]:
+    """One caption for each picture, stripped. An empty one is phi, and a warning says so.
+
+    SettingsError if the captioner does not return one text for each picture.
+    """
+    captions = captioner(images)
+    texts = isinstance(captions, Sequence) and all(isinstance(c, str) for c in captions)
+    if isinstance(captions, str) or not texts or len(captions) != len(images):
+        raise SettingsError(
+            f"the captioner returned {captions!r:.80} for {len(images)} pictures; it must return a "
+            "list with one text for each."
+        )
+    captions = [" ".join(c.split()) for c in captions]
+    for i, caption in enumerate(captions):
+        if not caption:
+            warnings.warn(
+                f"the captioner had no words for picture {i + 1} of {len(images)}; the negative "
+                "prompt is empty there, which is plain CFG",
+                stacklevel=2,
+            )
+    return captions
+
+
+def load_captioner(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    allow_download: bool = False,
+    batch: int = 16,
+    most_tokens: int = 40,
+) -> Captioner:
+    """A captioner from a transformers image-text-to-text folder: BLIP, BLIP-2, GIT and their kind.
+
+    Greedy decoding of at most `most_tokens` tokens, in batches, float32 on a CPU and float16 on a
+    GPU. `folder` is a local folder; with `allow_download` it may be a name that transformers
+    downloads. Only safetensors files are opened. WeightsError says what is wrong with it.
+    """
+    if not allow_download and not os.path.isfile(os.path.join(folder, "config.json")):
+        raise WeightsError(
+            f"{folder}: no captioner is there (no config.json); give a transformers image-to-text "
+            "folder, or --allow-download with a model's name."
+        )
+    device = torch.device(device)
+    with quiet_transformers():
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        local = {"local_files_only": not allow_download}
+        try:
+            processor = AutoProcessor.from_pretrained(folder, **local)
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
+            )
+        except Exception as e:  # transformers raises whatever its parsers raise
+            reason = str(e).strip().split("\n")[0][:200]
+            raise WeightsError(
+                f"{folder}: not a captioner that transformers opens ({reason}); give an "
+                "image-to-text folder such as BLIP's."
+            ) from None
+    refuse_random(folder, info)
+    model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def captions(images: Sequence[Image.Image]) -> list[str]:
+        texts = []
+        for i in range(0, len(images), batch):
+            part = [image.convert("RGB") for image in images[i : i + batch]]
+            inputs = processor(images=part, return_tensors="pt").to(device, dtype)
+            tokens = model.generate(**inputs, max_new_tokens=most_tokens, do_sample=False)
+            texts += processor.batch_decode(tokens, skip_special_tokens=True)
+        return [" ".join(t.split()) for t in texts]
+
+    return captions
+
+
+def refuse_random(folder: str | Path, info: dict) -> None:
+    """WeightsError if transformers filled in weights that a file lacks; `info` is its own."""
+    if info["missing_keys"] or info["mismatched_keys"]:
+        some = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[:3]
+        raise WeightsError(
+            f"{folder}: its file lacks weights ({', '.join(some)}), which would be random; restore "
+            "the file."
+        )
+
+
+@contextmanager
+def quiet_transformers():
+    """transformers' notes on itself (image processors without torchvision, progress bars) are not
+    for the reader of a caption."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
