@@ -32,18 +32,29 @@ DEFAULTS = {  # what a PNG records and --from brings back
     "prompt": None, "method": "cfg", "negative": None, "negative_scale": None, "scale": None,
     "steps": 50, "eta": 0.0, "seed": 0, "images": 1, "compare": False, "dtype": "auto",
     "weights": "weights/mini", "size": None, "fingerprint": None, "captioner": None,
+    "prediction": None,
     "s_dns": None, "dns_images": 1, "caption_per": "seed",
     "K": None, "K_until": None, "tensor": None, "form": None, "normalize": None,
 }  # fmt: skip
 NUMBER = (int, float)
-KEEP_WORDS = {"source", "out", "device", "scale", "negative_scale", "show", "allow_download"}
+KEEP_WORDS = {
+    "source",
+    "out",
+    "device",
+    "scale",
+    "negative_scale",
+    "show",
+    "info",
+    "allow_download",
+}
 OF_DNS = ("s_dns", "dns_images", "caption_per")
 ANSWER = ("K", "K_until", "tensor", "form", "normalize")
 KINDS = {
     "prompt": (str,), "method": (str,), "negative": (str,), "negative_scale": NUMBER,
     "scale": NUMBER, "steps": (int,), "eta": NUMBER, "seed": (int,), "images": (int,),
     "compare": (bool,), "dtype": (str,), "weights": (str,), "size": (list,), "fingerprint": (str,),
-    "captioner": (str,), "s_dns": NUMBER, "dns_images": (int,), "caption_per": (str,),
+    "prediction": (str,), "captioner": (str,), "s_dns": NUMBER, "dns_images": (int,),
+    "caption_per": (str,),
     "K": (int,), "K_until": NUMBER, "tensor": (str,), "form": (str,), "normalize": (str,),
 }  # fmt: skip
 
@@ -104,7 +115,9 @@ def parse(argv: list[str] | None) -> dict:
     add("--seed", type=int, metavar="N", help="seed of the first picture; default 0")
     add("--images", type=int, metavar="K", help="K pictures, seeds N, N+1, ...; default 1")
     add("--compare", action="store_true", help="one sheet: methods in rows, seeds in columns")
-    add("--weights", metavar="FOLDER", help="a diffusers folder; default weights/mini")
+    add("--weights", metavar="PATH", help="a diffusers folder or a .safetensors file")
+    add("--prediction", metavar="KIND", help="epsilon or v_prediction; default: what PATH says")
+    add("--info", action="store_true", default=False, help="tell what --weights holds, and stop")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", metavar="NAME", help="auto, float32, float64, on a GPU float16, bfloat16")
     add("--out", type=Path, default=Path("outputs"), metavar="FOLDER", help="default outputs")
@@ -199,7 +212,8 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
     pictures.check_folder(args.out)
     device = choose_device(args.device)
-    model = dnp.load(find_weights(args.weights), device, choose_dtype(args.dtype, device))
+    dtype = choose_dtype(args.dtype, device)
+    model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
     if args.fingerprint not in (None, model.config.fingerprint):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
@@ -230,7 +244,7 @@ def run(args: argparse.Namespace) -> None:
                 for i, picture in enumerate(result.images):
                     n, seed = result.negatives[i], args.seed + first + i
                     used = {**result.settings, "seed": seed, "images": 1, "negative": n}
-                    used |= {"weights": args.weights, "captioner": args.captioner}
+                    used |= {k: getattr(args, k) for k in ("weights", "captioner", "prediction")}
                     path = pictures.save(picture, args.out, f"{stem}-{method}-{seed}", used)
                     star = f'  n* = "{n}"' if makes_dns(method, own) else ""
                     bar.write(f"{path}{star}", file=sys.stdout)
@@ -330,6 +344,11 @@ def main(argv: list[str] | None = None) -> None:
         from dnp.errors import DnpError
 
         try:
+            if given.get("info"):
+                from dnp.sd.model import describe
+
+                print(describe(find_weights(given.get("weights", DEFAULTS["weights"]))))
+                return
             run(settings(given))
         except DnpError as e:
             fail(str(e))

@@ -1,5 +1,6 @@
 """The command line as a user types it: pictures, --from, --compare, and every kind of bad input."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -164,7 +165,7 @@ BAD = {
     "not a device": (["a", "--device", "hpu"], "device 'hpu' cannot be used here"),
     "no images": (["a", "--images", 0], "0 images are not possible"),
     "method and compare": (["a", "--compare", "--method", "dns"], "leave --method out"),
-    "no weights": (["a", "--weights", "nowhere"], "nowhere: no such folder"),
+    "no weights": (["a", "--weights", "nowhere"], "nowhere: no such file or folder"),
     "no such PNG": (["--from", "nowhere.png"], "nowhere.png: no such file"),
 }
 
@@ -226,7 +227,7 @@ HOSTILE = {
     "a huge scale": ({"scale": 10**400}, "not finite"),
     "a billion images": ({"images": 10**9}, "choose 1 to 10000"),
     "no Unicode": ({"prompt": "\ud800"}, "not valid Unicode"),
-    "an endless path": ({"weights": "w" * 5000}, "no such folder"),
+    "an endless path": ({"weights": "w" * 5000}, "no such file or folder"),
     "a size in words": ({"size": ["a", "b"]}, "is not possible"),
     "a size of nothing": ({"size": [2, 2]}, "multiples of 4"),
 }
@@ -359,6 +360,22 @@ def test_dnp_without_anybody_to_ask(cli, monkeypatch):
     )
 
 
+def test_info_tells_what_weights_hold(cli):
+    code, pngs, out, _ = cli("--info")
+    assert code == 0 and pngs == [] and "layout      diffusers folder" in out
+    assert "8,788,228 parameters" in out and "predicts    epsilon" in out
+    digest = hashlib.sha256((MINI / UNET).read_bytes()).hexdigest()
+    assert digest in out
+    refused(cli("--info", "--weights", "nowhere"), "no such file")
+
+
+def test_prediction_can_be_overridden(cli):
+    _, (plain,), _, _ = cli("a cat", "--steps", 2)
+    code, (other,), _, _ = cli("a cat", "--steps", 2, "--prediction", "v_prediction")
+    assert code == 0 and not (pixels(plain) == pixels(other)).all()
+    refused(cli("a cat", "--prediction", "x0"), "choose epsilon or v_prediction")
+
+
 def test_options_of_answer_are_recorded_and_used_again(cli):
     words = ["a cat", "--method", "answer", "--steps", 4, "--K", 3, "--tensor", "jump"]
     code, (png,), out, _ = cli(*words, "--form", "two-term", "--s-dns", 0.5)
@@ -425,7 +442,7 @@ def test_a_pickle_is_never_opened(cli, copy):
     os.remove(copy / UNET)
     refused(cli("a", "--weights", copy), "is a pickle")
     torch.save({}, copy / UNET)
-    refused(cli("a", "--weights", copy), "a pickle under a safetensors name")
+    refused(cli("a", "--weights", copy), "is a pickle")
 
 
 def test_weights_of_other_shapes_are_counted_and_named(cli, copy):
@@ -448,8 +465,8 @@ def test_integer_weights_are_refused(cli, copy):
 
 
 def test_a_non_finite_eps_names_the_step(cli, copy):
-    change_tensors(copy / UNET, lambda t: t["conv_out.bias"].fill_(float("nan")))
-    refused(cli("a", "--weights", copy, "--steps", 3), "not finite at step 1 of 3")
+    change_tensors(copy / UNET, lambda t: t["conv_out.bias"].fill_(3e38))
+    refused(cli("a", "--weights", copy, "--steps", 3), "not finite at step 2 of 3")
 
 
 LIES = [  # (part, entry of its config, value, what the error must say)
@@ -509,7 +526,7 @@ def test_missing_and_broken_parts(cli, copy, tmp_path):
     os.remove(copy / "unet" / "config.json")
     refused(cli("a", "--weights", copy), "config.json: no such file")
     (tmp_path / "single.safetensors").write_bytes(b"x")
-    refused(cli("a", "--weights", tmp_path / "single.safetensors"), "is not a folder")
+    refused(cli("a", "--weights", tmp_path / "single.safetensors"), "is truncated or damaged")
 
 
 def test_a_missing_tokenizer_and_file(cli, copy):
@@ -517,7 +534,7 @@ def test_a_missing_tokenizer_and_file(cli, copy):
     away = vae.rename(copy / "away")
     refused(cli("a", "--weights", copy), "no such file; fetch the safetensors variant")
     vae.with_name("diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    refused(cli("a", "--weights", copy), "shards, which are not read yet")
+    refused(cli("a", "--weights", copy), "weight_map names no files")
     away.rename(vae)
     for path in (copy / "tokenizer").iterdir():
         if path.name != "tokenizer_config.json":
@@ -539,7 +556,7 @@ def test_a_tensor_under_two_names(cli, copy):
 
 def test_a_vae_that_returns_nan_is_no_black_picture(cli, copy):
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
-    change_tensors(path, lambda t: t["decoder.conv_out.bias"].fill_(float("nan")))
+    change_tensors(path, lambda t: t["decoder.conv_norm_out.weight"].fill_(3e38))
     refused(cli("a", "--weights", copy, "--steps", 1), "the VAE's picture is not finite")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 from dnp.energy import eps_from_v
 from dnp.errors import NonFiniteError, SettingsError, WeightsError
 from dnp.schedule import Schedule
-from dnp.sd import weights
+from dnp.sd import layouts, weights
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.unet import UNet
@@ -127,40 +128,26 @@ class StableDiffusion:
 
 
 def load(
-    path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    prediction_type: str | None = None,
 ) -> StableDiffusion:
-    """Opens a weights folder in the diffusers layout (`dnp/sd/weights.py`) as a StableDiffusion.
+    """Opens weights as a StableDiffusion: a folder in the diffusers layout (`dnp/sd/weights.py`)
+    or one file in the original layout (`dnp/sd/single_file.py`).
 
     `device` None is the CPU, `dtype` None is float32. The VAE stays in float32 when the rest is
-    half precision, since float16 overflows in it. WeightsError says what is wrong with a folder.
+    half precision, since float16 overflows in it. `prediction_type` (epsilon or v_prediction)
+    overrides what the weights say. WeightsError says what is wrong with them.
     """
     path, device = Path(path), torch.device(device or "cpu")
     dtype = dtype or torch.float32
-    try:
-        path.stat()
-    except OSError as e:
-        raise WeightsError(
-            f"{path}: no such folder ({e.strerror}); give --weights a folder that holds unet/."
-        ) from None
-    if not path.is_dir():
-        raise WeightsError(
-            f"{path} is not a folder; give --weights a folder in the diffusers layout, with unet/, "
-            "vae/, text_encoder/, tokenizer/ and scheduler/."
+    if prediction_type not in (None, "epsilon", "v_prediction"):
+        raise SettingsError(
+            f"prediction {prediction_type!r} is unknown; choose epsilon or v_prediction."
         )
-    parts = {
-        "text_encoder": (TextConfig, CLIPTextModel, "model", dtype),
-        "unet": (UNetConfig, UNet, "diffusion_pytorch_model", dtype),
-        "vae": (
-            VAEConfig,
-            VAE,
-            "diffusion_pytorch_model",
-            torch.promote_types(dtype, torch.float32),
-        ),
-    }
-    configs = {
-        p: c.from_dict(weights.read_json(path / p / "config.json")) for p, (c, *_) in parts.items()
-    }
-    text, unet, vae = (configs[p] for p in parts)
+    parts = layouts.read(path)
+    text, unet, vae = parts.text, parts.unet, parts.vae
     if text.hidden_size != unet.cross_attention_dim:
         raise WeightsError(
             f"{path}: the text encoder is {text.hidden_size} wide and the U-Net's cross-attention "
@@ -171,110 +158,43 @@ def load(
             f"{path}: the U-Net maps {unet.in_channels} to {unet.out_channels} channels and the "
             f"VAE has {vae.latent_channels}; inpainting and upscaling models are not supported."
         )
-    files, networks = [], []
-    for part, (_, build, stem, part_dtype) in parts.items():
-        files.append(weights.find(path / part, stem))
+    wide = torch.promote_types(dtype, torch.float32)
+    networks = []
+    for build, config, entries, what, kind in (
+        (CLIPTextModel, text, *parts.tensors["text_encoder"], dtype),
+        (UNet, unet, *parts.tensors["unet"], dtype),
+        (VAE, vae, *parts.tensors["vae"], wide),
+    ):
         with torch.device("meta"):
-            network = build(configs[part])
-        networks.append(weights.fill(network, files[-1], device, part_dtype))
+            network = build(config)
+        networks.append(weights.fill(network, entries, device, kind, what))
     if device.type == "cpu":
         networks[1:] = [n.to(memory_format=torch.channels_last) for n in networks[1:]]
-    schedule, prediction_type, spacing = _schedule(path / "scheduler" / "scheduler_config.json")
-    captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
     config = ModelConfig(
-        text, unet, vae, prediction_type, spacing, *_recommended(path), captioner,
-        weights.fingerprint(files),
+        text, unet, vae, prediction_type or parts.prediction_type, parts.spacing,
+        *parts.recommended, parts.captioner, weights.fingerprint(parts.files),
     )  # fmt: skip
-    return StableDiffusion(*networks, _tokenizer(path / "tokenizer", text), schedule, config)
+    return StableDiffusion(*networks, parts.tokenizer(), parts.schedule, config)
 
 
-def _schedule(path: Path) -> tuple[Schedule, str, str]:
-    """Schedule, prediction type and spacing that a scheduler config describes.
-
-    Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM
-    over explicit pairs. (diffusers' own DDIM steps by a constant stride, which is another walk for
-    trailing and linspace spacing.) Keys that only some schedulers write have Stable Diffusion's
-    values: steps_offset 1, set_alpha_to_one false.
-    """
-    d = weights.read_json(path)
-    kinds = {
-        "beta_schedule": ("scaled_linear", "linear"),  # the first is the default
-        "prediction_type": ("epsilon", "v_prediction"),
-        "timestep_spacing": ("leading", "trailing", "linspace"),
-        "trained_betas": (None,),
-        "thresholding": (False,),
-        "rescale_betas_zero_snr": (False,),
-    }
-    chosen = {key: d.get(key, allowed[0]) for key, allowed in kinds.items()}
-    for key, allowed in kinds.items():
-        if chosen[key] not in allowed:
-            raise WeightsError(
-                f"{path}: {key} = {chosen[key]!r} is not supported; it must be "
-                f"{' or '.join(map(repr, allowed))}."
-            )
-    if d.get("clip_sample"):
-        warnings.warn(f"{path}: clip_sample is true, but latents are never clipped", stacklevel=3)
-    start, end, T = (d.get(k) for k in ("beta_start", "beta_end", "num_train_timesteps"))
-    if not (
-        _number(start)
-        and _number(end)
-        and 0 < start <= end < 1
-        and type(T) is int
-        and 0 < T < 10**6
-    ):
-        raise WeightsError(
-            f"{path}: beta from {start!r} to {end!r} in {T!r} steps is not possible; restore the "
-            "file."
-        )
-    power = 2 if chosen["beta_schedule"] == "scaled_linear" else 1
-    betas = (
-        torch.linspace(start ** (1 / power), end ** (1 / power), T, dtype=torch.float64) ** power
+def describe(path: str | Path) -> str:
+    """What weights hold, without reading a tensor's numbers: layout, parts, parameters, sha256."""
+    path = Path(path)
+    parts = layouts.read(path)
+    rows = [f"layout      {'diffusers folder' if path.is_dir() else 'original single file'}"]
+    networks = (
+        ("text", CLIPTextModel, parts.text),
+        ("unet", UNet, parts.unet),
+        ("vae", VAE, parts.vae),
     )
-    offset, to_one = d.get("steps_offset", 1), d.get("set_alpha_to_one", False)
-    if type(offset) is not int or not 0 <= offset < T:
-        raise WeightsError(f"{path}: steps_offset = {offset!r} is not possible; restore the file.")
-    schedule = Schedule.from_betas(betas, set_alpha_to_one=bool(to_one), steps_offset=offset)
-    return schedule, chosen["prediction_type"], chosen["timestep_spacing"]
-
-
-def _recommended(path: Path) -> tuple[dict[str, float], tuple[str, ...]]:
-    """From `dnp.json`, if the folder has one: scale of each method, and all words of its world."""
-    file = path / "dnp.json"
-    if not file.exists():
-        return {}, ()
-    d = weights.read_json(file)
-    scales, words = d.get("scale", {}), d.get("words", [])
-    if not isinstance(scales, dict) or not all(_number(s) for s in scales.values()):
-        raise WeightsError(f"{file}: scale must map methods to finite numbers; restore the file.")
-    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-        raise WeightsError(f"{file}: words must be a list of words; restore the file.")
-    return {method: float(s) for method, s in scales.items()}, tuple(words)
-
-
-def _number(x: object) -> bool:
-    return type(x) in (int, float) and abs(x) < 1e30  # also false for NaN
-
-
-def _tokenizer(path: Path, config: TextConfig):
-    """transformers' CLIP tokenizer from its files; WeightsError if they cannot serve."""
-    files = {p.name for p in path.glob("*")} if path.is_dir() else set()
-    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
-        raise WeightsError(
-            f"{path}: neither tokenizer.json nor vocab.json and merges.txt are there; take them "
-            "from the source of the weights."
-        )
-    from transformers import CLIPTokenizer  # slow to import, so not before it is needed
-
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        most = max(tokenizer.get_vocab().values())
-        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    except Exception as e:  # transformers raises whatever its parsers raise
-        reason = str(e).strip().split("\n")[0]
-        raise WeightsError(f"{path}: no CLIP tokenizer ({reason}); restore the folder.") from None
-    if most >= config.vocab_size or None in ends:
-        raise WeightsError(
-            f"{path}: its tokens go up to {most} and its start, end and padding are {ends}, but "
-            f"the text encoder knows 0 to {config.vocab_size - 1}; take both from one model."
-        )
-    return tokenizer
+    for name, build, config in networks:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in build(config).parameters())
+        said = ", ".join(f"{k} {v}" for k, v in vars(config).items())
+        rows.append(f"{name:<11} {count:,} parameters: {said}")
+    rows.append(f"predicts    {parts.prediction_type}, {parts.spacing} spacing")
+    for file in parts.files:
+        with file.open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        rows.append(f"sha256      {digest}  {file}  {file.stat().st_size:,} bytes")
+    return "\n".join(rows)

@@ -1,6 +1,6 @@
 """Weights from a folder in the diffusers layout: strict, safetensors only, never a pickle.
 
-    folder/unet/config.json + diffusion_pytorch_model.safetensors
+    folder/unet/config.json + diffusion_pytorch_model.safetensors (or .fp16, or shards + index)
     folder/vae/config.json + diffusion_pytorch_model.safetensors
     folder/text_encoder/config.json + model.safetensors
     folder/tokenizer/ and folder/scheduler/scheduler_config.json
@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,50 +52,108 @@ def read_json(path: Path) -> dict:
     return data
 
 
-def find(folder: Path, stem: str) -> Path:
-    """The safetensors file of one part of the model."""
+def find(folder: Path, stem: str) -> list[Path]:
+    """The safetensors file of one part of the model, or its shards."""
     for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
         if (folder / name).is_file():
-            return folder / name
+            return [folder / name]
+    for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors.index.fp16.json",
+                 f"{stem}.fp16.safetensors.index.json"):  # fmt: skip
+        if (folder / name).is_file():
+            return _shards(folder / name)
     pickles = [p for kind in ("*.bin", "*.ckpt", "*.pt", "*.pth") for p in folder.glob(kind)]
     if pickles:
-        raise WeightsError(
-            f"{pickles[0]} is a pickle, which can run any code and is never opened; convert it to "
-            f"{stem}.safetensors with safetensors.torch.save_file on a machine you trust it on."
-        )
-    if (folder / f"{stem}.safetensors.index.json").exists():
-        raise WeightsError(
-            f"{folder / stem}.safetensors is split into shards, which are not read yet; join them, "
-            "or fetch the variant in one file."
-        )
+        _refuse_pickle(pickles[0], stem)
     raise WeightsError(
         f"{folder / stem}.safetensors: no such file; fetch the safetensors variant of the weights."
     )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, with old names renamed and harmless extras dropped."""
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, each once."""
+    names = read_json(index).get("weight_map")
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(isinstance(n, str) for n in names.values())
+    ):
+        raise WeightsError(f"{index}: weight_map names no files; restore the file.")
+    files = sorted({index.parent / n for n in names.values()})
+    for file in files:
+        if file.parent != index.parent or file.suffix != ".safetensors":
+            raise WeightsError(
+                f"{index}: {file.name} is no safetensors file beside it; restore the folder."
+            )
+        if not file.is_file():
+            raise WeightsError(f"{file}: no such file, but {index.name} names it; fetch it.")
+    return files
+
+
+def _refuse_pickle(path: Path, stem: str = "model") -> None:
+    raise WeightsError(
+        f"{path} is a pickle, which can run any code and is never opened; convert it to "
+        f"{stem}.safetensors with safetensors.torch.save_file on a machine you trust it on."
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor that lies in an open file: its shape is known, its numbers are not read yet.
+
+    `third` is which third of a fused projection it is, or None for the whole.
+    """
+
+    file: object  # an open safetensors file
+    key: str
+    shape: tuple[int, ...]
+    floating: bool
+    third: int | None = None
+
+    def read(self) -> Tensor:
+        x = self.file.get_tensor(self.key)
+        return x if self.third is None else x.chunk(3)[self.third]
+
+
+def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
+    """Every tensor of the files, by its name there; only the headers are read."""
+    entries: dict[str, Entry] = {}
+    for path in paths:
+        try:
+            f = safe_open(path, "pt")
+            for key in f.keys():  # noqa: SIM118
+                part = f.get_slice(key)
+                floating = part.get_dtype() in ("F64", "F32", "F16", "BF16")
+                if key in entries:
+                    raise WeightsError(f"{path}: {key} is in two shards; fetch the folder again.")
+                entries[key] = Entry(f, key, tuple(part.get_shape()), floating)
+        except (SafetensorError, OSError, ValueError) as e:
+            _say_what_is_wrong(path, e)
+    return entries
+
+
+def _say_what_is_wrong(path: Path, e: Exception) -> None:
     try:
-        with safe_open(path, "pt") as f:
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as e:
         with path.open("rb") as f:
             start = f.read(2)
-        if start[:1] == b"\x80" or start == b"PK":
-            raise WeightsError(
-                f"{path} is a pickle under a safetensors name and is never opened; convert it "
-                "with safetensors.torch.save_file on a machine you trust it on."
-            ) from None
+    except OSError as again:
+        raise WeightsError(f"{path}: cannot be read ({again.strerror}); mend that.") from None
+    if start[:1] == b"\x80" or start == b"PK":
+        _refuse_pickle(path)
+    raise WeightsError(
+        f"{path} is truncated or damaged ({e}); compare its size with the source and fetch it "
+        "again."
+    ) from None
+
+
+def renamed(entries: Mapping[str, Entry], where: Path) -> dict[str, Entry]:
+    """The tensors of a part of a folder under their names here, harmless extras left out."""
+    kept = {k: e for k, e in entries.items() if not _HARMLESS.search(k)}
+    new = {rename(k): e for k, e in kept.items()}
+    if len(new) < len(kept):
         raise WeightsError(
-            f"{path} is truncated or damaged ({e}); compare its size with the source and fetch it "
-            "again."
-        ) from None
-    renamed = {rename(key): x for key, x in tensors.items() if not _HARMLESS.search(key)}
-    if len(renamed) < sum(not _HARMLESS.search(key) for key in tensors):
-        raise WeightsError(
-            f"{path} holds some tensors twice, under an old and a new name; fetch it again."
+            f"{where} holds some tensors twice, under an old and a new name; fetch it again."
         )
-    return renamed
+    return new
 
 
 def rename(key: str) -> str:
@@ -103,18 +163,26 @@ def rename(key: str) -> str:
     return key
 
 
-def fill(network: nn.Module, path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Gives a network on the meta device the file's tensors, all of them and nothing else."""
-    want, have = network.state_dict(), read_tensors(path)
+def fill(
+    network: nn.Module, have: Mapping[str, Entry], device: torch.device, dtype: torch.dtype,
+    what: str, hint: str = "",
+) -> nn.Module:  # fmt: skip
+    """Gives a network on the meta device its tensors, all of them and nothing else, one by one.
+
+    Tensors are cast as they are read, so that no more than the network and one tensor are in
+    memory. WeightsError names what is missing, unexpected, of another shape, or not finite;
+    `what` says whose tensors they are and `hint` what the file may be instead.
+    """
+    want = network.state_dict()
     problems = {
         "missing": [k for k in want if k not in have],
         "unexpected": [k for k in have if k not in want],
         "mis-shaped": [
-            f"{k} {tuple(have[k].shape)} for {tuple(want[k].shape)}"
+            f"{k} {_shape(have[k])} for {tuple(want[k].shape)}"
             for k in want
-            if k in have and have[k].shape != want[k].shape
+            if k in have and not _fits(have[k], want[k])
         ],
-        "not floating point": [k for k in want if k in have and not have[k].is_floating_point()],
+        "not floating point": [k for k in want if k in have and not have[k].floating],
     }
     if any(problems.values()):
         told = "; ".join(
@@ -123,12 +191,34 @@ def fill(network: nn.Module, path: Path, device: torch.device, dtype: torch.dtyp
             if keys
         )
         raise WeightsError(
-            f"{path} does not belong to the network that {path.parent / 'config.json'} describes: "
-            f"{told}; take both files from the same source."
+            f"{what}: {told}{'; ' + hint if hint else ''}; take both files from the same source."
         )
-    state = {k: have[k].to(device=device, dtype=dtype) for k in want}
+    state = {}
+    for k in want:
+        try:
+            x = have[k].read().reshape(want[k].shape)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as e:
+            raise WeightsError(f"{what}: {k} cannot be read ({e}); fetch the file again.") from None
+        if not torch.isfinite(x).all():
+            raise WeightsError(
+                f"{what}: {k} holds NaN or infinity; the file is damaged, so fetch it again."
+            )
+        state[k] = x.to(device=device, dtype=dtype)
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()
+
+
+def _shape(entry: Entry) -> tuple[int, ...]:
+    first, *rest = entry.shape or (0,)
+    return tuple(entry.shape) if entry.third is None else (first // 3, *rest)
+
+
+def _fits(entry: Entry, want: Tensor) -> bool:
+    """The same shape, or a 1x1 convolution for a linear layer (attention of original VAEs)."""
+    shape = _shape(entry)
+    if len(shape) == 4 and want.ndim == 2 and shape[2:] == (1, 1):
+        shape = shape[:2]
+    return shape == tuple(want.shape) and (entry.third is None or entry.shape[0] % 3 == 0)
 
 
 def fingerprint(paths: list[Path]) -> str:

@@ -1,0 +1,240 @@
+"""The two layouts of a Stable Diffusion on disk, each read as the same `Parts`.
+
+A diffusers folder says everything in its configs; a single file says it by names and shapes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dnp.errors import WeightsError
+from dnp.schedule import Schedule
+from dnp.sd import single_file, weights
+from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What either layout holds: configs, tensors not yet read, schedule and tokenizer."""
+
+    text: TextConfig
+    unet: UNetConfig
+    vae: VAEConfig
+    tensors: dict[str, tuple[dict[str, weights.Entry], str]]  # part: (its tensors, whose they are)
+    files: list[Path]
+    schedule: Schedule
+    prediction_type: str
+    spacing: str
+    tokenizer: Callable
+    recommended: tuple[dict[str, float], tuple[str, ...]] = ({}, ())
+    captioner: Path | None = None
+
+
+def read(path: Path) -> Parts:
+    """What a folder or a file holds; WeightsError if it is neither."""
+    try:
+        path.stat()
+    except OSError as e:
+        raise WeightsError(
+            f"{path}: no such file or folder ({e.strerror}); give --weights a folder that holds "
+            "unet/, or a .safetensors file."
+        ) from None
+    return folder(path) if path.is_dir() else single(path)
+
+
+def folder(path: Path) -> Parts:
+    """A folder in the diffusers layout."""
+    stem = "diffusion_pytorch_model"
+    kinds = {"text_encoder": TextConfig, "unet": UNetConfig, "vae": VAEConfig}
+    configs = {
+        p: c.from_dict(weights.read_json(path / p / "config.json")) for p, c in kinds.items()
+    }
+    tensors, files = {}, []
+    for part in kinds:
+        found = weights.find(path / part, "model" if part == "text_encoder" else stem)
+        config = path / part / "config.json"
+        what = f"{found[0]} does not belong to the network that {config} describes"
+        tensors[part] = (weights.renamed(weights.open_files(found), found[0]), what)
+        files += found
+    captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
+    return Parts(
+        *configs.values(), tensors, files, *_schedule(path / "scheduler" / "scheduler_config.json"),
+        lambda: _tokenizer(path / "tokenizer", configs["text_encoder"]), _recommended(path),
+        captioner,
+    )  # fmt: skip
+
+
+def single(path: Path) -> Parts:
+    """One file in the original layout: the architecture is read off the shapes.
+
+    Whether a 2.x U-Net predicts eps or v is in no shape: v if the bias of its last self-attention's
+    norm spreads more than 0.09 (a heuristic in wide use); a warning says what was chosen.
+    """
+    entries = weights.open_files([path])
+    shapes = {k: e.shape for k, e in entries.items()}
+    hint = single_file.guess(shapes)
+    second = any(k.startswith(single_file.TEXT_2) for k in shapes)
+    starts = {
+        "text_encoder": single_file.TEXT_2 if second else single_file.TEXT_1,
+        "unet": single_file.UNET,
+        "vae": single_file.VAE,
+    }
+    own = {
+        part: {k.removeprefix(start): e for k, e in entries.items() if k.startswith(start)}
+        for part, start in starts.items()
+    }
+    rest = {k for k in entries if not k.startswith(tuple(starts.values()))}
+    rest = sorted(k for k in rest if not single_file.HARMLESS.search(k))
+    if rest or not all(own.values()):
+        gone = [part for part in own if not own[part]]
+        told = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
+        some = f" ({', '.join(rest[:5])})" if rest else ""
+        hint = hint or "this is no Stable Diffusion 1.x or 2.x in one file"
+        raise WeightsError(
+            f"{path}: {told}{some}; {hint}; give --weights one, or a folder in the diffusers "
+            "layout."
+        )
+    s = {part: {k: e.shape for k, e in own[part].items()} for part in own}
+    try:
+        text = single_file.text_config(s["text_encoder"], second)
+        unet, vae = single_file.unet_config(s["unet"]), single_file.vae_config(s["vae"])
+    except (KeyError, IndexError, ValueError, StopIteration) as e:
+        raise WeightsError(
+            f"{path}: its tensors are not those of Stable Diffusion 1.x or 2.x ({e} is missing); "
+            f"{hint or 'fetch the file again'}."
+        ) from None
+    names = {
+        "unet": single_file.unet_name(unet.layers_per_block),
+        "vae": single_file.vae_name(len(vae.block_out_channels)),
+        "text_encoder": weights.rename,
+    }
+    tensors = {}
+    for part, found in own.items():
+        new = {}
+        for key, entry in found.items():
+            if single_file.HARMLESS.search(starts[part] + key):
+                continue
+            if part == "text_encoder" and second:
+                if key.startswith(f"transformer.resblocks.{text.num_hidden_layers}."):
+                    continue  # the last layer, which Stable Diffusion 2.x does not use
+                for name, third in single_file.text_2_names(key):
+                    new[name] = replace(entry, third=third)
+            else:
+                new[names[part](key)] = entry
+        tensors[part] = (new, f"{path}, {part}")
+    v = second and _predicts_v(own["unet"])
+    if second:
+        chosen = "v_prediction" if v else "epsilon"
+        warnings.warn(
+            f"{path.name} is a Stable Diffusion 2.x, taken for one that predicts {chosen}; if its "
+            "pictures are noise, give the other with --prediction",
+            stacklevel=3,
+        )
+    side = 96 if v else 64
+    return Parts(
+        text, replace(unet, sample_size=(side, side)), vae, tensors, [path],
+        Schedule.stable_diffusion(), "v_prediction" if v else "epsilon", "leading",
+        lambda: single_file.clip_tokenizer(text),
+    )  # fmt: skip
+
+
+def _predicts_v(unet: dict[str, weights.Entry]) -> bool:
+    bias = unet.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
+    return bias is not None and bias.read().float().std().item() > 0.09
+
+
+def _schedule(path: Path) -> tuple[Schedule, str, str]:
+    """Schedule, prediction type and spacing that a scheduler config describes.
+
+    Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM
+    over explicit pairs. (diffusers' own DDIM steps by a constant stride, which is another walk for
+    trailing and linspace spacing.) Keys that only some schedulers write have Stable Diffusion's
+    values: steps_offset 1, set_alpha_to_one false.
+    """
+    d = weights.read_json(path)
+    kinds = {
+        "beta_schedule": ("scaled_linear", "linear"),  # the first is the default
+        "prediction_type": ("epsilon", "v_prediction"),
+        "timestep_spacing": ("leading", "trailing", "linspace"),
+        "trained_betas": (None,),
+        "thresholding": (False,),
+        "rescale_betas_zero_snr": (False,),
+    }
+    chosen = {key: d.get(key, allowed[0]) for key, allowed in kinds.items()}
+    for key, allowed in kinds.items():
+        if chosen[key] not in allowed:
+            raise WeightsError(
+                f"{path}: {key} = {chosen[key]!r} is not supported; it must be "
+                f"{' or '.join(map(repr, allowed))}."
+            )
+    if d.get("clip_sample"):
+        warnings.warn(f"{path}: clip_sample is true, but latents are never clipped", stacklevel=3)
+    start, end, T = (d.get(k) for k in ("beta_start", "beta_end", "num_train_timesteps"))
+    if not (
+        _number(start)
+        and _number(end)
+        and 0 < start <= end < 1
+        and type(T) is int
+        and 0 < T < 10**6
+    ):
+        raise WeightsError(
+            f"{path}: beta from {start!r} to {end!r} in {T!r} steps is not possible; restore the "
+            "file."
+        )
+    power = 2 if chosen["beta_schedule"] == "scaled_linear" else 1
+    betas = (
+        torch.linspace(start ** (1 / power), end ** (1 / power), T, dtype=torch.float64) ** power
+    )
+    offset, to_one = d.get("steps_offset", 1), d.get("set_alpha_to_one", False)
+    if type(offset) is not int or not 0 <= offset < T:
+        raise WeightsError(f"{path}: steps_offset = {offset!r} is not possible; restore the file.")
+    schedule = Schedule.from_betas(betas, set_alpha_to_one=bool(to_one), steps_offset=offset)
+    return schedule, chosen["prediction_type"], chosen["timestep_spacing"]
+
+
+def _recommended(path: Path) -> tuple[dict[str, float], tuple[str, ...]]:
+    """From `dnp.json`, if the folder has one: scale of each method, and all words of its world."""
+    file = path / "dnp.json"
+    if not file.exists():
+        return {}, ()
+    d = weights.read_json(file)
+    scales, words = d.get("scale", {}), d.get("words", [])
+    if not isinstance(scales, dict) or not all(_number(s) for s in scales.values()):
+        raise WeightsError(f"{file}: scale must map methods to finite numbers; restore the file.")
+    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+        raise WeightsError(f"{file}: words must be a list of words; restore the file.")
+    return {method: float(s) for method, s in scales.items()}, tuple(words)
+
+
+def _number(x: object) -> bool:
+    return type(x) in (int, float) and abs(x) < 1e30  # also false for NaN
+
+
+def _tokenizer(path: Path, config: TextConfig):
+    """transformers' CLIP tokenizer from its files; WeightsError if they cannot serve."""
+    files = {p.name for p in path.glob("*")} if path.is_dir() else set()
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+        raise WeightsError(
+            f"{path}: neither tokenizer.json nor vocab.json and merges.txt are there; take them "
+            "from the source of the weights."
+        )
+    from transformers import CLIPTokenizer  # slow to import, so not before it is needed
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        most = max(tokenizer.get_vocab().values())
+        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    except Exception as e:  # transformers raises whatever its parsers raise
+        reason = str(e).strip().split("\n")[0]
+        raise WeightsError(f"{path}: no CLIP tokenizer ({reason}); restore the folder.") from None
+    if most >= config.vocab_size or None in ends:
+        raise WeightsError(
+            f"{path}: its tokens go up to {most} and its start, end and padding are {ends}, but "
+            f"the text encoder knows 0 to {config.vocab_size - 1}; take both from one model."
+        )
+    return tokenizer

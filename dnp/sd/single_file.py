@@ -1,0 +1,243 @@
+"""The original layout of Stable Diffusion: one file with U-Net, VAE and text encoder in it.
+
+    model.diffusion_model.*                          the U-Net
+    first_stage_model.*                              the VAE
+    cond_stage_model.transformer.text_model.*        the text encoder of 1.x (CLIP ViT-L/14)
+    cond_stage_model.model.*                         the text encoder of 2.x (OpenCLIP ViT-H)
+
+Names are translated by the tables below; the architecture is read off the shapes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from dnp.errors import WeightsError
+from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+TEXT_1, TEXT_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+
+_RESNET = {
+    r"\.in_layers\.0\.": ".norm1.",
+    r"\.in_layers\.2\.": ".conv1.",
+    r"\.emb_layers\.1\.": ".time_emb_proj.",
+    r"\.out_layers\.0\.": ".norm2.",
+    r"\.out_layers\.3\.": ".conv2.",
+    r"\.skip_connection\.": ".conv_shortcut.",
+}
+_UNET = {
+    r"^time_embed\.0\.": "time_embedding.linear_1.",
+    r"^time_embed\.2\.": "time_embedding.linear_2.",
+    r"^input_blocks\.0\.0\.": "conv_in.",
+    r"^out\.0\.": "conv_norm_out.",
+    r"^out\.2\.": "conv_out.",
+    r"^middle_block\.0\.": "mid_block.resnets.0.",
+    r"^middle_block\.1\.": "mid_block.attentions.0.",
+    r"^middle_block\.2\.": "mid_block.resnets.1.",
+}
+_VAE = {
+    r"\.mid\.block_1\.": ".mid_block.resnets.0.",
+    r"\.mid\.block_2\.": ".mid_block.resnets.1.",
+    r"\.mid\.attn_1\.norm\.": ".mid_block.attentions.0.group_norm.",
+    r"\.mid\.attn_1\.([qkv])\.": r".mid_block.attentions.0.to_\1.",
+    r"\.mid\.attn_1\.proj_out\.": ".mid_block.attentions.0.to_out.0.",
+    r"\.(down|up)\.(\d+)\.block\.": r".\1_blocks.\2.resnets.",
+    r"\.(down|up)\.(\d+)\.(down|up)sample\.": r".\1_blocks.\2.\1samplers.0.",
+    r"\.nin_shortcut\.": ".conv_shortcut.",
+    r"\.norm_out\.": ".conv_norm_out.",
+}
+_TEXT_2 = {
+    r"^token_embedding\.": "embeddings.token_embedding.",
+    r"^positional_embedding$": "embeddings.position_embedding.weight",
+    r"^ln_final\.": "final_layer_norm.",
+    r"^transformer\.resblocks\.": "encoder.layers.",
+    r"\.ln_([12])\.": r".layer_norm\1.",
+    r"\.attn\.out_proj\.": ".self_attn.out_proj.",
+    r"\.mlp\.c_fc\.": ".mlp.fc1.",
+    r"\.mlp\.c_proj\.": ".mlp.fc2.",
+}
+# Buffers and training state that belong to no network.
+HARMLESS = re.compile(
+    r"^(model_ema\.|loss\.|first_stage_model\.loss\.|cond_stage_model\.(model\.)?(logit_scale|"
+    r"text_projection|attn_mask)|cond_stage_model\.transformer\.(logit_scale|text_projection)|"
+    r"(betas|alphas_cumprod(_prev)?|sqrt_(one_minus_|recipm?1?_?)?alphas_cumprod|"
+    r"sqrt_recipm1_alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|logvar|scale_factor|"
+    r"lvlb_weights|model_ema|global_step)$)|position_ids$"
+)
+
+
+def _apply(table: Mapping[str, str], name: str) -> str:
+    for old, new in table.items():
+        name = re.sub(old, new, name)
+    return name
+
+
+def unet_name(layers: int) -> Callable[[str], str]:
+    """Translates a U-Net name; `layers` residual blocks on each level going down.
+
+    Input block i is block (i - 1) % (layers + 1) of its level, where the last one is the
+    downsampler; output block i is block i % (layers + 1), and an upsampler follows the last.
+    """
+    per = layers + 1
+
+    def translate(name: str) -> str:
+        name = _apply(_UNET, name)
+        if m := re.match(r"input_blocks\.(\d+)\.(\d)\.(op\.)?(.*)", name):
+            level, j = divmod(int(m[1]) - 1, per)
+            kind = "downsamplers.0.conv" if m[3] else f"{('resnets', 'attentions')[int(m[2])]}.{j}"
+            name = f"down_blocks.{level}.{kind}.{m[4]}"
+        elif m := re.match(r"output_blocks\.(\d+)\.(\d)\.(conv\.)?(.*)", name):
+            level, j = divmod(int(m[1]), per)
+            kind = "upsamplers.0.conv" if m[3] else f"{('resnets', 'attentions')[int(m[2])]}.{j}"
+            name = f"up_blocks.{level}.{kind}.{m[4]}"
+        return _apply(_RESNET, name)
+
+    return translate
+
+
+def vae_name(levels: int) -> Callable[[str], str]:
+    """Translates a VAE name; the original counts the levels up from the finest one."""
+
+    def translate(name: str) -> str:
+        name = _apply(_VAE, name)
+        return re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", name)
+
+    return translate
+
+
+def text_2_names(name: str) -> list[tuple[str, int | None]]:
+    """The names of an OpenCLIP tensor, each with its third of a fused projection."""
+    name = _apply(_TEXT_2, name)
+    if m := re.match(r"(.*)\.attn\.in_proj_(weight|bias)$", name):
+        return [(f"{m[1]}.self_attn.{x}_proj.{m[2]}", i) for i, x in enumerate("qkv")]
+    return [(name, None)]
+
+
+# ----------------------------------------------------------------------------- what the shapes say
+
+
+def unet_config(s: Shapes) -> UNetConfig:
+    """The U-Net of tensors `s` under their original names. Heads are not in the shapes: 8 with
+    convolutions around attention (1.x), one for each 64 channels with linear layers (2.x)."""
+    ops = sorted(int(m[1]) for k in s if (m := re.match(r"input_blocks\.(\d+)\.0\.op\.weight", k)))
+    blocks = 1 + max(int(m[1]) for k in s if (m := re.match(r"input_blocks\.(\d+)\.", k)))
+    layers = ops[0] - 1 if ops else blocks - 1
+    levels = len(ops) + 1
+    first = [1 + (layers + 1) * i for i in range(levels)]
+    channels = tuple(s[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first)
+    cross = next(v for k, v in s.items() if k.endswith("attn2.to_k.weight"))[1]
+    linear = len(s["middle_block.1.proj_in.weight"]) == 2
+
+    def has(where: str, i: int) -> bool:
+        return f"{where}_blocks.{i}.1.norm.weight" in s
+
+    return UNetConfig(
+        in_channels=s["input_blocks.0.0.weight"][1],
+        out_channels=s["out.2.weight"][0],
+        block_out_channels=channels,
+        down_attention=tuple(has("input", i) for i in first),
+        up_attention=tuple(has("output", (layers + 1) * i) for i in range(levels)),
+        layers_per_block=layers,
+        heads=tuple(max(1, c // 64) if linear else 8 for c in channels),
+        cross_attention_dim=cross,
+        use_linear_projection=linear,
+    )
+
+
+def vae_config(s: Shapes) -> VAEConfig:
+    levels = 1 + max(int(m[1]) for k in s if (m := re.match(r"encoder\.down\.(\d+)\.", k)))
+    layers = 1 + max(
+        int(m[1]) for k in s if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", k))
+    )
+    return VAEConfig(
+        latent_channels=s["post_quant_conv.weight"][0],
+        block_out_channels=tuple(
+            s[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)
+        ),
+        layers_per_block=layers,
+    )
+
+
+def text_config(s: Shapes, second: bool) -> TextConfig:
+    """The text encoder; that of 2.x without its last layer, which Stable Diffusion does not use."""
+    layer = r"transformer\.resblocks\.(\d+)\." if second else r"encoder\.layers\.(\d+)\."
+    layers = 1 + max(int(m[1]) for k in s if (m := re.match(layer, k)))
+    start = "transformer.resblocks.0.mlp.c_fc" if second else "encoder.layers.0.mlp.fc1"
+    tokens = "token_embedding" if second else "embeddings.token_embedding"
+    positions = "positional_embedding" if second else "embeddings.position_embedding.weight"
+    vocabulary, width = s[f"{tokens}.weight"]
+    return TextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=s[f"{start}.weight"][0],
+        num_hidden_layers=layers - second,
+        num_attention_heads=max(1, width // 64),
+        max_position_embeddings=s[positions][0],
+        hidden_act="gelu" if second else "quick_gelu",
+    )
+
+
+def guess(shapes: Shapes) -> str:
+    """What a file may be that is no Stable Diffusion 1.x or 2.x; "" for no idea."""
+    wide = any(k.endswith("attn2.to_k.weight") and len(v) == 2 and v[1] == 2048
+               for k, v in shapes.items())  # fmt: skip
+    kinds = {
+        "cross-attention width 2048: this looks like SDXL, which is not supported yet": wide
+        or any(k.startswith("conditioner.embedders.") for k in shapes),
+        "this looks like a LoRA, which changes a model and is none": any(
+            "lora_" in k or ".lora." in k for k in shapes
+        ),
+        "this looks like a ControlNet": any(k.startswith("control_model.") for k in shapes),
+        "this looks like Stable Diffusion 3": any("joint_blocks." in k for k in shapes),
+        "this looks like Flux": any("double_blocks." in k for k in shapes),
+        "this looks like the U-Net of a diffusers folder: give the folder above it": any(
+            k.startswith("down_blocks.") for k in shapes
+        ),
+        "this looks like a VAE alone": any(k.startswith("decoder.") for k in shapes),
+        "this looks like a text encoder alone": any(k.startswith("text_model.") for k in shapes),
+    }
+    return next((kind for kind, true in kinds.items() if true), "")
+
+
+# ------------------------------------------------------------------------------------- tokenizer
+
+
+def byte_symbols() -> list[str]:
+    """CLIP's (GPT-2's) printable stand-ins for the 256 bytes, in its own order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """CLIP's 48,894 byte-pair merges, in their order, from its published file."""
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    return [tuple(line.split()) for line in lines[1 : 48_894 + 1]]  # the first line is a header
+
+
+def clip_tokenizer(config: TextConfig):
+    """CLIP's whole tokenizer (49,408 tokens), since a single file holds none. Stable Diffusion 1.x
+    pads with the end token, 2.x (OpenCLIP) with token 0."""
+    from transformers import CLIPTokenizer  # slow to import, so not before it is needed
+
+    path = Path(__file__).parent / "vocabulary" / "bpe_simple_vocab_16e6.txt.gz"
+    merges, symbols = read_merges(path), byte_symbols()
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    if config.vocab_size != len(tokens):
+        raise WeightsError(
+            f"the text encoder knows {config.vocab_size} tokens and CLIP's vocabulary has "
+            f"{len(tokens)}; a single file of this kind needs a tokenizer of its own, so give a "
+            "folder in the diffusers layout."
+        )
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges,
+        pad_token="!" if config.hidden_act == "gelu" else "<|endoftext|>",
+        model_max_length=config.max_position_embeddings,
+    )

@@ -1,0 +1,364 @@
+"""Every layout that people have on disk: shards, variants, and the original single file.
+
+A single file is made here from a diffusers folder by a translation of its own, and diffusers'
+`from_single_file` must read it too and give the same eps: so neither translation is its own proof.
+"""
+
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+import dnp
+from conftest import ARCHITECTURES, make_pipeline
+from dnp.errors import SettingsError, WeightsError
+from dnp.sd import single_file
+from dnp.sd.config import TextConfig
+
+CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+FAMILIES = {  # small ones with the structure of 1.x and of 2.x
+    "1.x": dict(
+        unet=dict(
+            block_out_channels=(32, 64, 64, 64), attention_head_dim=8, cross_attention_dim=64
+        ),
+        text=dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3),
+    ),
+    "2.x": dict(
+        unet=dict(
+            block_out_channels=(64, 128, 128, 128),
+            attention_head_dim=[1, 2, 2, 2],
+            cross_attention_dim=128,
+            use_linear_projection=True,
+        ),
+        text=dict(
+            hidden_size=128, intermediate_size=160, num_hidden_layers=23, hidden_act="gelu",
+            projection_dim=128,
+        ),
+    ),
+}  # fmt: skip
+
+
+def to_original(folder, second):
+    """The tensors of a diffusers folder under the names of the original layout."""
+    unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    out = {}
+    inner = {
+        "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
+    }  # fmt: skip
+    for key, x in unet.items():
+        part = key.split(".")
+        if part[0] == "down_blocks":
+            i = 1 + 3 * int(part[1]) + (2 if part[2] == "downsamplers" else int(part[3]))
+        if part[0] == "up_blocks":
+            last = 2 if part[2] == "upsamplers" else int(part[3])
+            i = 3 * int(part[1]) + last
+        if part[2:3] == ["resnets"] or part[1:2] == ["resnets"]:
+            tail = f"{inner[part[-2]]}.{part[-1]}"
+        match part[:3]:
+            case ["time_embedding", name, kind]:
+                key = f"time_embed.{'0' if name.endswith('1') else '2'}.{kind}"
+            case ["conv_in", kind]:
+                key = f"input_blocks.0.0.{kind}"
+            case ["conv_norm_out", kind]:
+                key = f"out.0.{kind}"
+            case ["conv_out", kind]:
+                key = f"out.2.{kind}"
+            case ["mid_block", "resnets", j]:
+                key = f"middle_block.{2 * int(j)}.{tail}"
+            case ["mid_block", "attentions", _]:
+                key = "middle_block.1." + ".".join(part[3:])
+            case ["down_blocks", _, "resnets"]:
+                key = f"input_blocks.{i}.0.{tail}"
+            case ["down_blocks", _, "attentions"]:
+                key = f"input_blocks.{i}.1." + ".".join(part[4:])
+            case ["down_blocks", _, "downsamplers"]:
+                key = f"input_blocks.{i}.0.op.{part[-1]}"
+            case ["up_blocks", _, "resnets"]:
+                key = f"output_blocks.{i}.0.{tail}"
+            case ["up_blocks", _, "attentions"]:
+                key = f"output_blocks.{i}.1." + ".".join(part[4:])
+            case ["up_blocks", level, "upsamplers"]:
+                place = 1 if level == "0" else 2  # the coarsest level has no attention before it
+                key = f"output_blocks.{i}.{place}.conv.{part[-1]}"
+        out["model.diffusion_model." + key] = x
+    attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
+    for key, x in vae.items():
+        half, *part = key.split(".")
+        if part[:2] == ["mid_block", "attentions"]:
+            name = attention[part[3]]
+            key = f"{half}.mid.attn_1.{name}.{part[-1]}"
+            x = x[:, :, None, None] if x.ndim == 2 else x
+        elif part[:2] == ["mid_block", "resnets"]:
+            key = f"{half}.mid.block_{int(part[2]) + 1}." + ".".join(part[3:])
+        elif part[0] == "down_blocks":
+            kind = "block." + part[3] if part[2] == "resnets" else "downsample"
+            key = f"{half}.down.{part[1]}.{kind}." + ".".join(part[4:])
+        elif part[0] == "up_blocks":
+            kind = "block." + part[3] if part[2] == "resnets" else "upsample"
+            key = f"{half}.up.{3 - int(part[1])}.{kind}." + ".".join(part[4:])
+        key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+        out["first_stage_model." + key] = x
+    text = {k.removeprefix("text_model."): x for k, x in text.items()}
+    if not second:
+        start = "cond_stage_model.transformer.text_model."
+        out |= {start + k: x for k, x in text.items()}
+        out[start + "embeddings.position_ids"] = torch.arange(77)[None]
+    else:
+        start = "cond_stage_model.model."
+        out[start + "positional_embedding"] = text["embeddings.position_embedding.weight"]
+        out[start + "token_embedding.weight"] = text["embeddings.token_embedding.weight"]
+        for kind in ("weight", "bias"):
+            out[f"{start}ln_final.{kind}"] = text[f"final_layer_norm.{kind}"]
+        names = {
+            "layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
+            "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+        }  # fmt: skip
+        for layer in range(24):
+            source = f"encoder.layers.{min(layer, 22)}."  # the last one is never used
+            target = f"{start}transformer.resblocks.{layer}."
+            for kind in ("weight", "bias"):
+                for new, old in names.items():
+                    out[f"{target}{old}.{kind}"] = text[f"{source}{new}.{kind}"].clone()
+                parts = [text[f"{source}self_attn.{p}_proj.{kind}"] for p in "qkv"]
+                out[f"{target}attn.in_proj_{kind}"] = torch.cat(parts)
+        out[start + "text_projection"] = torch.zeros(128, 128)
+        out[start + "logit_scale"] = torch.tensor(1.0)
+    out["model_ema.decay"] = torch.tensor(0.99)
+    out["betas"] = out["alphas_cumprod"] = torch.zeros(1000).clone()
+    out["alphas_cumprod"] = torch.zeros(1000)
+    return {k: x.contiguous() for k, x in out.items()}
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """(name, pipeline of diffusers, its folder, a single file with the same tensors)."""
+    sizes = FAMILIES[request.param]
+    second = request.param == "2.x"
+    pipeline = make_pipeline(
+        unet=dict(
+            layers_per_block=2, norm_num_groups=32, sample_size=64,
+            down_block_types=[k.format("Down") for k in (CROSS, CROSS, CROSS, PLAIN)],
+            up_block_types=[k.format("Up") for k in (PLAIN, CROSS, CROSS, CROSS)],
+            **sizes["unet"],
+        ),
+        vae=dict(block_out_channels=(32, 32, 64, 64), layers_per_block=2, norm_num_groups=32),
+        text={
+            **sizes["text"], "vocab_size": 49408, "max_position_embeddings": 77,
+            "num_attention_heads": sizes["text"]["hidden_size"] // 64,
+        },
+        scheduler={},
+    )  # fmt: skip
+    last = pipeline.unet.up_blocks[3].attentions[2].transformer_blocks[0].norm1
+    last.bias.data *= 0.1  # little spread: a network that predicts eps
+    pipeline.tokenizer = single_file.clip_tokenizer(
+        TextConfig(hidden_act="gelu" if second else "quick_gelu")
+    )
+    folder = tmp_path_factory.mktemp("family")
+    pipeline.save_pretrained(folder / "diffusers")
+    path = folder / "model.safetensors"
+    save_file(to_original(folder / "diffusers", second), path, metadata={"format": "pt"})
+    return request.param, pipeline, folder / "diffusers", path
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is a Stable Diffusion 2.x.*")
+        yield
+
+
+def outputs(model):
+    """Context, eps and pixels of one prompt, from our networks."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 4, 16, 16, generator=g)
+    c = model.encode(["a photo of a cat"])
+    with torch.inference_mode():
+        return c, model.eps(z, torch.tensor(500), c), model.vae.decode(z)
+
+
+def test_a_single_file_is_the_folder_it_was_made_from(family):
+    _, _, folder, path = family
+    for a, b in zip(outputs(dnp.load(path)), outputs(dnp.load(folder))):
+        assert_close(a, b, atol=2e-6, rtol=0)
+
+
+def test_diffusers_reads_the_single_file_as_we_do(family):
+    from diffusers import StableDiffusionPipeline
+
+    _, _, folder, path = family
+    theirs = StableDiffusionPipeline.from_single_file(
+        path, config=str(folder), local_files_only=True, safety_checker=None
+    )
+    c, eps, x = outputs(dnp.load(path))
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 4, 16, 16, generator=g)
+    ids = theirs.tokenizer("a photo of a cat", padding="max_length", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        assert_close(theirs.text_encoder(ids)[0], c, atol=1e-5, rtol=0)
+        assert_close(theirs.unet(z, 500, c).sample, eps, atol=1e-5, rtol=0)
+        assert_close(theirs.vae.decode(z).sample, x, atol=1e-4, rtol=0)
+
+
+def test_the_whole_vocabulary_tokenizes_as_clip_does():
+    one = single_file.clip_tokenizer(TextConfig())
+    assert one("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert one("a elephant with a glasses").input_ids == [
+        49406, 320, 10299, 593, 320, 6116, 49407,
+    ]  # fmt: skip
+    assert one.pad_token_id == 49407
+    assert single_file.clip_tokenizer(TextConfig(hidden_act="gelu")).pad_token_id == 0
+
+
+def damaged(path, tmp_path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    return tmp_path / "x.safetensors"
+
+
+def test_what_a_2x_file_predicts_is_told_and_can_be_overridden(family, tmp_path):
+    name, _, _, path = family
+    if name == "1.x":
+        pytest.skip("1.x predicts eps")
+
+    def spread(tensors):
+        key = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+        tensors[key] = 0.2 * torch.randn(64, generator=torch.Generator().manual_seed(0))
+
+    v = damaged(path, tmp_path, spread)
+    with pytest.warns(UserWarning, match="predicts v_prediction.*--prediction"):
+        model = dnp.load(v)
+    assert model.config.prediction_type == "v_prediction"
+    assert model.config.unet.sample_size == (96, 96)
+    assert dnp.load(v, prediction_type="epsilon").config.prediction_type == "epsilon"
+    with pytest.raises(SettingsError, match="epsilon or v_prediction"):
+        dnp.load(v, prediction_type="x0")
+
+
+def test_missing_and_unexpected_tensors_are_counted_and_named(family, tmp_path):
+    *_, path = family
+
+    def lose(tensors):
+        for key in [k for k in tensors if "middle_block.2." in k]:
+            tensors.pop(key)
+        tensors["model.diffusion_model.extra.weight"] = torch.zeros(3)
+
+    with pytest.raises(WeightsError, match=r"10 missing \(.*, \.\.\.\); 1 unexpected \(extra"):
+        dnp.load(damaged(path, tmp_path, lose))
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ({"conditioner.embedders.0.x": (1,)}, "SDXL"),
+        ({"lora_unet_down.lora_up.weight": (1,)}, "LoRA"),
+        ({"control_model.input_blocks.0.0.weight": (1,)}, "ControlNet"),
+        ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "Stable Diffusion 3"),
+        ({"double_blocks.0.img_attn.x": (1,)}, "Flux"),
+        ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "give the folder above"),
+        ({"decoder.conv_in.weight": (1,)}, "VAE alone"),
+        ({"text_model.x": (1,)}, "text encoder alone"),
+        ({"nothing.known": (1,)}, "no Stable Diffusion"),
+    ],
+)
+def test_files_of_other_kinds_are_recognised(tmp_path, names, sentence):
+    path = tmp_path / "x.safetensors"
+    save_file({k: torch.zeros(v) for k, v in names.items()}, path)
+    with pytest.raises(WeightsError, match=sentence):
+        dnp.load(path)
+
+
+# --------------------------------------------------------------------------- variants of folders
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    for path in tiny.rglob("*"):
+        if path.is_file():
+            target = tmp_path / "copy" / path.relative_to(tiny)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return tmp_path / "copy"
+
+
+def shard(folder, pieces=3, name="diffusion_pytorch_model"):
+    """Splits the U-Net of a folder into shards and their index."""
+    tensors = load_file(folder / f"{name}.safetensors")
+    (folder / f"{name}.safetensors").unlink()
+    keys, where = sorted(tensors), {}
+    for i in range(pieces):
+        file = f"{name}-{i + 1:05d}-of-{pieces:05d}.safetensors"
+        part = {k: tensors[k] for k in keys[i::pieces]}
+        save_file(part, folder / file)
+        where |= dict.fromkeys(part, file)
+    index = folder / f"{name}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return index
+
+
+def test_shards_are_the_whole(folder, tiny):
+    shard(folder / "unet")
+    for a, b in zip(outputs(dnp.load(folder)), outputs(dnp.load(tiny))):
+        assert_close(a, b, atol=2e-6, rtol=0)
+
+
+def test_shards_as_diffusers_writes_them(tmp_path, tiny):
+    pipeline = make_pipeline(**ARCHITECTURES["linear, v"])
+    pipeline.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
+    for a, b in zip(outputs(dnp.load(tmp_path)), outputs(dnp.load(tiny))):
+        assert_close(a, b, atol=2e-6, rtol=0)
+
+
+def test_an_fp16_variant_loads(tmp_path, tiny):
+    pipeline = make_pipeline(**ARCHITECTURES["linear, v"]).to(torch.float16)
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    model = dnp.load(tmp_path)
+    assert model.dtype == torch.float32
+    for a, b in zip(outputs(model), outputs(dnp.load(tiny))):
+        assert_close(a, b, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda d: d["weight_map"].update(x="../x.safetensors"), "no safetensors file beside it"),
+        (lambda d: d["weight_map"].update(x="x.bin"), "no safetensors file beside it"),
+        (lambda d: d["weight_map"].update(x="gone.safetensors"), "names it; fetch it"),
+        (lambda d: d.pop("weight_map"), "names no files"),
+        (lambda d: d["weight_map"].update(x=3), "names no files"),
+    ],
+)
+def test_a_damaged_index_is_refused(folder, damage, sentence):
+    index = shard(folder / "unet")
+    d = json.loads(index.read_text())
+    damage(d)
+    index.write_text(json.dumps(d))
+    with pytest.raises(WeightsError, match=sentence):
+        dnp.load(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(folder):
+    shard(folder / "unet")
+    one, two, _ = sorted((folder / "unet").glob("*.safetensors"))
+    extra = load_file(two)
+    extra[next(iter(load_file(one)))] = torch.zeros(1)
+    save_file(extra, two)
+    with pytest.raises(WeightsError, match="in two shards"):
+        dnp.load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(folder, value):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_in.bias"][0] = value
+    save_file(tensors, path)
+    with pytest.raises(WeightsError, match=r"conv_in\.bias holds NaN or infinity"):
+        dnp.load(folder)
