@@ -155,21 +155,6 @@ def settings(given: dict) -> argparse.Namespace:
     return args
 
 
-def choose_device(name: str):
-    """The torch device of a name; auto is CUDA, else MPS, else the CPU."""
-    import torch
-
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        fail(f"device {name!r} cannot be used here; choose cpu, or leave --device out.")
-    return device
-
-
 def choose_dtype(name: str, device):
     """The torch dtype of a name; auto is float16 on CUDA and float32 elsewhere."""
     import torch
@@ -199,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
 
     import dnp
     from dnp import pictures
-    from dnp.generation import check_settings
+    from dnp.generation import check_settings, choose_device
     from dnp.prompting import load_captioner
 
     methods = chosen_methods(args)
@@ -228,7 +213,7 @@ def run(args: argparse.Namespace) -> None:
         for method, own in methods.items():
             for first in range(0, args.images, batch):  # every picture is saved once it is made
                 count = min(batch, args.images - first)
-                words["dnp"] = partial(ask, args=args, shown=dns_seeds(args, first, count))
+                words["dnp"] = partial(ask, args=args, shown=dns_seeds(args, first, count), bar=bar)
                 result = dnp.generate(
                     model, args.prompt, method, s=args.scale, steps=args.steps,
                     seed=args.seed + first, images=count,
@@ -298,12 +283,13 @@ def dns_seeds(args: argparse.Namespace, first: int, count: int):
         yield from ((args.seed + first + i + FAR * j) % SEEDS for j in range(args.dns_images))
 
 
-def ask(image, args: argparse.Namespace, shown) -> str:
+def ask(image, args: argparse.Namespace, shown, bar) -> str:
     """A person's words for a DNS image, under 60 (arXiv:2411.05473)."""
     from dnp import pictures
     from dnp.prompting import MOST_WORDS
 
     seed = next(shown)
+    bar.clear()  # what is asked and answered stands on lines of its own
     used = {k: getattr(args, k) for k in ("prompt", "steps", "eta", "size", "weights", "dtype")}
     used |= {"method": "dns", "scale": args.s_dns, "seed": seed}
     path = pictures.save(image, args.out, f"{pictures.slug(args.prompt)}-dnp-dns-{seed}", used)

@@ -216,6 +216,25 @@ def guided_model(
     return lambda z_t, t: rule(*together(eps_fn, z_t, t, conditions))
 
 
+def choose_device(name: str = "auto", rank: int = 0) -> torch.device:
+    """The device of a name; auto is the CUDA device of this process, else MPS, else the CPU.
+
+    SettingsError if it cannot be used.
+    """
+    if name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{rank % torch.cuda.device_count()}"
+    elif name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise SettingsError(
+            f"device {name!r} cannot be used here; choose cpu, or leave --device out."
+        ) from None
+    return device
+
+
 def batch_size(device: torch.device) -> int:
     """How many pictures are sampled together.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,19 +42,35 @@ def save(picture: Image.Image, folder: Path, name: str, settings: dict) -> Path:
     while path.exists() and _settings_or_none(path) != settings:
         n += 1
         path = folder / f"{name}-{n}.png"
-    chunk = PngImagePlugin.PngInfo()
-    chunk.add_text(CHUNK, json.dumps(settings))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary, format="PNG", pnginfo=chunk)
-        os.replace(temporary, path)
+        write(path, png(picture, settings))
     except OSError as e:
         raise PictureError(f"{path}: cannot be written ({e}); give --out another folder.") from None
+    return path
+
+
+def png(picture: Image.Image, settings: dict | None = None) -> bytes:
+    """A PNG file, with `settings` in its text chunk if there are any."""
+    chunk, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    if settings is not None:
+        chunk.add_text(CHUNK, json.dumps(settings))
+    picture.save(file, format="PNG", pnginfo=chunk)
+    return file.getvalue()
+
+
+def write(path: Path, data: bytes) -> None:
+    """A file whole or not at all; the temporary name is unique, also in a shared folder."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with temporary.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return path
 
 
 def read_settings(path: Path) -> dict:

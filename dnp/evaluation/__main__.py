@@ -53,13 +53,14 @@ def main(argv: list[str] | None = None) -> None:
 
     import dnp
     from dnp.evaluation import benchmarks, methods, metrics, recogniser, report, runner
+    from dnp.generation import choose_device
     from dnp.prompting import load_captioner
     from dnp.sd.weights import fingerprint
 
     chosen = _check(args)
     rank, world = runner.share(dict(os.environ))
     prompts = benchmarks.choose(benchmarks.load(args.benchmark), args.per_category)
-    device = _device(args.device, rank)
+    device = choose_device(args.device, rank)
     runner.threads(device)
     model = dnp.load(args.weights, device)
     benchmarks.require_drawable(prompts, model.config.words)
@@ -119,22 +120,6 @@ def _check(args: argparse.Namespace) -> tuple:
     if args.baseline is not None and args.baseline not in args.method:
         raise SettingsError(f"the baseline {args.baseline!r} is no --method; add it there.")
     return chosen
-
-
-def _device(name: str, rank: int):
-    """The torch device of a name; auto is this process's CUDA device, else MPS, else the CPU."""
-    import torch
-
-    if name == "auto" and torch.cuda.is_available():
-        name = f"cuda:{rank % torch.cuda.device_count()}"
-    elif name == "auto":
-        name = "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise SettingsError(f"device {name!r} cannot be used here; choose cpu.") from None
-    return device
 
 
 if __name__ == "__main__":

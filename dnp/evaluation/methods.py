@@ -14,7 +14,6 @@ A method is written `name` or `name:option=value,option=value`, such as `cfg:ste
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,7 +102,7 @@ def settled(method: Method, s: float | None, steps: int, model) -> dict:
     scales, options = model.config.scales, dict(method.options)
     s = options.pop("s", scales.get(method.name, scales.get(method.rule)) if s is None else s)
     s = generation.DEFAULT_SCALE if s is None else s
-    s = {"unconditional": 1.0}.get(method.name, s)
+    s = 1.0 if method.name == "unconditional" else s
     out = {"s": s, "steps": steps, **options}
     if method.name in CAPTIONED:
         out.setdefault("s_dns", scales.get("dns", s))
@@ -121,12 +120,11 @@ def check(method: Method, s: float | None, steps: int, model, prompts: Sequence[
     wrong = [k for k, _ in method.options if k not in allowed.get(method.name, KINDS)]
     if wrong:
         raise SettingsError(f"{wrong[0]} is no option of {method.name}; leave it out.")
-    rule = {"negative-alone": "dns"}.get(method.name, method.rule)
-    given = dict(settings)
+    rule, given, T = method.rule, dict(settings), len(model.schedule.abar)
     if method.name in ("negative-alone", "cnp"):
-        generation.check_settings(1000, "dns", None, given.pop("s_dns"), steps, 0, 1, 0.0, None)
+        generation.check_settings(T, "dns", None, given.pop("s_dns"), steps, 0, 1, 0.0, None)
     generation.check_settings(
-        len(model.schedule.abar), rule, "" if rule in generation.NEEDS_NEGATIVE else None,
+        T, rule, "" if rule in generation.NEEDS_NEGATIVE else None,
         given.pop("s"), given.pop("steps"), 0, 1, given.pop("eta", 0.0),
         given.pop("negative_scale", None), given.pop("s_dns", None), given.pop("dns_images", 1),
         given.pop("caption_per", "seed"), given,
@@ -159,8 +157,9 @@ def sample(
         words = prompting.describe(captioner, [made.image for made in dns])
         alone = [_generate(model, w, "dns", 1, None, k, settings)[0] for k, w in enumerate(words)]
         return [Sample(a.image, w, a.nfe + d.nfe) for a, w, d in zip(alone, words, dns)]
-    negative = {"semantic": SEMANTIC.get(prompt)}.get(name)
-    negative = UNIVERSAL if name.startswith("universal") else negative
+    negative = UNIVERSAL if name.startswith("universal") else None
+    if name == "semantic":
+        negative = semantic_negative(prompt)
     if name == "auto-dnp":
         settings["captioner"] = captioner
     prompt = "" if name == "unconditional" else prompt
@@ -170,13 +169,6 @@ def sample(
 def _generate(model, prompt, rule, images, negative, seed, settings) -> list[Sample]:
     r = generation.generate(model, prompt, rule, negative, seed=seed, images=images, **settings)
     return [Sample(image, n, r.nfe) for image, n in zip(r.images, r.negatives)]
-
-
-def timed(make, *args) -> tuple[list[Sample], float]:
-    """What `make` returns, and its seconds."""
-    start = time.perf_counter()
-    made = make(*args)
-    return made, time.perf_counter() - start
 
 
 def random_negative(prompt: str, seed: int, others: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dnp.evaluation.metrics import bootstrap, paired
-from dnp.evaluation.runner import write
-from dnp.pictures import contact_sheet
+from dnp.pictures import contact_sheet, png, write
 
 COLUMNS = {  # column: (heading, factor, digits)
     "minimum": ("min. object", 1, 3),
@@ -204,12 +202,6 @@ def times(seconds: Sequence[dict], records: Sequence[dict]) -> str:
 # ------------------------------------------------------------------------------------------ plots
 
 
-def _save(image: Image.Image, path: Path) -> None:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    write(path, file.getvalue())
-
-
 def _plots(rows: Rows, folder: Path) -> list[str]:
     """Adherence against the scale, and at each method's best scale against evaluations."""
     column = "colours" if _have(rows, "colours") else "full"
@@ -226,11 +218,11 @@ def _plots(rows: Rows, folder: Path) -> list[str]:
     told = []
     curves = {k: sorted(v) for k, v in scales.items() if len(v) > 1}
     if curves:
-        _save(plot(curves, "guidance scale s", heading), folder / "scales.png")
+        write(folder / "scales.png", png(plot(curves, "guidance scale s", heading)))
         told += ["`scales.png`: " + heading + " by scale."]
     if len(costs) > 1:
         best = {k: [max(v, key=lambda point: point[1])] for k, v in costs.items()}
-        _save(plot(best, "evaluations per picture", heading), folder / "evaluations.png")
+        write(folder / "evaluations.png", png(plot(best, "evaluations per picture", heading)))
         told += ["`evaluations.png`: each method at the scale where it is best on these pictures."]
     return [*told, ""] if told else []
 
@@ -309,10 +301,8 @@ def _sheets(rows: Rows, base: tuple, key: tuple, folder: Path) -> list[str]:
         columns = [f"{change[k]:+.3f}, seed {k[1]}" for k in keys]
         what = f"{title} of {name(key, rows)} over {name(base, rows)} by {COLUMNS[column][0]}"
         plain = "".join(c if c.isalnum() or c in "-." else "_" for c in name(key, rows))
-        _save(
-            contact_sheet(list(zip(heads, pictures)), columns, what),
-            folder / f"{title}-{plain}.png",
-        )
+        sheet = contact_sheet(list(zip(heads, pictures)), columns, what)
+        write(folder / f"{title}-{plain}.png", png(sheet))
         told.append(
             f"`{title}-{plain}.png`: " + "; ".join(f"{p} (seed {i})" for p, i in keys) + "."
         )

@@ -9,10 +9,9 @@ unit; what a unit holds depends on the grid alone, so the tables do too.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import uuid
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from dnp.evaluation import methods as m
 from dnp.evaluation.benchmarks import Prompt, parts
 from dnp.evaluation.metrics import CLIPScorer, clip_score, diversity, presence
 from dnp.evaluation.recogniser import Recogniser
+from dnp.pictures import png, write
 from dnp.prompting import Captioner
 
 
@@ -134,16 +134,16 @@ def unit_of(index, unit, grid, model, instruments, texts) -> tuple[dict, dict[st
     method, s, prompt = unit
     with warnings.catch_warnings(record=True) as notes:  # a cut or an empty caption
         warnings.simplefilter("always")
+        start, failed = time.perf_counter(), None
         try:
-            samples, seconds = m.timed(
-                m.sample, model, method, prompt.text, grid.seeds, s, grid.steps,
-                instruments.captioner, texts,
-            )  # fmt: skip
-            failed = None
+            samples = m.sample(
+                model, method, prompt.text, grid.seeds, s, grid.steps, instruments.captioner, texts
+            )
         except NonFiniteError as e:
             sides = model.config.unet.sample_size[::-1]
             black = Image.new("RGB", [model.config.vae.factor * side for side in sides])
-            samples, seconds, failed = [m.Sample(black, None, 0)] * grid.seeds, 0.0, str(e)
+            samples, failed = [m.Sample(black, None, 0)] * grid.seeds, str(e)
+        seconds = time.perf_counter() - start
     images = [sample.image for sample in samples]
     names = [f"{index:05d}-{seed}.png" for seed in range(grid.seeds)]
     record = {
@@ -168,11 +168,7 @@ def unit_of(index, unit, grid, model, instruments, texts) -> tuple[dict, dict[st
         there, _ = instruments.recogniser.probabilities(images)
         share = there / there.sum(1, keepdim=True)
         record["classes"] = [[round(p, 5) for p in row] for row in share.tolist()]
-    data = {}
-    for name, image in zip(names, images):
-        file = io.BytesIO()
-        image.save(file, format="PNG")
-        data[name] = file.getvalue()
+    data = {name: png(image) for name, image in zip(names, images)}
     record["sha256"] = [hashlib.sha256(data[name]).hexdigest()[:16] for name in names]
     return record, data, seconds / grid.seeds
 
@@ -224,19 +220,6 @@ def _append(path: Path, row: dict) -> None:
         f.write(json.dumps(row).encode() + b"\n")
         f.flush()
         os.fsync(f.fileno())
-
-
-def write(path: Path, data: bytes) -> None:
-    """Whole or not at all; the name is unique among machines that share the folder."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with temporary.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _same_run(path: Path, told: dict) -> None:

@@ -63,11 +63,11 @@ _TEXT_2 = {
 }
 # Buffers and training state that belong to no network.
 HARMLESS = re.compile(
-    r"^(model_ema\.|loss\.|first_stage_model\.loss\.|cond_stage_model\.(model\.)?(logit_scale|"
-    r"text_projection|attn_mask)|cond_stage_model\.transformer\.(logit_scale|text_projection)|"
-    r"(betas|alphas_cumprod(_prev)?|sqrt_(one_minus_|recipm?1?_?)?alphas_cumprod|"
-    r"sqrt_recipm1_alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|logvar|scale_factor|"
-    r"lvlb_weights|model_ema|global_step)$)|position_ids$"
+    r"^(model_ema\.|loss\.|first_stage_model\.loss\."
+    r"|cond_stage_model\.(model|transformer)\.(logit_scale|text_projection|attn_mask)"
+    r"|(betas|global_step|logvar|lvlb_weights|scale_factor|posterior_\w+"
+    r"|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?)$)"
+    r"|position_ids$"
 )
 
 

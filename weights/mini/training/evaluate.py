@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -101,14 +101,20 @@ def _pairs(scene: world.Scene) -> set[tuple[str | None, str]]:
 # -------------------------------------------------------------------------------- what is sampled
 
 
+@cache
+def _loaded(weights: Path):
+    """The model, once in each process."""
+    import dnp
+
+    return dnp.load(weights)
+
+
 def _work(job: tuple, weights: Path) -> Image.Image:
     import dnp
 
     torch.set_num_threads(1)
-    if not hasattr(_work, "model"):
-        _work.model = dnp.load(weights)
     prompt, method, s, seed, steps = job
-    return dnp.generate(_work.model, prompt, method, s=s, seed=seed, steps=steps).images[0]
+    return dnp.generate(_loaded(weights), prompt, method, s=s, seed=seed, steps=steps).images[0]
 
 
 def sample(jobs: list[tuple], weights: Path, what: str, processes: int) -> list[Image.Image]:

@@ -274,11 +274,7 @@ def description(scene: world.Scene) -> str:
 
 def vision_from_clip(clip: dict[str, Tensor]) -> dict[str, Tensor]:
     """CLIP's vision tower under BLIP's names: the three projections of attention become one."""
-    names = {
-        "embeddings.patch_embedding.weight": "embeddings.patch_embedding.weight",
-        "post_layernorm.": "post_layernorm.",
-    }
-    out = {}
+    out, same = {}, ("embeddings.patch_embedding.weight", "post_layernorm.")
     for name, value in clip.items():
         name = name.removeprefix("model.vision_model.")
         if name.startswith("encoder.") and "self_attn" not in name:
@@ -290,7 +286,7 @@ def vision_from_clip(clip: dict[str, Tensor]) -> dict[str, Tensor]:
                 clip["model.vision_model." + name.replace("q_proj", f"{p}_proj")] for p in "qkv"
             ]
             out[name.replace("q_proj", "qkv")] = torch.cat(parts)
-        elif any(name.startswith(n) for n in names):
+        elif name.startswith(same):
             out[name] = value
         elif name == "embeddings.class_embedding":
             out[name] = value.view(1, 1, -1)
