@@ -188,7 +188,7 @@ def test_the_interval_of_the_inception_score_is_about_the_score():
     records = [{"classes": rows.tolist()} for rows in p]
     score, low, high = report.inception_interval(records)
     assert score == pytest.approx(metrics.inception_score(torch.tensor(p.reshape(-1, 6))))
-    assert low < score < high + 0.2 and high - low < 2
+    assert low < score < high and 0.05 < high - low < 2
 
 
 def test_bootstrap_covers_the_truth_as_often_as_it_says():

@@ -355,10 +355,51 @@ def test_a_tensor_in_two_shards_is_refused(folder):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(folder, value):
+@pytest.mark.parametrize(
+    ("part", "stem", "key", "use"),
+    [
+        ("text_encoder", "model", "final_layer_norm.bias", lambda m: m.encode("a cat")),
+        ("unet", "diffusion_pytorch_model", "conv_in.bias", outputs),
+        ("vae", "diffusion_pytorch_model", "decoder.conv_in.bias", outputs),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_whenever_they_are_used(
+    folder, part, stem, key, use, value
+):
+    path = folder / part / f"{stem}.safetensors"
+    tensors = load_file(path)
+    tensors[next(k for k in tensors if k.endswith(key))].view(-1)[0] = value
+    save_file(tensors, path)
+    model = dnp.load(folder)
+    for _ in range(2):  # the second time as the first
+        with pytest.raises(WeightsError, match=r"bias in .*safetensors holds NaN or infinity"):
+            use(model)
+
+
+def test_finite_weights_whose_sum_is_infinite_load(folder):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
-    tensors["conv_in.bias"][0] = value
+    tensors["conv_out.bias"] = torch.full_like(tensors["conv_out.bias"], 3e38)
     save_file(tensors, path)
-    with pytest.raises(WeightsError, match=r"conv_in\.bias holds NaN or infinity"):
-        dnp.load(folder)
+    assert outputs(dnp.load(folder))[1].max() > 1e38
+
+
+@pytest.mark.parametrize("pad", range(8))
+def test_tensors_at_any_byte_are_read(tmp_path, pad):
+    from dnp.sd.weights import open_files
+
+    want = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(4.0).half()}
+    header, data = {"pad": {"dtype": "U8", "shape": [pad], "data_offsets": [0, pad]}}, b"x" * pad
+    for name, x in want.items():
+        raw = x.numpy().tobytes()
+        kind = {torch.float32: "F32", torch.float16: "F16"}[x.dtype]
+        ends = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": kind, "shape": list(x.shape), "data_offsets": ends}
+        data += raw
+    text = json.dumps(header).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    entries = open_files([path])
+    for name, x in want.items():
+        assert_close(entries[name].read(), x, atol=0, rtol=0)
+    assert entries["pad"].dtype is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def folder(path: Path) -> Parts:
     captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
     return Parts(
         *configs.values(), tensors, files, *_schedule(path / "scheduler" / "scheduler_config.json"),
-        lambda: _tokenizer(path / "tokenizer", configs["text_encoder"]), _recommended(path),
+        _tokenizer(path / "tokenizer", configs["text_encoder"]), _recommended(path),
         captioner,
     )  # fmt: skip
 
@@ -79,26 +80,7 @@ def single(path: Path) -> Parts:
     shapes = {k: e.shape for k, e in entries.items()}
     hint = single_file.guess(shapes)
     second = any(k.startswith(single_file.TEXT_2) for k in shapes)
-    starts = {
-        "text_encoder": single_file.TEXT_2 if second else single_file.TEXT_1,
-        "unet": single_file.UNET,
-        "vae": single_file.VAE,
-    }
-    own = {
-        part: {k.removeprefix(start): e for k, e in entries.items() if k.startswith(start)}
-        for part, start in starts.items()
-    }
-    rest = {k for k in entries if not k.startswith(tuple(starts.values()))}
-    rest = sorted(k for k in rest if not single_file.HARMLESS.search(k))
-    if rest or not all(own.values()):
-        gone = [part for part in own if not own[part]]
-        told = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
-        some = f" ({', '.join(rest[:5])})" if rest else ""
-        hint = hint or "this is no Stable Diffusion 1.x or 2.x in one file"
-        raise WeightsError(
-            f"{path}: {told}{some}; {hint}; give --weights one, or a folder in the diffusers "
-            "layout."
-        )
+    own = _parted(path, entries, second, hint)
     s = {part: {k: e.shape for k, e in own[part].items()} for part in own}
     try:
         text = single_file.text_config(s["text_encoder"], second)
@@ -108,25 +90,6 @@ def single(path: Path) -> Parts:
             f"{path}: its tensors are not those of Stable Diffusion 1.x or 2.x ({e} is missing); "
             f"{hint or 'fetch the file again'}."
         ) from None
-    names = {
-        "unet": single_file.unet_name(unet.layers_per_block),
-        "vae": single_file.vae_name(len(vae.block_out_channels)),
-        "text_encoder": weights.rename,
-    }
-    tensors = {}
-    for part, found in own.items():
-        new = {}
-        for key, entry in found.items():
-            if single_file.HARMLESS.search(starts[part] + key):
-                continue
-            if part == "text_encoder" and second:
-                if key.startswith(f"transformer.resblocks.{text.num_hidden_layers}."):
-                    continue  # the last layer, which Stable Diffusion 2.x does not use
-                for name, third in single_file.text_2_names(key):
-                    new[name] = replace(entry, third=third)
-            else:
-                new[names[part](key)] = entry
-        tensors[part] = (new, f"{path}, {part}")
     v = second and _predicts_v(own["unet"])
     if second:
         chosen = "v_prediction" if v else "epsilon"
@@ -135,17 +98,66 @@ def single(path: Path) -> Parts:
             "pictures are noise, give the other with --prediction",
             stacklevel=3,
         )
+    unet_name = single_file.unet_name(unet.layers_per_block)
+    vae_name = single_file.vae_name(len(vae.block_out_channels))
+    tensors = {
+        "unet": {unet_name(k): e for k, e in own["unet"].items()},
+        "vae": {vae_name(k): e for k, e in own["vae"].items()},
+        "text_encoder": own["text_encoder"],
+    }
+    if second:
+        tensors["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers)
     side = 96 if v else 64
     return Parts(
-        text, replace(unet, sample_size=(side, side)), vae, tensors, [path],
+        text, replace(unet, sample_size=(side, side)), vae,
+        {part: (new, f"{path}, {part}") for part, new in tensors.items()}, [path],
         Schedule.stable_diffusion(), "v_prediction" if v else "epsilon", "leading",
-        lambda: single_file.clip_tokenizer(text),
+        partial(single_file.clip_tokenizer, text),
     )  # fmt: skip
+
+
+def _parted(
+    path: Path, entries: dict[str, weights.Entry], second: bool, hint: str
+) -> dict[str, dict[str, weights.Entry]]:
+    """The tensors of each part under their names within it; WeightsError if others are there."""
+    starts = {
+        "text_encoder": single_file.TEXT_2 if second else single_file.TEXT_1,
+        "unet": single_file.UNET,
+        "vae": single_file.VAE,
+    }
+    entries = {k: e for k, e in entries.items() if not single_file.HARMLESS.search(k)}
+    own = {
+        part: {k.removeprefix(start): e for k, e in entries.items() if k.startswith(start)}
+        for part, start in starts.items()
+    }
+    if not second:
+        own["text_encoder"] = {weights.rename(k): e for k, e in own["text_encoder"].items()}
+    rest = sorted(k for k in entries if not k.startswith(tuple(starts.values())))
+    if rest or not all(own.values()):
+        gone = [part for part in own if not own[part]]
+        told = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
+        some = f" ({', '.join(rest[:5])})" if rest else ""
+        hint = hint or "this is no Stable Diffusion 1.x or 2.x in one file"
+        raise WeightsError(
+            f"{path}: {told}{some}; {hint}; give --weights one, or a folder in the diffusers "
+            "layout."
+        )
+    return own
+
+
+def _text_2(entries: dict[str, weights.Entry], layers: int) -> dict[str, weights.Entry]:
+    """OpenCLIP's tensors under CLIP's names, without its last layer, which 2.x does not use."""
+    return {
+        name: replace(entry, third=third)
+        for key, entry in entries.items()
+        if not key.startswith(f"transformer.resblocks.{layers}.")
+        for name, third in single_file.text_2_names(key)
+    }
 
 
 def _predicts_v(unet: dict[str, weights.Entry]) -> bool:
     bias = unet.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
-    return bias is not None and bias.read().float().std().item() > 0.09
+    return bias is not None and bias.dtype is not None and bias.read().float().std().item() > 0.09
 
 
 def _schedule(path: Path) -> tuple[Schedule, str, str]:
@@ -215,14 +227,19 @@ def _number(x: object) -> bool:
     return type(x) in (int, float) and abs(x) < 1e30  # also false for NaN
 
 
-def _tokenizer(path: Path, config: TextConfig):
-    """transformers' CLIP tokenizer from its files; WeightsError if they cannot serve."""
+def _tokenizer(path: Path, config: TextConfig) -> Callable:
+    """What opens the tokenizer in a folder; WeightsError, now, if its files are not there."""
     files = {p.name for p in path.glob("*")} if path.is_dir() else set()
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
         raise WeightsError(
             f"{path}: neither tokenizer.json nor vocab.json and merges.txt are there; take them "
             "from the source of the weights."
         )
+    return partial(_open_tokenizer, path, config)
+
+
+def _open_tokenizer(path: Path, config: TextConfig):
+    """transformers' CLIP tokenizer from its files; WeightsError if they cannot serve."""
     from transformers import CLIPTokenizer  # slow to import, so not before it is needed
 
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,18 @@ class ModelConfig:
 class StableDiffusion:
     """Made by `dnp.load`. `eps` satisfies the contract of every rule and sampler here."""
 
-    def __init__(self, text_encoder, unet, vae, tokenizer, schedule: Schedule, config: ModelConfig):
+    def __init__(
+        self, text_encoder, unet, vae, open_tokenizer: Callable, schedule: Schedule,
+        config: ModelConfig,
+    ):  # fmt: skip
         self.text_encoder, self.unet, self.vae = text_encoder, unet, vae
-        self.tokenizer, self.schedule, self.config = tokenizer, schedule, config
+        self.open_tokenizer, self.schedule, self.config = open_tokenizer, schedule, config
         self.own_captioner = None  # loaded by `dnp.generate` when it is first needed
+
+    @cached_property
+    def tokenizer(self):
+        """transformers' CLIP tokenizer, opened at its first use; WeightsError if it is none."""
+        return self.open_tokenizer()
 
     @property
     def device(self) -> torch.device:
@@ -160,21 +169,22 @@ def load(
         )
     wide = torch.promote_types(dtype, torch.float32)
     networks = []
-    for build, config, entries, what, kind in (
-        (CLIPTextModel, text, *parts.tensors["text_encoder"], dtype),
-        (UNet, unet, *parts.tensors["unet"], dtype),
-        (VAE, vae, *parts.tensors["vae"], wide),
+    for build, config, (entries, what), kind in (
+        (CLIPTextModel, text, parts.tensors["text_encoder"], dtype),
+        (UNet, unet, parts.tensors["unet"], dtype),
+        (VAE, vae, parts.tensors["vae"], wide),
     ):
         with torch.device("meta"):
             network = build(config)
         networks.append(weights.fill(network, entries, device, kind, what))
-    if device.type == "cpu":
-        networks[1:] = [n.to(memory_format=torch.channels_last) for n in networks[1:]]
+        files = sorted({entry.path for entry in entries.values()})
+        for part in network.children() if build is VAE else [network]:  # the halves of a VAE
+            weights.at_first_use(part, files)
     config = ModelConfig(
         text, unet, vae, prediction_type or parts.prediction_type, parts.spacing,
         *parts.recommended, parts.captioner, weights.fingerprint(parts.files),
     )  # fmt: skip
-    return StableDiffusion(*networks, parts.tokenizer(), parts.schedule, config)
+    return StableDiffusion(*networks, parts.tokenizer, parts.schedule, config)
 
 
 def describe(path: str | Path) -> str:

@@ -2,7 +2,7 @@
 
     model.diffusion_model.*                          the U-Net
     first_stage_model.*                              the VAE
-    cond_stage_model.transformer.text_model.*        the text encoder of 1.x (CLIP ViT-L/14)
+    cond_stage_model.transformer.*                   the text encoder of 1.x (CLIP ViT-L/14)
     cond_stage_model.model.*                         the text encoder of 2.x (OpenCLIP ViT-H)
 
 Names are translated by the tables below; the architecture is read off the shapes.
@@ -20,7 +20,8 @@ from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
-TEXT_1, TEXT_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+TEXT_1, TEXT_2 = "cond_stage_model.transformer.", "cond_stage_model.model."
+VOCABULARY = 49_408  # CLIP's tokens: 256 bytes, these at a word's end, 48,894 merges, start and end
 
 _RESNET = {
     r"\.in_layers\.0\.": ".norm1.",
@@ -171,6 +172,12 @@ def text_config(s: Shapes, second: bool) -> TextConfig:
     tokens = "token_embedding" if second else "embeddings.token_embedding"
     positions = "positional_embedding" if second else "embeddings.position_embedding.weight"
     vocabulary, width = s[f"{tokens}.weight"]
+    if vocabulary != VOCABULARY:
+        raise WeightsError(
+            f"the text encoder knows {vocabulary} tokens and CLIP's vocabulary has {VOCABULARY}; a "
+            "file of this kind needs a tokenizer of its own, so give a folder in the diffusers "
+            "layout."
+        )
     return TextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -229,12 +236,6 @@ def clip_tokenizer(config: TextConfig):
     merges, symbols = read_merges(path), byte_symbols()
     tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    if config.vocab_size != len(tokens):
-        raise WeightsError(
-            f"the text encoder knows {config.vocab_size} tokens and CLIP's vocabulary has "
-            f"{len(tokens)}; a single file of this kind needs a tokenizer of its own, so give a "
-            "folder in the diffusers layout."
-        )
     return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
         merges=merges,

@@ -8,12 +8,16 @@
 
 A network is built on the meta device, where it has shapes and no numbers, and every tensor of it
 must come from the file: nothing random survives, and nothing in the file is passed over in silence.
+Opening weights compares names and shapes and reads only what must be converted; the rest is mapped
+into memory, and read, checked and laid out when a network is first called.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,21 +100,40 @@ def _refuse_pickle(path: Path, stem: str = "model") -> None:
     )
 
 
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that lies in an open file: its shape is known, its numbers are not read yet.
+    """A tensor that lies in a safetensors file, at `start` to `stop`; its numbers are not read yet.
 
-    `third` is which third of a fused projection it is, or None for the whole.
+    `dtype` is None if it is no floating-point one. `third` is which third of a fused projection it
+    is, or None for the whole.
     """
 
-    file: object  # an open safetensors file
+    path: Path
     key: str
     shape: tuple[int, ...]
-    floating: bool
+    dtype: torch.dtype | None
+    start: int
+    stop: int
     third: int | None = None
 
     def read(self) -> Tensor:
-        x = self.file.get_tensor(self.key)
+        """The tensor in a mapping of its own: a byte is read when it is used, and freed with it."""
+        page = self.start - self.start % mmap.ALLOCATIONGRANULARITY
+        with self.path.open("rb") as f:
+            data = mmap.mmap(f.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page)
+        offset, count = self.start - page, math.prod(self.shape)
+        if self.start % self.dtype.itemsize:
+            data, offset = bytearray(data[offset:]), 0
+        x = torch.frombuffer(data, dtype=self.dtype, count=count, offset=offset)
+        x = x.reshape(self.shape)
         return x if self.third is None else x.chunk(3)[self.third]
 
 
@@ -119,15 +142,20 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for path in paths:
         try:
-            f = safe_open(path, "pt")
-            for key in f.keys():  # noqa: SIM118
-                part = f.get_slice(key)
-                floating = part.get_dtype() in ("F64", "F32", "F16", "BF16")
-                if key in entries:
-                    raise WeightsError(f"{path}: {key} is in two shards; fetch the folder again.")
-                entries[key] = Entry(f, key, tuple(part.get_shape()), floating)
+            with safe_open(path, "pt"):  # checks the header: sizes, offsets, no holes, no overlaps
+                pass
+            with path.open("rb") as f:
+                size = int.from_bytes(f.read(8), "little")
+                header = json.loads(f.read(size))
         except (SafetensorError, OSError, ValueError) as e:
             _say_what_is_wrong(path, e)
+        header.pop("__metadata__", None)
+        for key, told in header.items():
+            if key in entries:
+                raise WeightsError(f"{path}: {key} is in two shards; fetch the folder again.")
+            shape, dtype = tuple(told["shape"]), DTYPES.get(told["dtype"])
+            start, stop = (8 + size + n for n in told["data_offsets"])
+            entries[key] = Entry(path, key, shape, dtype, start, stop)
     return entries
 
 
@@ -169,9 +197,9 @@ def fill(
 ) -> nn.Module:  # fmt: skip
     """Gives a network on the meta device its tensors, all of them and nothing else, one by one.
 
-    Tensors are cast as they are read, so that no more than the network and one tensor are in
-    memory. WeightsError names what is missing, unexpected, of another shape, or not finite;
-    `what` says whose tensors they are and `hint` what the file may be instead.
+    A tensor of another type or device is converted as it is read, so that no more than the network
+    and one tensor are in memory. WeightsError names what is missing, unexpected or of another
+    shape; `what` says whose tensors they are and `hint` what the file may be instead.
     """
     want = network.state_dict()
     problems = {
@@ -182,7 +210,7 @@ def fill(
             for k in want
             if k in have and not _fits(have[k], want[k])
         ],
-        "not floating point": [k for k in want if k in have and not have[k].floating],
+        "not floating point": [k for k in want if k in have and have[k].dtype is None],
     }
     if any(problems.values()):
         told = "; ".join(
@@ -197,15 +225,33 @@ def fill(
     for k in want:
         try:
             x = have[k].read().reshape(want[k].shape)
-        except (SafetensorError, OSError, ValueError, RuntimeError) as e:
+        except (OSError, ValueError, RuntimeError) as e:
             raise WeightsError(f"{what}: {k} cannot be read ({e}); fetch the file again.") from None
-        if not torch.isfinite(x).all():
-            raise WeightsError(
-                f"{what}: {k} holds NaN or infinity; the file is damaged, so fetch it again."
-            )
         state[k] = x.to(device=device, dtype=dtype)
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()
+
+
+def at_first_use(part: nn.Module, files: Sequence[Path]) -> None:
+    """Has the numbers of `part` checked, and on a CPU laid out, when it is first called.
+
+    WeightsError names a tensor with NaN or infinity. In channels_last convolutions are faster on a
+    CPU, and the layout is copied tensor by tensor.
+    """
+
+    @torch.inference_mode(False)
+    def prepare(part: nn.Module, _) -> None:
+        for name, p in part.named_parameters():
+            if not p.sum(dtype=torch.float32).isfinite() and not p.isfinite().all():
+                raise WeightsError(
+                    f"{name} in {' or '.join(map(str, files))} holds NaN or infinity; the file is "
+                    "damaged, so fetch it again."
+                )
+        if p.device.type == "cpu":
+            part.to(memory_format=torch.channels_last)
+        hook.remove()
+
+    hook = part.register_forward_pre_hook(prepare)
 
 
 def _shape(entry: Entry) -> tuple[int, ...]:

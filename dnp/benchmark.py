@@ -1,0 +1,480 @@
+"""Times and memory beside the machine's own matrix product; with diffusers, the ratios to it.
+
+    python -m dnp.benchmark                                    # Stable Diffusion 1.5's size
+    python -m dnp.benchmark --against diffusers                # ... and ratios
+    python -m dnp.benchmark --against diffusers --weights weights/mini --side 16
+    python -m dnp.benchmark --against diffusers --device cuda --dtype bfloat16 \\
+        --parts unet run decode --batch 16 --steps 50
+
+Without --weights, random weights of the full size are written to a temporary folder (4.3 GB) and
+read from there. Both take turns on the same weights, in one process (load, memory and import: in a
+new process each), and the table has the medians of the turns; a ratio below 1 is in our favour.
+"diffusers" is diffusers as it comes; "tuned" is it in channels_last under inference mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from dnp.errors import DnpError, SettingsError
+
+PROMPT = "a photo of a cat and a dog"
+# Stable Diffusion 1.5's configs, where they differ from what diffusers and transformers assume.
+SD1 = {
+    "text_encoder": {
+        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": 768,
+        "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12,
+        "max_position_embeddings": 77, "vocab_size": 49408, "hidden_act": "quick_gelu",
+    },
+    "unet": {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "sample_size": 64},
+    "vae": {
+        "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2, "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    },
+    "scheduler": {
+        "_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+        "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False,
+        "steps_offset": 1, "num_train_timesteps": 1000,
+    },
+    "tokenizer": {},
+}  # fmt: skip
+CLASSES = {
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise SettingsError(f"{message}; python -m dnp.benchmark --help lists what is possible.")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
+    add("--against", choices=("diffusers",), help="measure it too, and print the ratios")
+    told = "; ".join(f"{part}: {measure.__doc__}" for part, measure in PARTS.items())
+    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="P", help=told)
+    add("--weights", type=Path, metavar="FOLDER", help="a diffusers folder; default: random ones")
+    add("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps; default cpu")
+    add("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    add("--side", type=int, metavar="N", help="latents of N x N; default 64, run on a CPU 32")
+    add("--batch", type=int, default=1, metavar="N", help="pictures at a time; default 1")
+    add("--steps", type=int, default=20, metavar="N", help="DDIM steps of a run; default 20")
+    add("--rounds", type=int, default=3, metavar="N", help="turns of each; default 3")
+    add("--threads", type=int, metavar="N", help="CPU threads; default torch's own")
+    args = p.parse_args(argv)
+    for name in ("side", "batch", "steps", "rounds", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"--{name} {value} is not possible; give 1 or more.")
+    if args.dtype != "float32" and args.device == "cpu":
+        raise SettingsError(f"{args.dtype} on a CPU is slow and coarse; leave --dtype out.")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
+    import torch
+
+    from dnp.generation import choose_device
+
+    choose_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.against:
+        require_diffusers()
+    with tempfile.TemporaryDirectory() if args.weights is None else nullcontext() as made:
+        if args.weights is None:
+            args.weights = Path(made)
+            write_random_weights(args.weights)
+        print("\n".join(header(args)), flush=True)
+        for part in args.parts:
+            for cells in PARTS[part](args):
+                print(f"| {' | '.join(cells)} |", flush=True)
+        print(f"\nmatrix product again: {matrix_rate(args.device):,.0f} GFLOP/s")
+
+
+def require_diffusers() -> None:
+    try:
+        import diffusers
+    except ImportError:
+        raise SettingsError(
+            "diffusers is not installed; pip install -r requirements-test.txt, or leave --against "
+            "out."
+        ) from None
+    import transformers
+
+    for library in (diffusers, transformers):  # what they tell is no part of the table
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def header(args: argparse.Namespace) -> list[str]:
+    """The machine, the settings, and the head of the table."""
+    import torch
+
+    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else processor()
+    versions = [f"torch {torch.__version__}"]
+    if args.against:
+        import diffusers
+
+        versions += [f"diffusers {diffusers.__version__}"]
+    return [
+        f"{name}, {torch.get_num_threads()} threads, {', '.join(versions)}, {args.dtype}, medians "
+        f"of {args.rounds}",
+        f"matrix product 2048 x 2048, float32: {matrix_rate(args.device):,.0f} GFLOP/s",
+        "",
+        "| part | dnp | diffusers | ratio | diffusers tuned | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def matrix_rate(device: str) -> float:
+    """GFLOP/s of a float32 matrix product, median of 9."""
+    import torch
+
+    n = 2048
+    a = torch.randn(n, n, device=device)
+    times = [seconds(lambda: a @ a, device) for _ in range(10)][1:]
+    return 2 * n**3 / statistics.median(times) / 1e9
+
+
+def seconds(make: Callable[[], object], device: str) -> float:
+    """Wall time of one call, finished on its device."""
+    import torch
+
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(
+        device.split(":")[0], lambda: None
+    )
+    wait()
+    start = time.perf_counter()
+    make()
+    wait()
+    return time.perf_counter() - start
+
+
+def turns(calls: dict[str, Callable[[], object]], args: argparse.Namespace) -> dict[str, float]:
+    """The median seconds of each call, after one call for warmth; they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(args.rounds + 1):
+        for name, call in calls.items():
+            took = seconds(call, args.device)
+            if i:
+                times[name].append(took)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def row(what: str, values: dict[str, float], unit: str = "s") -> list[str]:
+    """A row of the table: ours, theirs and the ratios, where theirs were measured."""
+
+    def told(value: float) -> str:
+        if unit == "MB":
+            return f"{value:,.0f} MB"
+        return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.{2 if value < 0.01 else 0}f} ms"
+
+    cells = [what, told(values["dnp"])]
+    for name in ("diffusers", "tuned"):
+        there = name in values
+        cells += [told(values[name]), f"{values['dnp'] / values[name]:.2f}"] if there else ["", ""]
+    return cells
+
+
+# ---------------------------------------------------------------------------------------- weights
+
+
+def write_random_weights(folder: Path) -> None:
+    """A folder of Stable Diffusion 1.5's size with torch's own random initial weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dnp.sd import single_file
+    from dnp.sd.clip import CLIPTextModel
+    from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+    from dnp.sd.unet import UNet
+    from dnp.sd.vae import VAE
+
+    free = shutil.disk_usage(folder).free
+    if free < 5e9:
+        raise SettingsError(
+            f"{folder} has {free / 1e9:.1f} GB free and the random weights take 4.3; set TMPDIR to "
+            "a larger disk, or give --weights FOLDER."
+        )
+    torch.manual_seed(0)
+    for part, config in SD1.items():
+        (folder / part).mkdir()
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        (folder / part / name).write_text(json.dumps(config))
+    for part, build, kind in (
+        ("text_encoder", CLIPTextModel, TextConfig),
+        ("unet", UNet, UNetConfig),
+        ("vae", VAE, VAEConfig),
+    ):
+        network = build(kind.from_dict(SD1[part])).requires_grad_(False)
+        for name, p in network.named_parameters():
+            if "embedding.weight" in name:
+                p.normal_(std=0.02)
+        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        path = folder / part / f"{stem}.safetensors"
+        save_file(network.state_dict(), path, metadata={"format": "pt"})
+    single_file.clip_tokenizer(TextConfig()).save_pretrained(folder / "tokenizer")
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.35.0", **CLASSES}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def open_dnp(args: argparse.Namespace):
+    import torch
+
+    import dnp
+
+    return dnp.load(args.weights, args.device, getattr(torch, args.dtype))
+
+
+def open_diffusers(args: argparse.Namespace):
+    """diffusers' pipeline with DDIM, as it comes."""
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        args.weights, torch_dtype=getattr(torch, args.dtype), local_files_only=True,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(args.device)
+
+
+# ------------------------------------------------------------------------------ in one process
+
+
+def pair(args: argparse.Namespace) -> tuple:
+    """Our model and, if it is asked for, diffusers' pipeline; opened once."""
+    if not hasattr(args, "opened"):
+        args.opened = open_dnp(args), open_diffusers(args) if args.against else None
+    return args.opened
+
+
+def noise(args: argparse.Namespace, model, count: int, side: int):
+    import torch
+
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(count, model.config.unet.in_channels, side, side, generator=g)
+    return z.to(model.device, model.dtype)
+
+
+def in_turn(args: argparse.Namespace, ours, theirs, network) -> dict[str, float]:
+    """Medians of our call, diffusers', and diffusers' with `network` in channels_last."""
+    import torch
+
+    def plain(call, guard):
+        def run():
+            with guard():
+                call()
+
+        return run
+
+    calls = {"dnp": plain(ours, torch.no_grad)}
+    if theirs is not None:
+        calls["diffusers"] = plain(theirs, torch.no_grad)
+    out = turns(calls, args)
+    if theirs is not None:
+        network.to(memory_format=torch.channels_last)
+        calls = {"dnp": calls["dnp"], "tuned": plain(theirs, torch.inference_mode)}
+        again = turns(calls, args)
+        network.to(memory_format=torch.contiguous_format)
+        out["tuned"] = again["tuned"] * out["dnp"] / again["dnp"]  # the ratio is of its own turns
+    return out
+
+
+def _unet(args: argparse.Namespace) -> Iterator[list[str]]:
+    """one forward of the U-Net, two conditions for each picture"""
+    import torch
+
+    model, pipe = pair(args)
+    side, n = args.side or 64, 2 * args.batch
+    z, t = noise(args, model, n, side), torch.tensor(500, device=model.device)
+    context = model.encode([PROMPT] * n)
+    theirs = pipe and (lambda: pipe.unet(z, t, context))
+    values = in_turn(args, lambda: model.unet(z, t, context), theirs, pipe and pipe.unet)
+    yield row(f"U-Net forward, batch {n}, latents {side} x {side}", values)
+
+
+def _decode(args: argparse.Namespace) -> Iterator[list[str]]:
+    """the VAE's decoder"""
+    model, pipe = pair(args)
+    side = args.side or 64
+    z = noise(args, model, 1, side)
+    ours = z.to(model.vae.post_quant_conv.weight.dtype)
+    theirs = pipe and (lambda: pipe.vae.decode(z))
+    values = in_turn(args, lambda: model.vae.decode(ours), theirs, pipe and pipe.vae)
+    yield row(f"VAE decode, latents {side} x {side}", values)
+
+
+def _run(args: argparse.Namespace) -> Iterator[list[str]]:
+    """prompt to pictures with CFG"""
+    model, pipe = pair(args)
+    side = args.side or (32 if args.device == "cpu" else 64)
+    calls = {"dnp": lambda: run_dnp(model, args, side, args.steps)}
+    if pipe:
+        calls["diffusers"] = lambda: run_diffusers(pipe, args, side, args.steps)
+    values = {name: t / args.batch for name, t in turns(calls, args).items()}
+    told = f"a picture, CFG, {args.steps} steps, latents {side} x {side}, batch {args.batch}"
+    yield row(told, values)
+
+
+def run_dnp(model, args: argparse.Namespace, side: int, steps: int) -> None:
+    import dnp
+
+    pixels = side * model.config.vae.factor
+    dnp.generate(model, PROMPT, s=7.5, steps=steps, images=args.batch, size=(pixels, pixels))
+
+
+def run_diffusers(pipe, args: argparse.Namespace, side: int, steps: int) -> None:
+    pixels = side * pipe.vae_scale_factor
+    pipe(
+        PROMPT, guidance_scale=7.5, num_inference_steps=steps, height=pixels, width=pixels,
+        num_images_per_prompt=args.batch,
+    )  # fmt: skip
+
+
+def _rule(args: argparse.Namespace) -> Iterator[list[str]]:
+    """the guidance rule alone, as a share of one step"""
+    import torch
+
+    from dnp import guidance
+
+    model, _ = pair(args)
+    side = args.side or 64
+    t = torch.tensor(500, device=model.device)
+    for name, rule, k in (
+        ("CFG", guidance.cfg, 2),
+        ("negative prompt", guidance.negative_prompt, 3),
+        ("DNS", guidance.dns, 2),
+    ):
+        eps = noise(args, model, k * args.batch, side).chunk(k)
+        z, context = torch.cat(eps), model.encode([PROMPT] * k * args.batch)
+        with torch.no_grad():
+            calls = {"rule": partial(rule, *eps, 7.5), "step": partial(model.unet, z, t, context)}
+            took = turns(calls, args)
+        share = took["rule"] / (took["rule"] + took["step"])
+        told = f"{1e6 * took['rule']:.0f} us, {share:.3%} of a step"
+        yield [f"the rule alone, {name}", told, "", "", "", ""]
+
+
+# ----------------------------------------------------------------------------- in new processes
+
+
+def _child(job: str, args: argparse.Namespace, out) -> None:
+    """Loads, or loads and runs, in a process of its own; sends seconds or megabytes back."""
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    kind, name = job.split()
+    if name == "diffusers":
+        require_diffusers()
+        from diffusers import DDIMScheduler, StableDiffusionPipeline  # noqa: F401
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401  imports are not loading
+
+    import dnp.sd.model  # noqa: F401
+
+    warnings.simplefilter("ignore")  # 2 steps start low; diffusers renames torch_dtype
+    start = time.perf_counter()
+    opened = open_dnp(args) if name == "dnp" else open_diffusers(args)
+    took = time.perf_counter() - start
+    if kind == "memory":
+        side = args.side or 32
+        (run_dnp if name == "dnp" else run_diffusers)(opened, args, side, 2)
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, else KiB
+        took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    out.put(took)
+
+
+def _in_children(kind: str, args: argparse.Namespace) -> dict[str, float]:
+    context = get_context("spawn")
+    names = ["dnp", "diffusers"] if args.against else ["dnp"]
+    got: dict[str, list[float]] = {name: [] for name in names}
+    given = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "opened"})
+    for i in range(args.rounds + 1):  # the first turn warms the disk
+        for name in names:
+            queue = context.Queue()
+            child = context.Process(target=_child, args=(f"{kind} {name}", given, queue))
+            child.start()
+            child.join()
+            if child.exitcode:
+                raise SettingsError(
+                    f"{name} ended with {child.exitcode} while its {kind} was measured; what it "
+                    "printed above says why."
+                )
+            if i:
+                got[name].append(queue.get())
+    return {name: statistics.median(values) for name, values in got.items()}
+
+
+def _load(args: argparse.Namespace) -> Iterator[list[str]]:
+    """opening the weights, from a warm disk"""
+    yield row("load", _in_children("load", args))
+
+
+def _memory(args: argparse.Namespace) -> Iterator[list[str]]:
+    """peak resident memory of loading and a run of 2 steps"""
+    side = args.side or 32
+    told = f"peak memory, load and 2 steps, latents {side} x {side}"
+    yield row(told, _in_children("memory", args), "MB")
+
+
+def _import(args: argparse.Namespace) -> Iterator[list[str]]:
+    """import dnp against import diffusers"""
+
+    def start(module: str) -> None:
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=os.environ)
+
+    calls = {"dnp": lambda: start("dnp")}
+    if args.against:
+        calls["diffusers"] = lambda: start("diffusers")
+    yield row("import", turns(calls, args))
+
+
+PARTS = {
+    "unet": _unet, "run": _run, "decode": _decode, "rule": _rule, "load": _load,
+    "memory": _memory, "import": _import,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DnpError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
