@@ -110,6 +110,8 @@ def parse(argv: list[str] | None) -> dict:
         kind = {"K": int, "K_until": float}.get(name, str)
         dashed = "--" + name.replace("_", "-")
         add(dashed, dest=name, type=kind, metavar="X", help="answer: see dnp/answer.py")
+    size_help = "height and width in pixels; default: as the weights were trained"
+    add("--size", nargs=2, type=int, metavar=("H", "W"), help=size_help)
     add("--steps", type=int, metavar="N", help="DDIM steps, 1 to 1000; default 50")
     add("--eta", type=float, metavar="E", help="0 (DDIM) to 1 (DDPM); default 0")
     add("--seed", type=int, metavar="N", help="seed of the first picture; default 0")
@@ -339,7 +341,7 @@ def main(argv: list[str] | None = None) -> None:
         except DnpError as e:
             fail(str(e))
         except torch.OutOfMemoryError:
-            fail("the device's memory is full; choose --dtype float16 or --device cpu.")
+            fail("the device's memory is full; choose a smaller --size or --dtype float16.")
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left.", file=sys.stderr)
         sys.exit(130)

@@ -315,6 +315,29 @@ def in_turn(args: argparse.Namespace, ours, theirs, network) -> dict[str, float]
     return out
 
 
+def _agree(args: argparse.Namespace) -> Iterator[list[str]]:
+    """the greatest differences between our numbers and diffusers'"""
+    import torch
+
+    model, pipe = pair(args)
+    if pipe is None:
+        return
+    z, t = noise(args, model, 1, args.side or 32), torch.tensor(500, device=model.device)
+    with torch.no_grad():
+        context = model.encode([PROMPT])
+        length = context.shape[1]
+        ids = pipe.tokenizer(PROMPT, padding="max_length", max_length=length, truncation=True)
+        theirs = pipe.text_encoder(torch.tensor([ids.input_ids], device=model.device))[0]
+        pixels = model.vae.decode(z.to(model.vae.post_quant_conv.weight.dtype))
+        for what, ours, other in (
+            ("text encoder", context, theirs),
+            ("U-Net", model.unet(z, t, context), pipe.unet(z, t, context).sample),
+            ("VAE decode", pixels, pipe.vae.decode(z).sample),
+        ):
+            error = (ours.float() - other.float()).abs().max() / other.float().abs().max()
+            yield [f"{what}: greatest difference / greatest value", f"{error:.1e}", "", "", "", ""]
+
+
 def _unet(args: argparse.Namespace) -> Iterator[list[str]]:
     """one forward of the U-Net, two conditions for each picture"""
     import torch
@@ -465,7 +488,7 @@ def _import(args: argparse.Namespace) -> Iterator[list[str]]:
 
 
 PARTS = {
-    "unet": _unet, "run": _run, "decode": _decode, "rule": _rule, "load": _load,
+    "agree": _agree, "unet": _unet, "run": _run, "decode": _decode, "rule": _rule, "load": _load,
     "memory": _memory, "import": _import,
 }  # fmt: skip
 

@@ -52,6 +52,16 @@ def test_a_prompt_makes_a_picture_and_names_it(cli):
     assert (settings["prompt"], settings["steps"], settings["seed"]) == ("a red car", 2, 0)
 
 
+def test_a_size_is_height_and_width(cli):
+    code, (png,), _, _ = cli("a cat", "--steps", 1, "--size", 32, 48)
+    assert code == 0 and Image.open(png).size == (48, 32)
+    code, new, _, _ = cli("--from", png)
+    assert code == 0 and new == []  # the same picture
+    refused(cli("a cat", "--size", 30, 32), "multiples of 4")
+    refused(cli("a cat", "--size", 10**6, 10**6), "at most 4096")
+    refused(cli("a cat", "--size", 32), "expected 2 arguments")
+
+
 def test_the_recommended_scale_is_the_default(cli):
     _, (png,), _, _ = cli("a cat", "--steps", 1)
     scales = json.loads((MINI / "dnp.json").read_text())["scale"]

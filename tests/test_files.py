@@ -5,7 +5,10 @@ A single file is made here from a diffusers folder by a translation of its own, 
 """
 
 import json
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ import dnp
 from conftest import ARCHITECTURES, make_pipeline
 from dnp.errors import SettingsError, WeightsError
 from dnp.sd import single_file
-from dnp.sd.config import TextConfig
+from dnp.sd.config import SD1_TEXT, SD1_UNET, SD2_TEXT, SD2_UNET, TextConfig
 
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 FAMILIES = {  # small ones with the structure of 1.x and of 2.x
@@ -127,7 +130,8 @@ def to_original(folder, second):
                     out[f"{target}{old}.{kind}"] = text[f"{source}{new}.{kind}"].clone()
                 parts = [text[f"{source}self_attn.{p}_proj.{kind}"] for p in "qkv"]
                 out[f"{target}attn.in_proj_{kind}"] = torch.cat(parts)
-        out[start + "text_projection"] = torch.zeros(128, 128)
+        width = text["final_layer_norm.bias"].shape[0]
+        out[start + "text_projection"] = torch.zeros(width, width)
         out[start + "logit_scale"] = torch.tensor(1.0)
     out["model_ema.decay"] = torch.tensor(0.99)
     out["betas"] = out["alphas_cumprod"] = torch.zeros(1000).clone()
@@ -135,11 +139,8 @@ def to_original(folder, second):
     return {k: x.contiguous() for k, x in out.items()}
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
-def family(request, tmp_path_factory):
-    """(name, pipeline of diffusers, its folder, a single file with the same tensors)."""
-    sizes = FAMILIES[request.param]
-    second = request.param == "2.x"
+def make_family(sizes, vae, second, folder):
+    """(pipeline of diffusers, its folder, a single file with the same tensors)."""
     pipeline = make_pipeline(
         unet=dict(
             layers_per_block=2, norm_num_groups=32, sample_size=64,
@@ -147,7 +148,7 @@ def family(request, tmp_path_factory):
             up_block_types=[k.format("Up") for k in (PLAIN, CROSS, CROSS, CROSS)],
             **sizes["unet"],
         ),
-        vae=dict(block_out_channels=(32, 32, 64, 64), layers_per_block=2, norm_num_groups=32),
+        vae=dict(block_out_channels=vae, layers_per_block=2, norm_num_groups=32),
         text={
             **sizes["text"], "vocab_size": 49408, "max_position_embeddings": 77,
             "num_attention_heads": sizes["text"]["hidden_size"] // 64,
@@ -159,11 +160,17 @@ def family(request, tmp_path_factory):
     pipeline.tokenizer = single_file.clip_tokenizer(
         TextConfig(hidden_act="gelu" if second else "quick_gelu")
     )
-    folder = tmp_path_factory.mktemp("family")
     pipeline.save_pretrained(folder / "diffusers")
     path = folder / "model.safetensors"
     save_file(to_original(folder / "diffusers", second), path, metadata={"format": "pt"})
-    return request.param, pipeline, folder / "diffusers", path
+    return pipeline, folder / "diffusers", path
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """(name, pipeline of diffusers, its folder, a single file with the same tensors)."""
+    name, folder = request.param, tmp_path_factory.mktemp("family")
+    return name, *make_family(FAMILIES[name], (32, 32, 64, 64), name == "2.x", folder)
 
 
 @pytest.fixture(autouse=True)
@@ -188,10 +195,10 @@ def test_a_single_file_is_the_folder_it_was_made_from(family):
         assert_close(a, b, atol=2e-6, rtol=0)
 
 
-def test_diffusers_reads_the_single_file_as_we_do(family):
+def diffusers_agrees(folder, path):
+    """diffusers' own reader of single files, with the configs of `folder`, computes what we do."""
     from diffusers import StableDiffusionPipeline
 
-    _, _, folder, path = family
     theirs = StableDiffusionPipeline.from_single_file(
         path, config=str(folder), local_files_only=True, safety_checker=None
     )
@@ -200,9 +207,47 @@ def test_diffusers_reads_the_single_file_as_we_do(family):
     z = torch.randn(1, 4, 16, 16, generator=g)
     ids = theirs.tokenizer("a photo of a cat", padding="max_length", return_tensors="pt").input_ids
     with torch.inference_mode():
-        assert_close(theirs.text_encoder(ids)[0], c, atol=1e-5, rtol=0)
-        assert_close(theirs.unet(z, 500, c).sample, eps, atol=1e-5, rtol=0)
-        assert_close(theirs.vae.decode(z).sample, x, atol=1e-4, rtol=0)
+        assert_close(theirs.text_encoder(ids)[0], c, atol=1e-5, rtol=1e-5)
+        assert_close(theirs.unet(z, 500, c).sample, eps, atol=1e-5, rtol=1e-5)
+        assert_close(theirs.vae.decode(z).sample, x, atol=1e-4, rtol=1e-4)
+
+
+def test_diffusers_reads_the_single_file_as_we_do(family):
+    _, _, folder, path = family
+    diffusers_agrees(folder, path)
+
+
+FULL = {  # configs, and the parameters of U-Net and text encoder
+    "1.x": (SD1_TEXT, SD1_UNET, 859_520_964, 123_060_480),
+    "2.x": (SD2_TEXT, SD2_UNET, 865_910_724, 340_387_840),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_diffusers_reads_a_full_size_single_file_as_we_do(name, tmp_path):
+    text, unet, unet_count, text_count = FULL[name]
+    sizes = dict(
+        unet=dict(
+            FAMILIES[name]["unet"], block_out_channels=unet.block_out_channels,
+            cross_attention_dim=unet.cross_attention_dim,
+            attention_head_dim=list(unet.heads),
+        ),
+        text=dict(
+            FAMILIES[name]["text"], hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size, num_hidden_layers=text.num_hidden_layers,
+        ),
+    )  # fmt: skip
+    pipeline, folder, path = make_family(sizes, (128, 256, 512, 512), name == "2.x", tmp_path)
+    del pipeline
+    for weights in folder.glob("*/*.safetensors"):
+        weights.unlink()  # only the configs are needed from here on
+    model = dnp.load(path)
+    assert (model.config.text, model.config.unet) == (text, unet)
+    assert sum(p.numel() for p in model.unet.parameters()) == unet_count
+    assert sum(p.numel() for p in model.text_encoder.parameters()) == text_count
+    del model
+    diffusers_agrees(folder, path)
 
 
 def test_the_whole_vocabulary_tokenizes_as_clip_does():
@@ -403,3 +448,32 @@ def test_tensors_at_any_byte_are_read(tmp_path, pad):
     for name, x in want.items():
         assert_close(entries[name].read(), x, atol=0, rtol=0)
     assert entries["pad"].dtype is None
+
+
+PEAK = """
+import re, sys, warnings
+from pathlib import Path
+import torch, dnp, dnp.sd.model
+def kib(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+torch.manual_seed(0)
+before = kib("VmRSS")
+model = dnp.load(sys.argv[1])
+peak = kib("VmHWM")
+networks = (model.text_encoder, model.unet, model.vae)
+print((peak - before) * 1024 / sum(p.numel() * 4 for n in networks for p in n.parameters()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' own counters")
+@pytest.mark.parametrize("variant", ["fp16", None])
+def test_loading_takes_little_more_memory_than_the_tensors(tmp_path, variant):
+    kinds = ARCHITECTURES["linear, v"]
+    unet = dict(kinds["unet"], block_out_channels=(240, 480), norm_num_groups=24)
+    pipeline = make_pipeline(**{**kinds, "unet": unet})
+    pipeline.to(torch.float16 if variant else torch.float32)
+    pipeline.save_pretrained(tmp_path, variant=variant)
+    run = [sys.executable, "-c", PEAK, str(tmp_path)]
+    ratio = float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    assert ratio < 1.2 if variant else ratio < 0.2  # float32 is mapped, and not read

@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dnp
 from conftest import MINI, ROOT
+from dnp import answer, sampling
 from dnp.energy import eps_from_v
 from dnp.generation import guided_model
 from dnp.guidance import cfg
@@ -187,3 +189,54 @@ def test_import_is_light_and_the_equations_import_torch_alone():
                 top, *rest = words[1].split(".")
                 inside = top == "dnp" and rest[0] in ("schedule", "energy", "guidance", "sampling")
                 assert top in allowed or inside, f"{name}.py: {line}"
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails when a float64 tensor comes to be on a device that is not the CPU, as on MPS.
+
+    The device is torch's meta device, which has types and no numbers; only t is read back from it.
+    """
+
+    seen, t = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        back = (kwargs or {}).get("device") == torch.device("cpu")
+        if args and isinstance(args[0], torch.Tensor) and args[0].device.type == "meta":
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return self.t
+            if back:
+                return torch.tensor(self.t)
+        out = func(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves((args, kwargs, out)):
+            if isinstance(x, torch.Tensor) and x.device.type == "meta":
+                assert x.dtype != torch.float64, func
+                self.seen += 1
+        return out
+
+
+@pytest.mark.parametrize("method", ["cfg", "answer"])
+def test_no_float64_reaches_a_device(tiny, method):
+    model = dnp.load(tiny)  # a v-predicting one
+    for network in (model.text_encoder, model.unet, model.vae):
+        for part in (network, *network.children()):
+            part._forward_pre_hooks.clear()
+        network.to("meta")
+    with NoFloat64() as mode:
+        c_phi, c_p = (model.encode([text]) for text in ("", "a cat"))
+        pairs = model.schedule.pairs(4)
+        if method == "answer":
+            options = dict(tensor="jump", K_until=1.0)
+            rule = answer.answer(model.eps, c_phi, c_p, 2.0, model.schedule, pairs, **options)
+        else:
+            rule = guided_model(model.eps, [c_phi, c_p], lambda a, b: cfg(a, b, 2.0))
+        levels = iter(pairs)
+
+        def guided(z_t, t):
+            mode.t, _ = next(levels)
+            return rule(z_t, t)
+
+        z_T = torch.randn(1, *model.latent_shape(), device="meta")
+        g = [torch.Generator().manual_seed(0)]
+        *_, (_, z_0, _) = sampling.ddim_sample(guided, z_T, model.schedule, 4, 1.0, g)
+        assert model.vae.decode(z_0).device.type == "meta"
+    assert mode.seen > 1000

@@ -7,6 +7,7 @@ this code does not build (other block types, other embeddings) is refused by nam
 from __future__ import annotations
 
 from dataclasses import dataclass
+from reprlib import repr as brief  # a value may be any length
 
 from dnp.errors import WeightsError
 
@@ -186,7 +187,7 @@ def _one(value: object) -> object:
 
 def _refuse(part: str, key: str, value: object) -> None:
     raise WeightsError(
-        f"{part}/config.json: {key} = {value!r} is not supported; "
+        f"{part}/config.json: {key} = {brief(value)} is not supported; "
         "use weights of the Stable Diffusion 1.x or 2.x architecture."
     )
 
@@ -232,12 +233,23 @@ def _check(config: object, part: str) -> None:
         listed = isinstance(values, tuple) and 0 < len(values) <= 16
         if not listed or not all(good(v, most) for v in values):
             raise WeightsError(
-                f"{part}/config.json: {name} = {value!r} is not possible or not supported; use "
-                "the file that came with the weights."
+                f"{part}/config.json: {name} = {brief(value)} is not possible or not supported; "
+                "use the file that came with the weights."
             )
 
 
-# Presets. SD1 is the default of each class.
+# Presets. Stable Diffusion 1.x and the autoencoder of all are the defaults.
+SD1_TEXT, SD1_UNET, SD_VAE = TextConfig(), UNetConfig(), VAEConfig()
+SD2_TEXT = TextConfig(  # OpenCLIP ViT-H/14 without its last layer (340,387,840)
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    hidden_act="gelu",
+)
+SD2_UNET = UNetConfig(  # 865,910,724; 768-v models have sample_size (96, 96)
+    heads=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True
+)
 MINI_TEXT = TextConfig(
     vocab_size=1024,
     hidden_size=128,

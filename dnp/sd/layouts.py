@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from reprlib import repr as brief  # a value may be any length
 
 import torch
 
@@ -45,7 +46,11 @@ def read(path: Path) -> Parts:
             f"{path}: no such file or folder ({e.strerror}); give --weights a folder that holds "
             "unet/, or a .safetensors file."
         ) from None
-    return folder(path) if path.is_dir() else single(path)
+    if path.is_dir():
+        return folder(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} is no regular file; give --weights a file or a folder.")
+    return single(path)
 
 
 def folder(path: Path) -> Parts:
@@ -136,7 +141,7 @@ def _parted(
     if rest or not all(own.values()):
         gone = [part for part in own if not own[part]]
         told = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
-        some = f" ({', '.join(rest[:5])})" if rest else ""
+        some = f" ({weights.examples(rest)})" if rest else ""
         hint = hint or "this is no Stable Diffusion 1.x or 2.x in one file"
         raise WeightsError(
             f"{path}: {told}{some}; {hint}; give --weights one, or a folder in the diffusers "
@@ -181,7 +186,7 @@ def _schedule(path: Path) -> tuple[Schedule, str, str]:
     for key, allowed in kinds.items():
         if chosen[key] not in allowed:
             raise WeightsError(
-                f"{path}: {key} = {chosen[key]!r} is not supported; it must be "
+                f"{path}: {key} = {brief(chosen[key])} is not supported; it must be "
                 f"{' or '.join(map(repr, allowed))}."
             )
     if d.get("clip_sample"):
@@ -195,8 +200,8 @@ def _schedule(path: Path) -> tuple[Schedule, str, str]:
         and 0 < T < 10**6
     ):
         raise WeightsError(
-            f"{path}: beta from {start!r} to {end!r} in {T!r} steps is not possible; restore the "
-            "file."
+            f"{path}: beta from {brief(start)} to {brief(end)} in {brief(T)} steps is not "
+            "possible; restore the file."
         )
     power = 2 if chosen["beta_schedule"] == "scaled_linear" else 1
     betas = (
@@ -204,7 +209,9 @@ def _schedule(path: Path) -> tuple[Schedule, str, str]:
     )
     offset, to_one = d.get("steps_offset", 1), d.get("set_alpha_to_one", False)
     if type(offset) is not int or not 0 <= offset < T:
-        raise WeightsError(f"{path}: steps_offset = {offset!r} is not possible; restore the file.")
+        raise WeightsError(
+            f"{path}: steps_offset = {brief(offset)} is not possible; restore the file."
+        )
     schedule = Schedule.from_betas(betas, set_alpha_to_one=bool(to_one), steps_offset=offset)
     return schedule, chosen["prediction_type"], chosen["timestep_spacing"]
 
@@ -246,8 +253,10 @@ def _open_tokenizer(path: Path, config: TextConfig):
         tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
         most = max(tokenizer.get_vocab().values())
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        if tokenizer.model_max_length < 2 or len(tokenizer("a").input_ids) < 2:
+            raise ValueError("it has no start and end token, or no room for them")
     except Exception as e:  # transformers raises whatever its parsers raise
-        reason = str(e).strip().split("\n")[0]
+        reason = str(e).strip().split("\n")[0][:200]
         raise WeightsError(f"{path}: no CLIP tokenizer ({reason}); restore the folder.") from None
     if most >= config.vocab_size or None in ends:
         raise WeightsError(

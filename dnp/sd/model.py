@@ -23,6 +23,8 @@ from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 
+MOST_PIXELS = 4096  # on a side; attention would take more memory than machines have
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -128,10 +130,10 @@ class StableDiffusion:
         if len(size) != 2 or not all(type(n) is int for n in size):
             raise SettingsError(f"size {size} is not possible; give (height, width) in pixels.")
         height, width = size
-        if height < f or width < f or height % f or width % f:
+        if not f <= min(size) <= max(size) <= MOST_PIXELS or height % f or width % f:
             raise SettingsError(
                 f"a picture of {height} x {width} pixels is not possible; both sides must be "
-                f"multiples of {f}."
+                f"multiples of {f}, at most {MOST_PIXELS}."
             )
         return self.config.unet.in_channels, height // f, width // f
 

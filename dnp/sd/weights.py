@@ -43,6 +43,8 @@ _HARMLESS = re.compile(r"(^|\.)position_ids$")  # a buffer of older transformers
 def read_json(path: Path) -> dict:
     """The object in a JSON file; WeightsError if it is missing or not one."""
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise WeightsError(f"{path} is no regular file; restore it.")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(
@@ -152,7 +154,9 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
         header.pop("__metadata__", None)
         for key, told in header.items():
             if key in entries:
-                raise WeightsError(f"{path}: {key} is in two shards; fetch the folder again.")
+                raise WeightsError(
+                    f"{path}: {examples([key])} is in two shards; fetch the folder again."
+                )
             shape, dtype = tuple(told["shape"]), DTYPES.get(told["dtype"])
             start, stop = (8 + size + n for n in told["data_offsets"])
             entries[key] = Entry(path, key, shape, dtype, start, stop)
@@ -214,9 +218,7 @@ def fill(
     }
     if any(problems.values()):
         told = "; ".join(
-            f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
-            for kind, keys in problems.items()
-            if keys
+            f"{len(keys)} {kind} ({examples(keys)})" for kind, keys in problems.items() if keys
         )
         raise WeightsError(
             f"{what}: {told}{'; ' + hint if hint else ''}; take both files from the same source."
@@ -227,7 +229,7 @@ def fill(
             x = have[k].read().reshape(want[k].shape)
         except (OSError, ValueError, RuntimeError) as e:
             raise WeightsError(f"{what}: {k} cannot be read ({e}); fetch the file again.") from None
-        state[k] = x.to(device=device, dtype=dtype)
+        state[k] = x.to(dtype).to(device)  # first the dtype: MPS has no float64
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()
 
@@ -252,6 +254,12 @@ def at_first_use(part: nn.Module, files: Sequence[Path]) -> None:
         hook.remove()
 
     hook = part.register_forward_pre_hook(prepare)
+
+
+def examples(names: Sequence[str]) -> str:
+    """The first five, each cut to what a line can hold."""
+    some = [n if len(n) <= 120 else f"{n[:100]}... of {len(n):,} characters" for n in names[:5]]
+    return ", ".join(some) + (", ..." if len(names) > 5 else "")
 
 
 def _shape(entry: Entry) -> tuple[int, ...]:
