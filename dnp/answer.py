@@ -11,7 +11,7 @@ choice, and an argument of `answer`; `python -m dnp.evaluation` compares them, s
     s_dns       scale of the inner chain; None is s
     tensor      which noise is the negative one:
                 last           the DNS noise of the last inner step
-                next           the DNS noise where the inner chain ends
+                next           the DNS noise where the inner chain ends: last, with K + 1
                 unconditional  eps_phi where the inner chain ends
                 jump           the noise that takes one DDIM step from t to where the chain ends
     form        three-term, phi + s (p - eps_neg), or two-term, eps_neg + s (p - eps_neg)

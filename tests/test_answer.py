@@ -65,6 +65,15 @@ def test_one_unnormalised_step_is_cfg_at_s_times_one_plus_s_dns(s_dns):
     assert_close(guided(z, t), guidance.cfg(image_like(z, t, None), image_like(z, t, 0), scale))
 
 
+def test_next_is_last_with_one_inner_step_more():
+    z, t = start(2, 3, 4, 4), torch.tensor(PAIRS[1][0])
+    for K in (1, 2, 3):  # none of these chains is cut
+        longer = one(image_like, K=K + 1, tensor="last")(z, t)
+        assert_close(one(image_like, K=K, tensor="next")(z, t), longer)
+        costs = evaluations(8, K, 0.5, "next"), evaluations(8, K + 1, 0.5, "last")
+        assert costs[0] == costs[1]
+
+
 @pytest.mark.parametrize("tensor", TENSORS)
 def test_two_term_form_at_one_returns_the_conditional_noise(tensor):
     guided = one(image_like, 1.0, K=3, K_until=1.0, tensor=tensor, form="two-term")

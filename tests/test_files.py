@@ -192,7 +192,7 @@ def outputs(model):
 def test_a_single_file_is_the_folder_it_was_made_from(family):
     _, _, folder, path = family
     for a, b in zip(outputs(dnp.load(path)), outputs(dnp.load(folder))):
-        assert_close(a, b, atol=2e-6, rtol=0)
+        assert_close(a, b, atol=5e-6, rtol=0)
 
 
 def diffusers_agrees(folder, path):
@@ -350,7 +350,7 @@ def shard(folder, pieces=3, name="diffusion_pytorch_model"):
 def test_shards_are_the_whole(folder, tiny):
     shard(folder / "unet")
     for a, b in zip(outputs(dnp.load(folder)), outputs(dnp.load(tiny))):
-        assert_close(a, b, atol=2e-6, rtol=0)
+        assert_close(a, b, atol=5e-6, rtol=0)
 
 
 def test_shards_as_diffusers_writes_them(tmp_path, tiny):
@@ -358,7 +358,7 @@ def test_shards_as_diffusers_writes_them(tmp_path, tiny):
     pipeline.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
     for a, b in zip(outputs(dnp.load(tmp_path)), outputs(dnp.load(tiny))):
-        assert_close(a, b, atol=2e-6, rtol=0)
+        assert_close(a, b, atol=5e-6, rtol=0)
 
 
 def test_an_fp16_variant_loads(tmp_path, tiny):

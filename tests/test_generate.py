@@ -1,10 +1,12 @@
 """`dnp.load` and `dnp.generate` as a library user calls them."""
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -240,3 +242,71 @@ def test_no_float64_reaches_a_device(tiny, method):
         *_, (_, z_0, _) = sampling.ddim_sample(guided, z_T, model.schedule, 4, 1.0, g)
         assert model.vae.decode(z_0).device.type == "meta"
     assert mode.seen > 1000
+
+
+# ------------------------------------------------------------ convolutions in oneDNN's own order
+
+
+@pytest.fixture
+def convolution():
+    from dnp.sd.layers import Conv2d
+
+    torch.manual_seed(0)
+    conv = Conv2d(6, 10, 3, stride=2, padding=1).requires_grad_(False)
+    conv.pack()
+    return conv, torch.randn(2, 6, 9, 7)
+
+
+def plainly(conv, x):
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
+
+
+def test_a_packed_convolution_is_a_convolution(convolution):
+    conv, x = convolution
+    for y in (x, x[:1], torch.randn(1, 6, 20, 4), x.to(memory_format=torch.channels_last)):
+        assert_close(conv(y), plainly(conv, y), atol=2e-6, rtol=0)
+        assert conv.packed is not None or not torch.backends.mkldnn.is_available()
+    assert copy.deepcopy(conv)(x).equal(conv(x))
+
+
+def test_a_packed_convolution_follows_its_weights(convolution):
+    conv, x = convolution
+    before = conv(x)
+    conv.weight.mul_(2)
+    assert_close(conv(x), plainly(conv, x), atol=4e-6, rtol=0)
+    conv.weight.data += 1  # as many a script does, and no version counts it
+    assert_close(conv(x), plainly(conv, x), atol=4e-5, rtol=0)
+    conv.weight.data = torch.zeros_like(conv.weight)
+    assert_close(conv(x), plainly(conv, x), atol=2e-6, rtol=0)
+    assert not conv(x).equal(before)
+    y = x.double()
+    assert_close(conv.double()(y), plainly(conv, y))
+
+
+def test_a_packed_convolution_lets_gradients_through(convolution):
+    conv, x = convolution
+    conv(x)
+    x.requires_grad_(True)
+    conv(x).square().sum().backward()
+    got, x.grad = x.grad, None
+    plainly(conv, x).square().sum().backward()
+    assert_close(got, x.grad)
+    conv.requires_grad_(True)(x.detach()).sum().backward()
+    assert conv.weight.grad.abs().max() > 0
+
+
+def test_weights_that_are_packed_are_mapped_again(tiny):
+    model = dnp.load(tiny)  # float32 in the file
+    z, c = torch.randn(1, 4, 12, 8), model.encode("a cat")
+    want = {k: v.clone() for k, v in model.unet.state_dict().items()}
+    places = {k: v.data_ptr() for k, v in model.unet.named_parameters()}
+    with torch.inference_mode():
+        eps = model.eps(z, 500, c)
+    after = model.unet.state_dict()
+    assert all(after[k].equal(v) for k, v in want.items())
+    moved = {k for k, v in model.unet.named_parameters() if v.data_ptr() != places[k]}
+    assert moved == {k for k, v in want.items() if v.ndim == 4}
+    with torch.inference_mode():
+        assert_close(dnp.load(tiny).eps(z, 500, c), eps, atol=2e-6, rtol=0)  # loaded within
+    model.unet.conv_in.weight.data *= 0
+    assert not model.eps(z, 500, c).equal(eps)

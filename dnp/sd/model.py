@@ -179,9 +179,9 @@ def load(
         with torch.device("meta"):
             network = build(config)
         networks.append(weights.fill(network, entries, device, kind, what))
-        files = sorted({entry.path for entry in entries.values()})
-        for part in network.children() if build is VAE else [network]:  # the halves of a VAE
-            weights.at_first_use(part, files)
+        halves = network.named_children() if build is VAE else [("", network)]
+        for name, half in halves:
+            weights.at_first_use(half, name, entries)
     config = ModelConfig(
         text, unet, vae, prediction_type or parts.prediction_type, parts.spacing,
         *parts.recommended, parts.captioner, weights.fingerprint(parts.files),

@@ -21,6 +21,7 @@ import mmap
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
+from dnp.sd.layers import Conv2d
 
 # Old and new spellings of the same tensors.
 _RENAMES = (
@@ -102,6 +104,7 @@ def _refuse_pickle(path: Path, stem: str = "model") -> None:
     )
 
 
+SMALL = 1 << 20  # elements: 4 MiB
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -126,7 +129,7 @@ class Entry:
     stop: int
     third: int | None = None
 
-    def read(self) -> Tensor:
+    def read(self, shape: Sequence[int] | None = None) -> Tensor:
         """The tensor in a mapping of its own: a byte is read when it is used, and freed with it."""
         page = self.start - self.start % mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as f:
@@ -136,7 +139,8 @@ class Entry:
             data, offset = bytearray(data[offset:]), 0
         x = torch.frombuffer(data, dtype=self.dtype, count=count, offset=offset)
         x = x.reshape(self.shape)
-        return x if self.third is None else x.chunk(3)[self.third]
+        x = x if self.third is None else x.chunk(3)[self.third]
+        return x if shape is None else x.reshape(shape)
 
 
 def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
@@ -226,7 +230,7 @@ def fill(
     state = {}
     for k in want:
         try:
-            x = have[k].read().reshape(want[k].shape)
+            x = have[k].read(want[k].shape)
         except (OSError, ValueError, RuntimeError) as e:
             raise WeightsError(f"{what}: {k} cannot be read ({e}); fetch the file again.") from None
         state[k] = x.to(dtype).to(device)  # first the dtype: MPS has no float64
@@ -234,24 +238,36 @@ def fill(
     return network.requires_grad_(False).eval()
 
 
-def at_first_use(part: nn.Module, files: Sequence[Path]) -> None:
+def at_first_use(part: nn.Module, name: str, entries: Mapping[str, Entry]) -> None:
     """Has the numbers of `part` checked, and on a CPU laid out, when it is first called.
 
-    WeightsError names a tensor with NaN or infinity. In channels_last convolutions are faster on a
-    CPU, and the layout is copied tensor by tensor.
+    `entries` are the tensors that it was filled with, under the names of the network in which
+    `part` is called `name`, or "" for the whole. WeightsError names one with NaN or infinity.
+    Convolutions are packed where that takes no memory: those in the file's own type are mapped
+    again, unread, and of the rest the small ones; the others are faster in channels_last.
     """
+
+    def entry_of(*names: str) -> Entry:
+        return entries[".".join(filter(None, (name, *names)))]
 
     @torch.inference_mode(False)
     def prepare(part: nn.Module, _) -> None:
-        for name, p in part.named_parameters():
+        for key, p in part.named_parameters():
             if not p.sum(dtype=torch.float32).isfinite() and not p.isfinite().all():
+                entry = entry_of(key)
                 raise WeightsError(
-                    f"{name} in {' or '.join(map(str, files))} holds NaN or infinity; the file is "
-                    "damaged, so fetch it again."
+                    f"{entry.key} in {entry.path} holds NaN or infinity; the file is damaged, so "
+                    "fetch it again."
                 )
-        if p.device.type == "cpu":
-            part.to(memory_format=torch.channels_last)
         hook.remove()
+        for key, module in part.named_modules():
+            if isinstance(module, Conv2d) and module.weight.device.type == "cpu":
+                weight, entry = module.weight, entry_of(key, "weight")
+                mapped = entry.dtype == weight.dtype
+                if mapped or weight.numel() < SMALL:
+                    module.pack(partial(entry.read, weight.shape) if mapped else None)
+                else:
+                    module.to(memory_format=torch.channels_last)
 
     hook = part.register_forward_pre_hook(prepare)
 
