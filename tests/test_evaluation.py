@@ -588,6 +588,9 @@ def test_differences_are_taken_at_the_same_scale(tmp_path):
 
 
 def test_a_plot_has_its_lines_and_legend():
+    assert report.ticks(1, 7.5).tolist() == [0, 2, 4, 6, 8]
+    assert report.ticks(26.7, 97).tolist() == [20, 40, 60, 80, 100]
+    assert report.ticks(0.5, 0.5) == pytest.approx([0.4, 0.6]) and len(report.ticks(-3, 40)) < 11
     image = report.plot({"a": [(1, 2, 1, 3), (2, 3, 2, 4)], "b": [(1, 1, 0, 2)]}, "x", "y")
     colours = {c for _, c in image.getcolors(100_000)}
     assert image.size == (760, 460)

@@ -231,42 +231,49 @@ def _plots(rows: Rows, folder: Path) -> list[str]:
 PALETTE = ["#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#e08e0b", "#444444", "#00a6a6", "#a0522d"]
 
 
+def ticks(low: float, high: float) -> np.ndarray:
+    """Round numbers (1, 2 or 5 times a power of ten) from below `low` to above `high`, 4 to 10."""
+    rough = ((high - low) or 1) / 6
+    power = 10 ** np.floor(np.log10(rough))
+    step = power * next(n for n in (1, 2, 5, 10) if n * power >= rough)
+    first, last = np.floor(low / step + 1e-9), np.ceil(high / step - 1e-9)
+    return step * np.arange(first, max(last, first + 1) + 1)
+
+
 def plot(curves: dict[str, list[tuple]], x_label: str, y_label: str) -> Image.Image:
     """Lines of (x, y, low, high) points with their intervals, and a legend."""
-    w, h, left, right, top, bottom = 760, 460, 70, 200, 20, 60
+    k = 2  # drawn larger and made smaller, so that lines are smooth
+    w, h, left, right, top, bottom = (k * n for n in (760, 460, 60, 200, 26, 60))
     image = Image.new("RGB", (w, h), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=14)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=14 * k)
     points = [p for curve in curves.values() for p in curve]
-    x0, x1 = min(p[0] for p in points), max(p[0] for p in points)
-    y0, y1 = min(p[2] for p in points), max(p[3] for p in points)
-    x0, x1 = x0 - 0.05 * (x1 - x0 or 1), x1 + 0.05 * (x1 - x0 or 1)
-    y0, y1 = y0 - 0.05 * (y1 - y0 or 1), y1 + 0.05 * (y1 - y0 or 1)
+    xs = ticks(min(p[0] for p in points), max(p[0] for p in points))
+    ys = ticks(min(p[2] for p in points), max(p[3] for p in points))
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
-            left + (x - x0) / (x1 - x0) * (w - left - right),
-            h - bottom - (y - y0) / (y1 - y0) * (h - top - bottom),
+            left + (x - xs[0]) / (xs[-1] - xs[0]) * (w - left - right),
+            h - bottom - (y - ys[0]) / (ys[-1] - ys[0]) * (h - top - bottom),
         )
 
-    draw.rectangle([left, top, w - right, h - bottom], outline="#999999")
-    for i in range(6):
-        x, y = x0 + (x1 - x0) * i / 5, y0 + (y1 - y0) * i / 5
-        draw.text((place(x, y0)[0], h - bottom + 6), f"{x:.3g}", "black", font, anchor="ma")
-        draw.text((left - 6, place(x0, y)[1]), f"{y:.3g}", "black", font, anchor="rm")
-        draw.line([place(x0, y), place(x1, y)], fill="#eeeeee")
-    draw.text(((left + w - right) / 2, h - 24), x_label, "black", font, anchor="ma")
-    draw.text((left, 2), y_label, "black", font)
+    for x in xs:
+        draw.text((place(x, 0)[0], h - bottom + 6 * k), f"{x:.4g}", "black", font, anchor="ma")
+    for y in ys:
+        draw.text((left - 6 * k, place(0, y)[1]), f"{y:.4g}", "black", font, anchor="rm")
+        draw.line([place(xs[0], y), place(xs[-1], y)], fill="#dddddd", width=k)
+    draw.text(((left + w - right) / 2, h - 26 * k), x_label, "black", font, anchor="ma")
+    draw.text((left, 2 * k), y_label, "black", font)
     for i, (label, curve) in enumerate(curves.items()):
         colour = PALETTE[i % len(PALETTE)]
         places = [place(x, y) for x, y, _, _ in curve]
-        draw.line(places, fill=colour, width=3)
+        draw.line(places, fill=colour, width=3 * k)
         for (px, py), (x, _, low, high) in zip(places, curve):
-            draw.line([(px, place(x, low)[1]), (px, place(x, high)[1])], fill=colour, width=1)
-            draw.ellipse([px - 4, py - 4, px + 4, py + 4], fill=colour)
-        y = top + 22 * i
-        draw.rectangle([w - right + 12, y + 3, w - right + 26, y + 13], fill=colour)
-        draw.text((w - right + 32, y), label[:26], "black", font)
-    return image
+            draw.line([(px, place(x, low)[1]), (px, place(x, high)[1])], fill=colour, width=k)
+            draw.ellipse([px - 4 * k, py - 4 * k, px + 4 * k, py + 4 * k], fill=colour)
+        y = top + 22 * k * i
+        draw.rectangle([w - right + 12 * k, y + 3 * k, w - right + 26 * k, y + 13 * k], fill=colour)
+        draw.text((w - right + 32 * k, y), label[:26], "black", font)
+    return image.resize((w // k, h // k), Image.Resampling.LANCZOS)
 
 
 # ----------------------------------------------------------------------------------------- sheets
