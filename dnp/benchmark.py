@@ -9,7 +9,8 @@
 Without --weights, random weights of the full size are written to a temporary folder (4.3 GB) and
 read from there. Both take turns on the same weights, in one process (load, memory and import: in a
 new process each), and the table has the medians of the turns; a ratio below 1 is in our favour.
-"diffusers" is diffusers as it comes; "tuned" is it in channels_last under inference mode.
+"diffusers" is diffusers as it comes; "tuned" is it in channels_last under inference mode, and its
+ratio is to turns of ours beside it. In half precision our VAE stays in float32, theirs does not.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import statistics
@@ -74,7 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = p.add_argument
     add("--against", choices=("diffusers",), help="measure it too, and print the ratios")
     told = "; ".join(f"{part}: {measure.__doc__}" for part, measure in PARTS.items())
-    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="P", help=told)
+    add("--parts", nargs="+", choices=PARTS, metavar="P", help=f"default: all. {told}")
     add("--weights", type=Path, metavar="FOLDER", help="a diffusers folder; default: random ones")
     add("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps; default cpu")
     add("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
@@ -84,6 +86,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=3, metavar="N", help="turns of each; default 3")
     add("--threads", type=int, metavar="N", help="CPU threads; default torch's own")
     args = p.parse_args(argv)
+    args.parts = args.parts or [part for part in PARTS if args.against or part != "agree"]
     for name in ("side", "batch", "steps", "rounds", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -100,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from dnp.generation import choose_device
 
-    choose_device(args.device)
+    args.device = str(choose_device(args.device))
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.against:
@@ -203,9 +206,10 @@ def row(what: str, values: dict[str, float], unit: str = "s") -> list[str]:
         return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.{2 if value < 0.01 else 0}f} ms"
 
     cells = [what, told(values["dnp"])]
-    for name in ("diffusers", "tuned"):
+    for name, beside in (("diffusers", "dnp"), ("tuned", "dnp beside tuned")):
         there = name in values
-        cells += [told(values[name]), f"{values['dnp'] / values[name]:.2f}"] if there else ["", ""]
+        ratio = f"{values.get(beside, values['dnp']) / values[name]:.2f}" if there else ""
+        cells += [told(values[name]) if there else "", ratio]
     return cells
 
 
@@ -264,10 +268,20 @@ def open_diffusers(args: argparse.Namespace):
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(
-        args.weights, torch_dtype=getattr(torch, args.dtype), local_files_only=True,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    fp16 = (args.weights / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    whole = (args.weights / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            args.weights, torch_dtype=getattr(torch, args.dtype), local_files_only=True,
+            use_safetensors=True, variant="fp16" if fp16 and not whole else None,
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+    except (OSError, ValueError, AttributeError) as e:
+        reason = str(e).split("\n")[0][:300]
+        raise SettingsError(
+            f"diffusers cannot open {args.weights} ({reason}); give a folder in its layout, with "
+            "model_index.json, or leave --against out."
+        ) from None
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(args.device)
@@ -308,10 +322,9 @@ def in_turn(args: argparse.Namespace, ours, theirs, network) -> dict[str, float]
     out = turns(calls, args)
     if theirs is not None:
         network.to(memory_format=torch.channels_last)
-        calls = {"dnp": calls["dnp"], "tuned": plain(theirs, torch.inference_mode)}
-        again = turns(calls, args)
+        again = turns({"dnp": calls["dnp"], "tuned": plain(theirs, torch.inference_mode)}, args)
         network.to(memory_format=torch.contiguous_format)
-        out["tuned"] = again["tuned"] * out["dnp"] / again["dnp"]  # the ratio is of its own turns
+        out |= {"tuned": again["tuned"], "dnp beside tuned": again["dnp"]}
     return out
 
 
@@ -321,7 +334,7 @@ def _agree(args: argparse.Namespace) -> Iterator[list[str]]:
 
     model, pipe = pair(args)
     if pipe is None:
-        return
+        raise SettingsError("the part agree compares with diffusers; add --against diffusers.")
     z, t = noise(args, model, 1, args.side or 32), torch.tensor(500, device=model.device)
     with torch.no_grad():
         context = model.encode([PROMPT])
@@ -432,14 +445,28 @@ def _child(job: str, args: argparse.Namespace, out) -> None:
 
     warnings.simplefilter("ignore")  # 2 steps start low; diffusers renames torch_dtype
     start = time.perf_counter()
-    opened = open_dnp(args) if name == "dnp" else open_diffusers(args)
+    try:
+        opened = open_dnp(args) if name == "dnp" else open_diffusers(args)
+    except DnpError as e:
+        out.put(str(e))
+        return
+    if kind != "load":
+        run = run_dnp if name == "dnp" else run_diffusers
+        run(opened, args, args.side or 32, 1 if kind == "first" else 2)
     took = time.perf_counter() - start
     if kind == "memory":
-        side = args.side or 32
-        (run_dnp if name == "dnp" else run_diffusers)(opened, args, side, 2)
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, else KiB
-        took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+        took = peak_megabytes()
     out.put(took)
+
+
+def peak_megabytes() -> float:
+    """The most resident memory that this process had."""
+    try:  # on Linux ru_maxrss may be a parent's
+        told = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", told)[1]) * 1024 / 1e6
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, else KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _in_children(kind: str, args: argparse.Namespace) -> dict[str, float]:
@@ -458,14 +485,20 @@ def _in_children(kind: str, args: argparse.Namespace) -> dict[str, float]:
                     f"{name} ended with {child.exitcode} while its {kind} was measured; what it "
                     "printed above says why."
                 )
+            told = queue.get()
+            if isinstance(told, str):
+                raise SettingsError(told)
             if i:
-                got[name].append(queue.get())
+                got[name].append(told)
     return {name: statistics.median(values) for name, values in got.items()}
 
 
 def _load(args: argparse.Namespace) -> Iterator[list[str]]:
-    """opening the weights, from a warm disk"""
+    """opening the weights from a warm disk, without and with the first step of a run"""
     yield row("load", _in_children("load", args))
+    side = args.side or 32
+    told = f"load and a run of 1 step, latents {side} x {side}"
+    yield row(told, _in_children("first", args))
 
 
 def _memory(args: argparse.Namespace) -> Iterator[list[str]]:

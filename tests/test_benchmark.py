@@ -1,11 +1,13 @@
 """The benchmark runs, and measures what it says; no test depends on a time."""
 
 import pytest
+import torch
 
 from conftest import MINI
 from dnp import benchmark
 from dnp.errors import SettingsError
 from dnp.sd import config
+from dnp.sd.model import describe
 
 
 def test_its_folder_is_stable_diffusion_1_5():
@@ -33,6 +35,8 @@ def test_the_table_against_diffusers(capsys):
 def test_a_ratio_is_ours_over_theirs():
     cells = benchmark.row("x", {"dnp": 1.5, "diffusers": 3.0, "tuned": 0.005})
     assert cells == ["x", "1.50 s", "3.00 s", "0.50", "5.00 ms", "300.00"]
+    again = {"dnp": 1.5, "diffusers": 3.0, "tuned": 0.5, "dnp beside tuned": 1.0}
+    assert benchmark.row("x", again)[1:] == ["1.50 s", "3.00 s", "0.50", "500 ms", "2.00"]
     assert benchmark.row("x", {"dnp": 1500.0}, "MB") == ["x", "1,500 MB", "", "", "", ""]
 
 
@@ -43,8 +47,31 @@ def test_a_ratio_is_ours_over_theirs():
         (["--dtype", "bfloat16"], "leave --dtype out"),
         (["--device", "nowhere"], "cannot be used here"),
         (["--parts", "unets"], "--help lists what is possible"),
+        (["--parts", "agree", "--weights", str(MINI)], "add --against diffusers"),
+        (["--parts", "load", "--weights", "/nowhere"], "/nowhere: no such file or folder"),
     ],
 )
 def test_settings_that_are_not_possible(given, sentence):
     with pytest.raises(SettingsError, match=sentence):
         benchmark.main(given)
+
+
+@pytest.mark.slow
+def test_the_parts_in_processes_of_their_own(capsys):
+    ballast = torch.ones(200_000_000)  # the children's memory is not the parent's
+    given = "--against diffusers --side 8 --rounds 1 --parts load memory import"
+    benchmark.main([*given.split(), "--weights", str(MINI)])
+    del ballast
+    lines = capsys.readouterr().out.splitlines()
+    table = {r[0]: r[1:] for x in lines if x.startswith("| ") for r in [x.strip("| ").split(" | ")]}
+    ours = next(v[0] for k, v in table.items() if k.startswith("peak memory"))
+    assert 200 < float(ours.removesuffix(" MB").replace(",", "")) < 750
+    assert {"load", "import"} < table.keys()
+
+
+@pytest.mark.slow
+def test_random_weights_are_of_the_full_size(tmp_path):
+    benchmark.write_random_weights(tmp_path)
+    assert "859,520,964" in describe(tmp_path)
+    diffusers = benchmark.open_diffusers(benchmark.parse(["--weights", str(tmp_path)]))
+    assert sum(p.numel() for p in diffusers.unet.parameters()) == 859_520_964

@@ -5,6 +5,7 @@ A single file is made here from a diffusers folder by a translation of its own, 
 """
 
 import json
+import mmap
 import subprocess
 import sys
 import warnings
@@ -151,7 +152,7 @@ def make_family(sizes, vae, second, folder):
         vae=dict(block_out_channels=vae, layers_per_block=2, norm_num_groups=32),
         text={
             **sizes["text"], "vocab_size": 49408, "max_position_embeddings": 77,
-            "num_attention_heads": sizes["text"]["hidden_size"] // 64,
+            "num_attention_heads": max(1, sizes["text"]["hidden_size"] // 64),
         },
         scheduler={},
     )  # fmt: skip
@@ -446,7 +447,10 @@ def test_tensors_at_any_byte_are_read(tmp_path, pad):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     entries = open_files([path])
     for name, x in want.items():
-        assert_close(entries[name].read(), x, atol=0, rtol=0)
+        with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY) as data:
+            for got in (entries[name].view(data), entries[name].copy()):
+                assert_close(got.clone(), x, atol=0, rtol=0)
+                del got
     assert entries["pad"].dtype is None
 
 
@@ -477,3 +481,59 @@ def test_loading_takes_little_more_memory_than_the_tensors(tmp_path, variant):
     run = [sys.executable, "-c", PEAK, str(tmp_path)]
     ratio = float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     assert ratio < 1.2 if variant else ratio < 0.2  # float32 is mapped, and not read
+
+
+def test_a_tensor_that_is_there_twice_is_refused(family, tmp_path):
+    *_, path = family
+    start = "model.diffusion_model."
+    old, new = start + "input_blocks.0.0.weight", start + "conv_in.weight"
+    with pytest.raises(WeightsError, match=r"holds a tensor twice \(.*conv_in"):
+        dnp.load(damaged(path, tmp_path, lambda t: t.update({new: t[old].clone()})))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ["input_blocks.1.2.weight", "output_blocks.0.3.weight", "output_blocks.0.2.weight",
+     f"output_blocks.{'9' * 50}.0.weight", "evil.position_ids"],
+)  # fmt: skip
+def test_tensors_of_no_network_are_unexpected(family, tmp_path, extra):
+    *_, path = family
+    key = "model.diffusion_model." + extra
+    with pytest.raises(WeightsError, match="1 unexpected"):
+        dnp.load(damaged(path, tmp_path, lambda t: t.update({key: torch.zeros(2)})))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_bias_too_short_to_tell_v_from_eps_is_mis_shaped(family, tmp_path, count):
+    *_, path = family
+    key = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    with pytest.raises(WeightsError, match="1 mis-shaped"):
+        dnp.load(damaged(path, tmp_path, lambda t: t.update({key: torch.zeros(count)})))
+
+
+def test_a_number_too_large_for_the_type_is_told_as_such(folder):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_in.bias"][0] = 1e5
+    save_file(tensors, path)
+    model = dnp.load(folder, dtype=torch.float16)
+    with pytest.raises(WeightsError, match="too large for float16; choose --dtype float32"):
+        model.unet(torch.zeros(1, 4, 8, 8).half(), torch.tensor(5), torch.zeros(1, 9, 40).half())
+
+
+@pytest.mark.parametrize("length", [20.5, "20", None, -1, 1])
+def test_a_tokenizer_whose_length_is_no_number_is_refused(folder, length):
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    d = json.loads(path.read_text()) | {"model_max_length": length}
+    path.write_text(json.dumps(d))
+    model = dnp.load(folder)
+    if length is None:  # transformers' own default: no limit
+        return
+    with pytest.raises(WeightsError, match="no room for them"):
+        model.encode("a cat")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool])
+def test_a_type_without_fractions_is_refused(folder, dtype):
+    with pytest.raises(SettingsError, match="cannot be used"):
+        dnp.load(folder, dtype=dtype)

@@ -25,9 +25,7 @@ from safetensors.torch import load_file
 import dnp
 from conftest import ARCHITECTURES, make_pipeline
 from dnp.errors import DnpError
-from dnp.sd import single_file
-from dnp.sd.config import TextConfig
-from test_files import CROSS, PLAIN, shard, to_original
+from test_files import FAMILIES, make_family, shard
 
 CASES = int(os.environ.get("DNP_FUZZ_CASES", 2400))
 SEED = int(os.environ.get("DNP_FUZZ_SEED", 0))
@@ -44,12 +42,12 @@ def tensor_hash(x):
 def use(path):
     """Loads weights and makes every part of them work; hashes of the tensors that it got."""
     model = dnp.load(path)
-    g = torch.Generator().manual_seed(0)
-    c = model.encode(["a cat"])
-    dnp.generate(model, "a cat", s=1.5, steps=1, size=(32, 32), seed=0)
-    assert c.shape[-1] == model.config.text.hidden_size and g
-    networks = (model.text_encoder, model.unet, model.vae)
-    return Counter(tensor_hash(p) for n in networks for p in n.parameters())
+    images = dnp.generate(model, "a cat", s=1.5, steps=1, size=(32, 32), seed=0).images
+    model.encode_images(images)
+    tensors = [p for n in (model.text_encoder, model.unet, model.vae) for p in n.parameters()]
+    if not all(p.isfinite().all() for p in tensors):
+        raise ValueError("NaN or infinity was loaded and used")
+    return Counter(tensor_hash(p) for p in tensors)
 
 
 def serve(pipe):
@@ -100,8 +98,7 @@ class Victim:
         if self.process is not None:
             self.process.kill()
             self.process.join()
-            told, self.process = self.process.exitcode, None
-            return told
+            self.process = None
 
 
 # ----------------------------------------------------------------------------------- the damages
@@ -192,7 +189,9 @@ def header_names(r, data):
     key, other = r.sample(keys, 2)
     kind = r.randrange(5)
     if kind == 0:
-        header[r.choice(["x", "", "a" * 10**5, "\ud800", key + "."])] = header.pop(key)
+        odd = ["x", "", "a" * 10**5, "\ud800", key + ".", key.replace(".0.", ".2.")]
+        odd += [key.replace(".0.", f".{'9' * 5000}."), key + ".position_ids"]
+        header[r.choice(odd)] = header.pop(key)
     elif kind == 1:
         header[key], header[other] = header[other], header[key]
     elif kind == 2:
@@ -257,11 +256,16 @@ LIES = [
 
 def lie(r, path):
     """One or two entries of a JSON file say something else."""
-    d = json.loads(path.read_text())
+    whole = json.loads(path.read_text())
     for _ in range(r.choice([1, 1, 2])):
-        if d:
-            d[r.choice(list(d))] = r.choice(LIES)
-    path.write_text(json.dumps(d))
+        d = whole
+        while d:
+            key = r.choice(list(d))
+            if not isinstance(d[key], dict) or r.random() < 0.3:
+                d[key] = r.choice(LIES)
+                break
+            d = d[key]  # an index or a tokenizer has its content further down
+    path.write_text(json.dumps(whole))
 
 
 def bad_json(r, path):
@@ -316,39 +320,33 @@ def damage(r, root, marker):
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """A folder, the same in shards, and a single file: all tiny, all good."""
+    """A folder, the same in shards, and a single file of each family: all small, all good."""
     root = tmp_path_factory.mktemp("originals")
     make_pipeline(**ARCHITECTURES["linear, v"]).save_pretrained(root / "folder")
     (root / "folder" / "dnp.json").write_text('{"scale": {"cfg": 2.0}, "words": ["a", "cat"]}')
     shutil.copytree(root / "folder", root / "shards")
     shard(root / "shards" / "unet")
-    pipeline = make_pipeline(
-        unet=dict(
-            block_out_channels=(32, 32, 32, 32), attention_head_dim=8, cross_attention_dim=16,
-            layers_per_block=2, norm_num_groups=32, sample_size=64,
-            down_block_types=[k.format("Down") for k in (CROSS, CROSS, CROSS, PLAIN)],
-            up_block_types=[k.format("Up") for k in (PLAIN, CROSS, CROSS, CROSS)],
-        ),
-        vae=dict(block_out_channels=(32, 32, 32, 32), layers_per_block=2, norm_num_groups=32),
-        text=dict(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
-            vocab_size=49408, max_position_embeddings=77,
-        ),
-        scheduler={},
-    )  # fmt: skip
-    pipeline.tokenizer = single_file.clip_tokenizer(TextConfig())
-    pipeline.save_pretrained(root / "made")
-    from safetensors.torch import save_file
-
-    save_file(to_original(root / "made", second=False), root / "single.safetensors")
-    shutil.rmtree(root / "made")
-    return [root / "folder", root / "shards", root / "single.safetensors"]
+    for name, second in (("single", False), ("second", True)):
+        sizes = dict(FAMILIES["2.x" if second else "1.x"])
+        sizes["unet"] = sizes["unet"] | dict(
+            block_out_channels=(32, 32, 32, 32), cross_attention_dim=16, attention_head_dim=8
+        )
+        if second:
+            sizes["unet"] |= dict(attention_head_dim=1)
+        sizes["text"] = sizes["text"] | dict(hidden_size=16, intermediate_size=32)
+        *_, path = make_family(sizes, (32, 32, 32, 32), second, root / name)
+        path.rename(root / f"{name}.safetensors")
+        shutil.rmtree(root / name)
+    return [root / n for n in ("folder", "shards", "single.safetensors", "second.safetensors")]
 
 
 def what_the_files_say(path):
-    """The hashes of every tensor of the good or still readable files."""
-    files = path.rglob("*.safetensors") if path.is_dir() else [path]
-    return Counter(tensor_hash(x) for f in files for x in load_file(f).values())
+    """The hashes of every tensor in the files, and of the thirds of fused ones."""
+    files, told = path.rglob("*.safetensors") if path.is_dir() else [path], Counter()
+    for key, x in ((k, x) for f in files for k, x in load_file(f).items()):
+        fused = "in_proj_" in key
+        told.update(tensor_hash(part) for part in (x.chunk(3) if fused else [x]))
+    return told
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """`dnp.load` and `dnp.generate` as a library user calls them."""
 
 import copy
+import pickle
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -261,14 +264,19 @@ def plainly(conv, x):
     return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
 
 
+@torch.no_grad()
 def test_a_packed_convolution_is_a_convolution(convolution):
     conv, x = convolution
-    for y in (x, x[:1], torch.randn(1, 6, 20, 4), x.to(memory_format=torch.channels_last)):
+    assert conv.packed is not None or not torch.backends.mkldnn.is_available()
+    for y in (x, x[:1], torch.randn(1, 6, 20, 4), x.to(memory_format=torch.channels_last), x[0]):
         assert_close(conv(y), plainly(conv, y), atol=2e-6, rtol=0)
-        assert conv.packed is not None or not torch.backends.mkldnn.is_available()
-    assert copy.deepcopy(conv)(x).equal(conv(x))
+    for copied in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+        assert_close(copied(x), conv(x), atol=2e-6, rtol=0)
+    with torch.autocast("cpu"):
+        assert conv(x).dtype == torch.bfloat16
 
 
+@torch.no_grad()
 def test_a_packed_convolution_follows_its_weights(convolution):
     conv, x = convolution
     before = conv(x)
@@ -279,34 +287,86 @@ def test_a_packed_convolution_follows_its_weights(convolution):
     conv.weight.data = torch.zeros_like(conv.weight)
     assert_close(conv(x), plainly(conv, x), atol=2e-6, rtol=0)
     assert not conv(x).equal(before)
+    conv.to(memory_format=torch.channels_last)
+    assert_close(conv(x), plainly(conv, x), atol=2e-6, rtol=0)
     y = x.double()
     assert_close(conv.double()(y), plainly(conv, y))
 
 
 def test_a_packed_convolution_lets_gradients_through(convolution):
     conv, x = convolution
-    conv(x)
     x.requires_grad_(True)
     conv(x).square().sum().backward()
     got, x.grad = x.grad, None
     plainly(conv, x).square().sum().backward()
     assert_close(got, x.grad)
-    conv.requires_grad_(True)(x.detach()).sum().backward()
-    assert conv.weight.grad.abs().max() > 0
+    for p in (conv.weight, conv.bias):
+        p.requires_grad_(True)
+        conv(x.detach()).sum().backward()
+        assert p.grad.abs().max() > 0
 
 
-def test_weights_that_are_packed_are_mapped_again(tiny):
-    model = dnp.load(tiny)  # float32 in the file
-    z, c = torch.randn(1, 4, 12, 8), model.encode("a cat")
-    want = {k: v.clone() for k, v in model.unet.state_dict().items()}
-    places = {k: v.data_ptr() for k, v in model.unet.named_parameters()}
+@pytest.fixture
+def one(tiny):
+    """(model, a call of it), with float32 weights in its files."""
+    z, context = torch.randn(1, 4, 12, 8), dnp.load(tiny).encode("a cat")
+
+    @torch.no_grad()
+    def call(model):
+        return model.eps(z, 500, context)
+
+    return dnp.load(tiny), call
+
+
+def test_what_is_done_to_weights_before_their_first_use_counts(tiny, one):
+    model, call = one
+    plain = call(dnp.load(tiny))
+    with torch.no_grad():
+        model.unet.conv_in.weight.mul_(2)
+        model.unet.conv_out.weight.data *= 3
+    before = {k: v.clone() for k, v in model.unet.state_dict().items()}
+    got = call(model)
+    assert all(model.unet.state_dict()[k].equal(v) for k, v in before.items())
+    model.unet.conv_in.weight.div_(2)
+    model.unet.conv_out.weight.data /= 3
+    assert not got.isclose(plain).all()
+    assert_close(call(model), plain, atol=5e-6, rtol=0)
+
+
+def test_a_model_outlives_its_files_and_its_copies(tiny, tmp_path, one, monkeypatch):
+    model, call = one
+    want = call(model)
+    shutil.copytree(tiny, tmp_path / "gone")
+    monkeypatch.chdir(tmp_path)
+    model = dnp.load("gone")
+    first = copy.deepcopy(model.unet)
+    second = pickle.loads(pickle.dumps(model.unet))
+    shutil.rmtree("gone")
+    assert_close(call(model), want, atol=5e-6, rtol=0)
+    assert not model.unet._forward_pre_hooks
+    for unet in (first, second):
+        model.unet = unet
+        assert_close(call(model), want, atol=5e-6, rtol=0)
+        assert not unet._forward_pre_hooks
+
+
+def test_the_first_use_may_be_in_many_threads_or_in_inference_mode(tiny, one):
+    model, call = one
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(call, [model] * 8))
     with torch.inference_mode():
-        eps = model.eps(z, 500, c)
-    after = model.unet.state_dict()
-    assert all(after[k].equal(v) for k, v in want.items())
-    moved = {k for k, v in model.unet.named_parameters() if v.data_ptr() != places[k]}
-    assert moved == {k for k, v in want.items() if v.ndim == 4}
-    with torch.inference_mode():
-        assert_close(dnp.load(tiny).eps(z, 500, c), eps, atol=2e-6, rtol=0)  # loaded within
-    model.unet.conv_in.weight.data *= 0
-    assert not model.eps(z, 500, c).equal(eps)
+        results.append(call(dnp.load(tiny)))
+    for eps in results[1:]:
+        assert_close(eps, results[0], atol=5e-6, rtol=0)
+
+
+def test_a_model_of_float32_files_needs_few_open_files(tiny):
+    """Each file is mapped once: 1,130 tensors would be more than most machines allow."""
+    code = (
+        "import resource, sys, dnp, torch; m = dnp.load(sys.argv[2]); m.encode('a cat');"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); m = dnp.load(sys.argv[1]);"
+        "print(m.eps(torch.randn(1, 4, 8, 8), 5, m.encode('a cat')).isfinite().all().item())"
+    )
+    run = [sys.executable, "-c", code, str(tiny), str(MINI)]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "True", done.stderr

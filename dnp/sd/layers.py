@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d, and the same numbers sooner on a CPU once `pack` was called.
+    """nn.Conv2d; in float32 on a CPU without gradients the same, sooner, once `pack` was called.
 
     torch puts a convolution's weights in oneDNN's order at every call, a fourth of the U-Net's time
-    at 32 x 32 latents. Here they are kept in that order (torch.compile's own operator), unless a
-    gradient is wanted, and put in order again when the weights were changed: replaced, changed in
-    place, or, through `.data`, in one of 16 places that are looked at.
+    at 32 x 32 latents. Packed, they are kept in that order too (torch.compile's own operator), and
+    put in order again when `weight` was changed: replaced, changed in place, or, through `.data`,
+    in one of 16 places that are looked at.
     """
 
-    packs, packed, packed_from, again = False, None, None, None
+    packed = None  # the weights in oneDNN's order, and the stamp of those that they were made from
 
-    def pack(self, again: Callable[[], Tensor] | None = None) -> None:
-        """From the next call on, keep the weights in oneDNN's order.
-
-        `again` gives the weights once more, unread, to free the memory of those that were packed.
-        """
-        self.packs, self.again = torch.backends.mkldnn.is_available(), again
+    def pack(self, w: Tensor | None = None) -> None:
+        """Keeps the weights in oneDNN's order; `w` are the same numbers as `weight`, if at hand."""
+        if torch.backends.mkldnn.is_available() and not self.weight.is_inference():
+            w = self.weight if w is None else w
+            geometry = self.padding, self.stride, self.dilation, self.groups
+            ordered = torch.ops.mkldnn._reorder_convolution_weight(w.detach(), *geometry)
+            place, version, values = stamp(self.weight)
+            self.packed = ordered, (place, version, values.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        w = self.weight
-        gradient = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-        plain = gradient or x.device.type != "cpu" or x.dtype != torch.float32
-        if not self.packs or plain or w.is_inference():
+        if self.packed is None or torch.is_grad_enabled() or not self._fits(x):
             return super().forward(x)
-        x = x.contiguous(memory_format=torch.channels_last)
+        place, version, values = stamp(self.weight)
+        was = self.packed[1]
+        if (place, version) != was[:2] or not values.equal(was[2]):
+            self.pack()
         geometry = self.padding, self.stride, self.dilation, self.groups
-        if not self._is_packed_from(w):
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(w, *geometry, x.shape)
-            if self.again is not None:
-                with torch.inference_mode(False):
-                    w.data, self.again = self.again(), None
-            self.packed_from = w.data_ptr(), w._version, _places(w).clone()
+        x = x.contiguous(memory_format=torch.channels_last)
         convolve = torch.ops.mkldnn._convolution_pointwise
-        return convolve(x, self.packed, self.bias, *geometry, "none", [], "")
+        return convolve(x, self.packed[0], self.bias, *geometry, "none", [], "")
 
-    def _is_packed_from(self, w: Tensor) -> bool:
-        if self.packed_from is None:
-            return False
-        place, version, values = self.packed_from
-        return (place, version) == (w.data_ptr(), w._version) and values.equal(_places(w))
+    def _fits(self, x: Tensor) -> bool:
+        kind = x.device.type, x.ndim, x.dtype, self.weight.dtype, self.weight.is_contiguous()
+        plain = kind == ("cpu", 4, torch.float32, torch.float32, True)
+        return plain and torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
 
-    def __getstate__(self) -> dict:  # what is packed can be made again, and cannot be copied
-        return {**super().__getstate__(), "packed": None, "packed_from": None}
+    def __getstate__(self) -> dict:  # what is packed cannot be copied
+        return {**super().__getstate__(), "packed": None}
 
 
-def _places(w: Tensor) -> Tensor:
-    """16 of a dense tensor's numbers."""
-    return w.detach().as_strided((min(16, w.numel()),), (max(1, w.numel() // 16),))
+def stamp(w: Tensor) -> tuple[int, int, Tensor]:
+    """Where a contiguous tensor lies, how often it was changed, and 16 of its numbers."""
+    version = -1 if w.is_inference() else w._version
+    return w.data_ptr(), version, w.detach().view(-1)[:: max(1, w.numel() // 16)][:16]
 
 
 class ResnetBlock(nn.Module):

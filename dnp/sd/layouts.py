@@ -65,7 +65,8 @@ def folder(path: Path) -> Parts:
         found = weights.find(path / part, "model" if part == "text_encoder" else stem)
         config = path / part / "config.json"
         what = f"{found[0]} does not belong to the network that {config} describes"
-        tensors[part] = (weights.renamed(weights.open_files(found), found[0]), what)
+        entries = weights.without_harmless(weights.open_files(found))
+        tensors[part] = (weights.renamed(entries, weights.rename, path / part), what)
         files += found
     captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
     return Parts(
@@ -90,11 +91,17 @@ def single(path: Path) -> Parts:
     try:
         text = single_file.text_config(s["text_encoder"], second)
         unet, vae = single_file.unet_config(s["unet"]), single_file.vae_config(s["vae"])
-    except (KeyError, IndexError, ValueError, StopIteration) as e:
+    except (KeyError, IndexError, ValueError, StopIteration, WeightsError) as e:
+        missing = f" ({e} is missing)" if isinstance(e, KeyError) else ""
         raise WeightsError(
-            f"{path}: its tensors are not those of Stable Diffusion 1.x or 2.x ({e} is missing); "
+            f"{path}: its tensors are not those of Stable Diffusion 1.x or 2.x{missing}; "
             f"{hint or 'fetch the file again'}."
         ) from None
+    if text.vocab_size != single_file.VOCABULARY:
+        raise WeightsError(
+            f"{path}: its text encoder knows {text.vocab_size} tokens and CLIP's vocabulary has "
+            f"{single_file.VOCABULARY}; give a folder in the diffusers layout, with its tokenizer."
+        )
     v = second and _predicts_v(own["unet"])
     if second:
         chosen = "v_prediction" if v else "epsilon"
@@ -103,15 +110,14 @@ def single(path: Path) -> Parts:
             "pictures are noise, give the other with --prediction",
             stacklevel=3,
         )
-    unet_name = single_file.unet_name(unet.layers_per_block)
-    vae_name = single_file.vae_name(len(vae.block_out_channels))
-    tensors = {
-        "unet": {unet_name(k): e for k, e in own["unet"].items()},
-        "vae": {vae_name(k): e for k, e in own["vae"].items()},
-        "text_encoder": own["text_encoder"],
+    names = {
+        "unet": single_file.unet_name(unet.layers_per_block),
+        "vae": single_file.vae_name(len(vae.block_out_channels)),
+        "text_encoder": str,
     }
     if second:
-        tensors["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers)
+        own["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers)
+    tensors = {part: weights.renamed(own[part], names[part], path) for part in own}
     side = 96 if v else 64
     return Parts(
         text, replace(unet, sample_size=(side, side)), vae,
@@ -136,7 +142,7 @@ def _parted(
         for part, start in starts.items()
     }
     if not second:
-        own["text_encoder"] = {weights.rename(k): e for k, e in own["text_encoder"].items()}
+        own["text_encoder"] = weights.renamed(own["text_encoder"], weights.rename, path)
     rest = sorted(k for k in entries if not k.startswith(tuple(starts.values())))
     if rest or not all(own.values()):
         gone = [part for part in own if not own[part]]
@@ -162,7 +168,12 @@ def _text_2(entries: dict[str, weights.Entry], layers: int) -> dict[str, weights
 
 def _predicts_v(unet: dict[str, weights.Entry]) -> bool:
     bias = unet.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
-    return bias is not None and bias.dtype is not None and bias.read().float().std().item() > 0.09
+    if bias is None or bias.dtype is None or len(bias.shape) != 1 or bias.shape[0] < 2:
+        return False  # no such network: the names and shapes will tell
+    try:
+        return bias.copy().float().std().item() > 0.09
+    except OSError as e:
+        raise WeightsError(f"{bias.path}: cannot be read ({e}); try again.") from None
 
 
 def _schedule(path: Path) -> tuple[Schedule, str, str]:
@@ -253,7 +264,8 @@ def _open_tokenizer(path: Path, config: TextConfig):
         tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
         most = max(tokenizer.get_vocab().values())
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        if tokenizer.model_max_length < 2 or len(tokenizer("a").input_ids) < 2:
+        length = tokenizer.model_max_length
+        if type(length) is not int or length < 2 or len(tokenizer("a").input_ids) < 2:
             raise ValueError("it has no start and end token, or no room for them")
     except Exception as e:  # transformers raises whatever its parsers raise
         reason = str(e).strip().split("\n")[0][:200]

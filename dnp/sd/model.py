@@ -23,7 +23,7 @@ from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 
-MOST_PIXELS = 4096  # on a side; attention would take more memory than machines have
+MOST_PIXELS = 4096  # on a side, where one tensor of the VAE takes 8.6 GB
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,13 @@ def load(
 
     `device` None is the CPU, `dtype` None is float32. The VAE stays in float32 when the rest is
     half precision, since float16 overflows in it. `prediction_type` (epsilon or v_prediction)
-    overrides what the weights say. WeightsError says what is wrong with them.
+    overrides what the weights say. WeightsError says what is wrong with them: names and shapes now,
+    numbers and tokenizer when they are first used. Do not write to the files while a model lives.
     """
     path, device = Path(path), torch.device(device or "cpu")
     dtype = dtype or torch.float32
+    if not dtype.is_floating_point or (device.type, dtype) == ("mps", torch.float64):
+        raise SettingsError(f"{dtype} cannot be used on {device.type}; give torch.float32.")
     if prediction_type not in (None, "epsilon", "v_prediction"):
         raise SettingsError(
             f"prediction {prediction_type!r} is unknown; choose epsilon or v_prediction."
@@ -181,7 +184,7 @@ def load(
         networks.append(weights.fill(network, entries, device, kind, what))
         halves = network.named_children() if build is VAE else [("", network)]
         for name, half in halves:
-            weights.at_first_use(half, name, entries)
+            weights.FirstUse(half, name, entries)
     config = ModelConfig(
         text, unet, vae, prediction_type or parts.prediction_type, parts.spacing,
         *parts.recommended, parts.captioner, weights.fingerprint(parts.files),

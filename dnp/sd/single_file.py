@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dnp.errors import WeightsError
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -68,7 +67,7 @@ HARMLESS = re.compile(
     r"|cond_stage_model\.(model|transformer)\.(logit_scale|text_projection|attn_mask)"
     r"|(betas|global_step|logvar|lvlb_weights|scale_factor|posterior_\w+"
     r"|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?)$)"
-    r"|position_ids$"
+    r"|^cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids$"
 )
 
 
@@ -88,13 +87,14 @@ def unet_name(layers: int) -> Callable[[str], str]:
 
     def translate(name: str) -> str:
         name = _apply(_UNET, name)
-        if m := re.match(r"input_blocks\.(\d+)\.(\d)\.(op\.)?(.*)", name):
+        blocks = ("resnets", "attentions")
+        if m := re.match(r"input_blocks\.(\d{1,3})\.(?:0\.(op)|([01]))\.(.*)", name):
             level, j = divmod(int(m[1]) - 1, per)
-            kind = "downsamplers.0.conv" if m[3] else f"{('resnets', 'attentions')[int(m[2])]}.{j}"
+            kind = "downsamplers.0.conv" if m[2] else f"{blocks[int(m[3])]}.{j}"
             name = f"down_blocks.{level}.{kind}.{m[4]}"
-        elif m := re.match(r"output_blocks\.(\d+)\.(\d)\.(conv\.)?(.*)", name):
+        elif m := re.match(r"output_blocks\.(\d{1,3})\.(?:[12]\.(conv)|([01]))\.(.*)", name):
             level, j = divmod(int(m[1]), per)
-            kind = "upsamplers.0.conv" if m[3] else f"{('resnets', 'attentions')[int(m[2])]}.{j}"
+            kind = "upsamplers.0.conv" if m[2] else f"{blocks[int(m[3])]}.{j}"
             name = f"up_blocks.{level}.{kind}.{m[4]}"
         return _apply(_RESNET, name)
 
@@ -172,12 +172,6 @@ def text_config(s: Shapes, second: bool) -> TextConfig:
     tokens = "token_embedding" if second else "embeddings.token_embedding"
     positions = "positional_embedding" if second else "embeddings.position_embedding.weight"
     vocabulary, width = s[f"{tokens}.weight"]
-    if vocabulary != VOCABULARY:
-        raise WeightsError(
-            f"the text encoder knows {vocabulary} tokens and CLIP's vocabulary has {VOCABULARY}; a "
-            "file of this kind needs a tokenizer of its own, so give a folder in the diffusers "
-            "layout."
-        )
     return TextConfig(
         vocab_size=vocabulary,
         hidden_size=width,

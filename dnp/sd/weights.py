@@ -9,7 +9,8 @@
 A network is built on the meta device, where it has shapes and no numbers, and every tensor of it
 must come from the file: nothing random survives, and nothing in the file is passed over in silence.
 Opening weights compares names and shapes and reads only what must be converted; the rest is mapped
-into memory, and read, checked and laid out when a network is first called.
+into memory, and read, checked and laid out when a part of a network is first called. So a file must
+not be written to while its model lives.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ import hashlib
 import json
 import math
 import mmap
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
-from dnp.sd.layers import Conv2d
+from dnp.sd.layers import Conv2d, stamp
 
 # Old and new spellings of the same tensors.
 _RENAMES = (
@@ -88,9 +90,10 @@ def _shards(index: Path) -> list[Path]:
         raise WeightsError(f"{index}: weight_map names no files; restore the file.")
     files = sorted({index.parent / n for n in names.values()})
     for file in files:
-        if file.parent != index.parent or file.suffix != ".safetensors":
+        told = examples([file.name])
+        if file.parent != index.parent or file.suffix != ".safetensors" or len(file.name) > 200:
             raise WeightsError(
-                f"{index}: {file.name} is no safetensors file beside it; restore the folder."
+                f"{index}: {told} is no safetensors file beside it; restore the folder."
             )
         if not file.is_file():
             raise WeightsError(f"{file}: no such file, but {index.name} names it; fetch it.")
@@ -104,7 +107,6 @@ def _refuse_pickle(path: Path, stem: str = "model") -> None:
     )
 
 
-SMALL = 1 << 20  # elements: 4 MiB
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -117,8 +119,8 @@ DTYPES = {
 class Entry:
     """A tensor that lies in a safetensors file, at `start` to `stop`; its numbers are not read yet.
 
-    `dtype` is None if it is no floating-point one. `third` is which third of a fused projection it
-    is, or None for the whole.
+    `dtype` is None if it is none of `DTYPES`. `state` tells whether the file is still the one that
+    was opened. `third` is which third of a fused projection it is, or None for the whole.
     """
 
     path: Path
@@ -127,20 +129,34 @@ class Entry:
     dtype: torch.dtype | None
     start: int
     stop: int
+    state: tuple[int, ...]
     third: int | None = None
 
-    def read(self, shape: Sequence[int] | None = None) -> Tensor:
-        """The tensor in a mapping of its own: a byte is read when it is used, and freed with it."""
-        page = self.start - self.start % mmap.ALLOCATIONGRANULARITY
-        with self.path.open("rb") as f:
-            data = mmap.mmap(f.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page)
-        offset, count = self.start - page, math.prod(self.shape)
+    def view(self, data: mmap.mmap) -> Tensor:
+        """The tensor in its mapped file: a byte is read when it is used. (Early files may lie at
+        an odd byte, where no tensor can be: they are copied.)"""
         if self.start % self.dtype.itemsize:
-            data, offset = bytearray(data[offset:]), 0
-        x = torch.frombuffer(data, dtype=self.dtype, count=count, offset=offset)
-        x = x.reshape(self.shape)
-        x = x if self.third is None else x.chunk(3)[self.third]
-        return x if shape is None else x.reshape(shape)
+            return self.copy()
+        count = math.prod(self.shape)
+        return self._whole(torch.frombuffer(data, dtype=self.dtype, count=count, offset=self.start))
+
+    def copy(self) -> Tensor:
+        """The tensor, read now into memory of its own; OSError if the file is another one now."""
+        data = bytearray(self.stop - self.start)
+        with self.path.open("rb") as f:
+            f.seek(self.start)
+            if _state(f) != self.state or f.readinto(data) != len(data):
+                raise OSError("the file was changed")
+        return self._whole(torch.frombuffer(data, dtype=self.dtype))
+
+    def _whole(self, x: Tensor) -> Tensor:
+        x = x.view(self.shape)
+        return x if self.third is None else x.chunk(3)[self.third]
+
+
+def _state(f: BinaryIO) -> tuple[int, ...]:
+    told = os.fstat(f.fileno())
+    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
 
 
 def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
@@ -151,7 +167,7 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
             with safe_open(path, "pt"):  # checks the header: sizes, offsets, no holes, no overlaps
                 pass
             with path.open("rb") as f:
-                size = int.from_bytes(f.read(8), "little")
+                size, state = int.from_bytes(f.read(8), "little"), _state(f)
                 header = json.loads(f.read(size))
         except (SafetensorError, OSError, ValueError) as e:
             _say_what_is_wrong(path, e)
@@ -163,7 +179,7 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
                 )
             shape, dtype = tuple(told["shape"]), DTYPES.get(told["dtype"])
             start, stop = (8 + size + n for n in told["data_offsets"])
-            entries[key] = Entry(path, key, shape, dtype, start, stop)
+            entries[key] = Entry(path, key, shape, dtype, start, stop, state)
     return entries
 
 
@@ -181,15 +197,22 @@ def _say_what_is_wrong(path: Path, e: Exception) -> None:
     ) from None
 
 
-def renamed(entries: Mapping[str, Entry], where: Path) -> dict[str, Entry]:
-    """The tensors of a part of a folder under their names here, harmless extras left out."""
-    kept = {k: e for k, e in entries.items() if not _HARMLESS.search(k)}
-    new = {rename(k): e for k, e in kept.items()}
-    if len(new) < len(kept):
-        raise WeightsError(
-            f"{where} holds some tensors twice, under an old and a new name; fetch it again."
-        )
+def renamed(
+    entries: Mapping[str, Entry], translate: Callable[[str], str], where: object
+) -> dict[str, Entry]:
+    """The tensors of a part under their names here; WeightsError if two get the same."""
+    new: dict[str, Entry] = {}
+    for old, entry in entries.items():
+        if (key := translate(old)) in new:
+            both = examples([new[key].key, entry.key])
+            raise WeightsError(f"{where} holds a tensor twice ({both}); fetch it again.")
+        new[key] = entry
     return new
+
+
+def without_harmless(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The tensors of a folder's part that are no mere buffers."""
+    return {k: e for k, e in entries.items() if not _HARMLESS.search(k)}
 
 
 def rename(key: str) -> str:
@@ -214,11 +237,11 @@ def fill(
         "missing": [k for k in want if k not in have],
         "unexpected": [k for k in have if k not in want],
         "mis-shaped": [
-            f"{k} {_shape(have[k])} for {tuple(want[k].shape)}"
+            f"{k} {have[k].shape} for {_wanted(have[k], want[k])}"
             for k in want
             if k in have and not _fits(have[k], want[k])
         ],
-        "not floating point": [k for k in want if k in have and have[k].dtype is None],
+        "of a type that is not read": [k for k in want if k in have and have[k].dtype is None],
     }
     if any(problems.values()):
         told = "; ".join(
@@ -227,49 +250,83 @@ def fill(
         raise WeightsError(
             f"{what}: {told}{'; ' + hint if hint else ''}; take both files from the same source."
         )
-    state = {}
+    state, maps = {}, {}
     for k in want:
+        entry = have[k]
         try:
-            x = have[k].read(want[k].shape)
+            if entry.path not in maps:  # one for all its tensors, which keep it open
+                with entry.path.open("rb") as f:
+                    maps[entry.path] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+            x = entry.view(maps[entry.path]).reshape(want[k].shape)
         except (OSError, ValueError, RuntimeError) as e:
-            raise WeightsError(f"{what}: {k} cannot be read ({e}); fetch the file again.") from None
+            raise WeightsError(
+                f"{entry.path}: {k} cannot be read ({e}); try again, or fetch the file again."
+            ) from None
         state[k] = x.to(dtype).to(device)  # first the dtype: MPS has no float64
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()
 
 
-def at_first_use(part: nn.Module, name: str, entries: Mapping[str, Entry]) -> None:
-    """Has the numbers of `part` checked, and on a CPU laid out, when it is first called.
+SMALL = 1 << 20  # elements: 4 MiB
 
-    `entries` are the tensors that it was filled with, under the names of the network in which
-    `part` is called `name`, or "" for the whole. WeightsError names one with NaN or infinity.
-    Convolutions are packed where that takes no memory: those in the file's own type are mapped
-    again, unread, and of the rest the small ones; the others are faster in channels_last.
+
+class FirstUse:
+    """A hook on a part of a network: before the first call it checks the numbers, once.
+
+    On a CPU it also packs the convolutions where that takes little memory: if their weights are in
+    the file as they are here, they are packed from there, so that the mapped ones stay unread; and
+    if they are small. The others are put in channels_last, which is faster than none.
     """
 
-    def entry_of(*names: str) -> Entry:
-        return entries[".".join(filter(None, (name, *names)))]
+    def __init__(self, part: nn.Module, name: str, entries: Mapping[str, Entry]):
+        prefix = f"{name}." if name else ""
+        self.entries = {key: entries[prefix + key] for key, _ in part.named_parameters()}
+        self.stamps = {key: stamp(p)[:2] for key, p in part.named_parameters()}
+        part.register_forward_pre_hook(self)
 
     @torch.inference_mode(False)
-    def prepare(part: nn.Module, _) -> None:
-        for key, p in part.named_parameters():
-            if not p.sum(dtype=torch.float32).isfinite() and not p.isfinite().all():
-                entry = entry_of(key)
-                raise WeightsError(
-                    f"{entry.key} in {entry.path} holds NaN or infinity; the file is damaged, so "
-                    "fetch it again."
-                )
-        hook.remove()
-        for key, module in part.named_modules():
-            if isinstance(module, Conv2d) and module.weight.device.type == "cpu":
-                weight, entry = module.weight, entry_of(key, "weight")
-                mapped = entry.dtype == weight.dtype
-                if mapped or weight.numel() < SMALL:
-                    module.pack(partial(entry.read, weight.shape) if mapped else None)
-                else:
+    def __call__(self, part: nn.Module, _: object) -> None:
+        for name, module in part.named_modules():
+            for key, p in module.named_parameters(recurse=False):
+                whole = f"{name}.{key}" if name else key
+                here = p.device.type == "cpu" and p.dtype == torch.float32
+                lays = here and key == "weight" and isinstance(module, Conv2d)
+                x = self._unread(whole, p) if lays else p
+                self._require_finite(whole, x)
+                if lays and (x is not p or p.numel() < SMALL):
+                    module.pack(x)
+                elif lays:
                     module.to(memory_format=torch.channels_last)
+        for number, hook in list(part._forward_pre_hooks.items()):
+            if hook is self:
+                del part._forward_pre_hooks[number]
 
-    hook = part.register_forward_pre_hook(prepare)
+    def _unread(self, key: str, p: Tensor) -> Tensor:
+        """The numbers of `p` from its file, if it is what the file holds; else `p` itself."""
+        entry = self.entries.get(key)
+        if entry is None or entry.dtype != p.dtype or self.stamps[key] != stamp(p)[:2]:
+            return p
+        try:
+            x = entry.copy().reshape(p.shape).contiguous()
+        except (OSError, ValueError, RuntimeError):  # another file by now: p is still the old one
+            return p
+        return x if stamp(x)[2].equal(stamp(p)[2]) else p
+
+    def _require_finite(self, key: str, p: Tensor) -> None:
+        if p.sum(dtype=torch.float32).isfinite() or p.isfinite().all():
+            return
+        entry = self.entries.get(key)
+        if entry is None:
+            raise WeightsError(f"{key} was given NaN or infinity; load the weights again.")
+        if entry.dtype != p.dtype and entry.copy().isfinite().all():
+            raise WeightsError(
+                f"{entry.key} in {entry.path} is too large for "
+                f"{str(p.dtype).removeprefix('torch.')}; choose --dtype float32."
+            )
+        raise WeightsError(
+            f"{entry.key} in {entry.path} holds NaN or infinity; the file is damaged, so fetch it "
+            "again."
+        )
 
 
 def examples(names: Sequence[str]) -> str:
@@ -278,17 +335,18 @@ def examples(names: Sequence[str]) -> str:
     return ", ".join(some) + (", ..." if len(names) > 5 else "")
 
 
-def _shape(entry: Entry) -> tuple[int, ...]:
-    first, *rest = entry.shape or (0,)
-    return tuple(entry.shape) if entry.third is None else (first // 3, *rest)
+def _wanted(entry: Entry, want: Tensor) -> tuple[int, ...]:
+    """The shape that a tensor must have in the file, which may hold three of them in one."""
+    first, *rest = want.shape
+    return tuple(want.shape) if entry.third is None else (3 * first, *rest)
 
 
 def _fits(entry: Entry, want: Tensor) -> bool:
     """The same shape, or a 1x1 convolution for a linear layer (attention of original VAEs)."""
-    shape = _shape(entry)
+    shape = entry.shape
     if len(shape) == 4 and want.ndim == 2 and shape[2:] == (1, 1):
         shape = shape[:2]
-    return shape == tuple(want.shape) and (entry.third is None or entry.shape[0] % 3 == 0)
+    return shape == _wanted(entry, want)
 
 
 def fingerprint(paths: list[Path]) -> str:
