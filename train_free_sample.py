@@ -327,8 +327,6 @@ def main(argv: list[str] | None = None) -> None:
     given = parse(argv)
     warnings.showwarning = lambda message, *_: print(f"note: {message}.", file=sys.stderr)
     try:
-        import torch
-
         from dnp.errors import DnpError
 
         try:
@@ -340,7 +338,9 @@ def main(argv: list[str] | None = None) -> None:
             run(settings(given))
         except DnpError as e:
             fail(str(e))
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as e:  # a CPU and MPS have no error of their own for it
+            if not isinstance(e, MemoryError) and "memory" not in str(e):
+                raise
             fail("the device's memory is full; choose a smaller --size or --dtype float16.")
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left.", file=sys.stderr)

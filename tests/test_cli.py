@@ -62,6 +62,22 @@ def test_a_size_is_height_and_width(cli):
     refused(cli("a cat", "--size", 32), "expected 2 arguments")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
+)  # fmt: skip
+def test_a_full_memory_is_told_in_a_sentence(cli, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("dnp.generate", full)
+    refused(cli("a cat"), "the device's memory is full")
+    error = ValueError("another")
+    with pytest.raises(ValueError, match="another"):
+        cli("a cat")
+
+
 def test_the_recommended_scale_is_the_default(cli):
     _, (png,), _, _ = cli("a cat", "--steps", 1)
     scales = json.loads((MINI / "dnp.json").read_text())["scale"]
@@ -471,7 +487,7 @@ def test_weights_of_other_shapes_are_counted_and_named(cli, copy):
 
 def test_integer_weights_are_refused(cli, copy):
     change_tensors(copy / UNET, lambda t: t.update({"conv_in.bias": t["conv_in.bias"].int()}))
-    refused(cli("a", "--weights", copy), "1 not floating point (conv_in.bias)")
+    refused(cli("a", "--weights", copy), "1 of a type that is not read (conv_in.bias)")
 
 
 def test_a_non_finite_eps_names_the_step(cli, copy):
@@ -561,7 +577,7 @@ def test_a_tensor_under_two_names(cli, copy):
         tensors["final_layer_norm.bias"] = tensors[key].clone()
 
     change_tensors(copy / "text_encoder" / "model.safetensors", twice)
-    refused(cli("a", "--weights", copy), "holds some tensors twice")
+    refused(cli("a", "--weights", copy), "holds a tensor twice")
 
 
 def test_a_vae_that_returns_nan_is_no_black_picture(cli, copy):

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -247,63 +246,7 @@ def test_no_float64_reaches_a_device(tiny, method):
     assert mode.seen > 1000
 
 
-# ------------------------------------------------------------ convolutions in oneDNN's own order
-
-
-@pytest.fixture
-def convolution():
-    from dnp.sd.layers import Conv2d
-
-    torch.manual_seed(0)
-    conv = Conv2d(6, 10, 3, stride=2, padding=1).requires_grad_(False)
-    conv.pack()
-    return conv, torch.randn(2, 6, 9, 7)
-
-
-def plainly(conv, x):
-    return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
-
-
-@torch.no_grad()
-def test_a_packed_convolution_is_a_convolution(convolution):
-    conv, x = convolution
-    assert conv.packed is not None or not torch.backends.mkldnn.is_available()
-    for y in (x, x[:1], torch.randn(1, 6, 20, 4), x.to(memory_format=torch.channels_last), x[0]):
-        assert_close(conv(y), plainly(conv, y), atol=2e-6, rtol=0)
-    for copied in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
-        assert_close(copied(x), conv(x), atol=2e-6, rtol=0)
-    with torch.autocast("cpu"):
-        assert conv(x).dtype == torch.bfloat16
-
-
-@torch.no_grad()
-def test_a_packed_convolution_follows_its_weights(convolution):
-    conv, x = convolution
-    before = conv(x)
-    conv.weight.mul_(2)
-    assert_close(conv(x), plainly(conv, x), atol=4e-6, rtol=0)
-    conv.weight.data += 1  # as many a script does, and no version counts it
-    assert_close(conv(x), plainly(conv, x), atol=4e-5, rtol=0)
-    conv.weight.data = torch.zeros_like(conv.weight)
-    assert_close(conv(x), plainly(conv, x), atol=2e-6, rtol=0)
-    assert not conv(x).equal(before)
-    conv.to(memory_format=torch.channels_last)
-    assert_close(conv(x), plainly(conv, x), atol=2e-6, rtol=0)
-    y = x.double()
-    assert_close(conv.double()(y), plainly(conv, y))
-
-
-def test_a_packed_convolution_lets_gradients_through(convolution):
-    conv, x = convolution
-    x.requires_grad_(True)
-    conv(x).square().sum().backward()
-    got, x.grad = x.grad, None
-    plainly(conv, x).square().sum().backward()
-    assert_close(got, x.grad)
-    for p in (conv.weight, conv.bias):
-        p.requires_grad_(True)
-        conv(x.detach()).sum().backward()
-        assert p.grad.abs().max() > 0
+# ------------------------------------------------------------------------- weights and first use
 
 
 @pytest.fixture
@@ -327,6 +270,7 @@ def test_what_is_done_to_weights_before_their_first_use_counts(tiny, one):
     before = {k: v.clone() for k, v in model.unet.state_dict().items()}
     got = call(model)
     assert all(model.unet.state_dict()[k].equal(v) for k, v in before.items())
+    assert model.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     model.unet.conv_in.weight.div_(2)
     model.unet.conv_out.weight.data /= 3
     assert not got.isclose(plain).all()

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnp.sd.config import UNetConfig
-from dnp.sd.layers import Attention, Conv2d, Downsample, ResnetBlock, Upsample
+from dnp.sd.layers import Attention, Downsample, ResnetBlock, Upsample
 
 
 class FeedForward(nn.Module):
@@ -63,7 +63,7 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, cfg: UNetConfig, heads: int):
         super().__init__()
         self.linear = cfg.use_linear_projection
-        project = nn.Linear if self.linear else lambda i, o: Conv2d(i, o, 1)
+        project = nn.Linear if self.linear else lambda i, o: nn.Conv2d(i, o, 1)
         self.norm = nn.GroupNorm(cfg.norm_num_groups, channels, eps=1e-6)  # not the U-Net's 1e-5
         self.proj_in = project(channels, channels)
         block = TransformerBlock(channels, cfg.cross_attention_dim, heads)
@@ -141,7 +141,7 @@ class UNet(nn.Module):
         self.freq_dim = channels[0]
         linear_1, linear_2 = nn.Linear(channels[0], time_dim), nn.Linear(time_dim, time_dim)
         self.time_embedding = nn.ModuleDict({"linear_1": linear_1, "linear_2": linear_2})
-        self.conv_in = Conv2d(cfg.in_channels, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(cfg.in_channels, channels[0], 3, padding=1)
 
         self.down_blocks, skips = nn.ModuleList(), [channels[0]]
         for i, width in enumerate(channels):
@@ -161,7 +161,7 @@ class UNet(nn.Module):
             h_width = width
 
         self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, channels[0], eps=1e-5)
-        self.conv_out = Conv2d(channels[0], cfg.out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[0], cfg.out_channels, 3, padding=1)
 
     def forward(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         time = timestep_embedding(t.expand(z_t.shape[0]), self.freq_dim, z_t.dtype)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnp.sd.config import VAEConfig
-from dnp.sd.layers import Attention, Conv2d, Downsample, ResnetBlock, Upsample
+from dnp.sd.layers import Attention, Downsample, ResnetBlock, Upsample
 
 
 class AttentionBlock(Attention):
@@ -62,14 +62,14 @@ class Encoder(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
         channels, groups = cfg.block_out_channels, cfg.norm_num_groups
-        self.conv_in = Conv2d(cfg.in_channels, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(cfg.in_channels, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip((channels[0], *channels), channels)):
             down = {"downsamplers": Downsample(c_out, padding=0)} if _resamples(i, cfg) else {}
             self.down_blocks.append(Block(c_in, c_out, cfg.layers_per_block, groups, **down))
         self.mid_block = MidBlock(channels[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
-        self.conv_out = Conv2d(channels[-1], 2 * cfg.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * cfg.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -84,14 +84,14 @@ class Decoder(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
         channels, groups = cfg.block_out_channels[::-1], cfg.norm_num_groups
-        self.conv_in = Conv2d(cfg.latent_channels, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(cfg.latent_channels, channels[0], 3, padding=1)
         self.mid_block = MidBlock(channels[0], groups)
         self.up_blocks = nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip((channels[0], *channels), channels)):
             up = {"upsamplers": Upsample(c_out)} if _resamples(i, cfg) else {}
             self.up_blocks.append(Block(c_in, c_out, cfg.layers_per_block + 1, groups, **up))
         self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
-        self.conv_out = Conv2d(channels[-1], cfg.out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[-1], cfg.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(z))
@@ -114,8 +114,8 @@ class VAE(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
         self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
-        self.quant_conv = Conv2d(2 * cfg.latent_channels, 2 * cfg.latent_channels, 1)
-        self.post_quant_conv = Conv2d(cfg.latent_channels, cfg.latent_channels, 1)
+        self.quant_conv = nn.Conv2d(2 * cfg.latent_channels, 2 * cfg.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(cfg.latent_channels, cfg.latent_channels, 1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, fH, fW) in [-1, 1] -> mean, log-variance, each (B, C, H, W)."""

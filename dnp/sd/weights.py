@@ -31,7 +31,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
-from dnp.sd.layers import Conv2d, stamp
 
 # Old and new spellings of the same tensors.
 _RENAMES = (
@@ -254,10 +253,14 @@ def fill(
     for k in want:
         entry = have[k]
         try:
-            if entry.path not in maps:  # one for all its tensors, which keep it open
-                with entry.path.open("rb") as f:
-                    maps[entry.path] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
-            x = entry.view(maps[entry.path]).reshape(want[k].shape)
+            if entry.dtype != dtype or device.type != "cpu":
+                x = entry.copy()
+            else:
+                if entry.path not in maps:  # one for all its tensors, which keep it open
+                    with entry.path.open("rb") as f:
+                        maps[entry.path] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+                x = entry.view(maps[entry.path])
+            x = x.reshape(want[k].shape)
         except (OSError, ValueError, RuntimeError) as e:
             raise WeightsError(
                 f"{entry.path}: {k} cannot be read ({e}); try again, or fetch the file again."
@@ -267,50 +270,44 @@ def fill(
     return network.requires_grad_(False).eval()
 
 
-SMALL = 1 << 20  # elements: 4 MiB
-
-
 class FirstUse:
     """A hook on a part of a network: before the first call it checks the numbers, once.
 
-    On a CPU it also packs the convolutions where that takes little memory: if their weights are in
-    the file as they are here, they are packed from there, so that the mapped ones stay unread; and
-    if they are small. The others are put in channels_last, which is faster than none.
+    On a CPU it also puts convolutions in channels_last, which is faster there. Weights that are as
+    the file has them are read from it for that, so that the mapped ones stay unread.
     """
 
     def __init__(self, part: nn.Module, name: str, entries: Mapping[str, Entry]):
         prefix = f"{name}." if name else ""
         self.entries = {key: entries[prefix + key] for key, _ in part.named_parameters()}
-        self.stamps = {key: stamp(p)[:2] for key, p in part.named_parameters()}
+        self.stamps = {key: _stamp(p) for key, p in part.named_parameters()}
         part.register_forward_pre_hook(self)
 
     @torch.inference_mode(False)
     def __call__(self, part: nn.Module, _: object) -> None:
-        for name, module in part.named_modules():
-            for key, p in module.named_parameters(recurse=False):
-                whole = f"{name}.{key}" if name else key
-                here = p.device.type == "cpu" and p.dtype == torch.float32
-                lays = here and key == "weight" and isinstance(module, Conv2d)
-                x = self._unread(whole, p) if lays else p
-                self._require_finite(whole, x)
-                if lays and (x is not p or p.numel() < SMALL):
-                    module.pack(x)
-                elif lays:
-                    module.to(memory_format=torch.channels_last)
+        for key, p in part.named_parameters():
+            lays = p.ndim == 4 and p.device.type == "cpu" and not p.is_inference()
+            x = self._from_file(key, p) if lays else p
+            self._require_finite(key, x)
+            if lays:
+                p.data = x.contiguous(memory_format=torch.channels_last)
         for number, hook in list(part._forward_pre_hooks.items()):
             if hook is self:
                 del part._forward_pre_hooks[number]
 
-    def _unread(self, key: str, p: Tensor) -> Tensor:
-        """The numbers of `p` from its file, if it is what the file holds; else `p` itself."""
+    def _from_file(self, key: str, p: Tensor) -> Tensor:
+        """The numbers of `p` from its file, if it was not changed since; else `p` itself."""
         entry = self.entries.get(key)
-        if entry is None or entry.dtype != p.dtype or self.stamps[key] != stamp(p)[:2]:
+        if entry is None or entry.dtype != p.dtype or self.stamps[key] != _stamp(p):
             return p
         try:
-            x = entry.copy().reshape(p.shape).contiguous()
+            x = entry.copy().reshape(p.shape)
         except (OSError, ValueError, RuntimeError):  # another file by now: p is still the old one
             return p
-        return x if stamp(x)[2].equal(stamp(p)[2]) else p
+        some = slice(
+            None, None, max(1, p.numel() // 16)
+        )  # what is changed through .data shows here
+        return x if x.view(-1)[some].equal(p.detach().reshape(-1)[some]) else p.detach()
 
     def _require_finite(self, key: str, p: Tensor) -> None:
         if p.sum(dtype=torch.float32).isfinite() or p.isfinite().all():
@@ -327,6 +324,11 @@ class FirstUse:
             f"{entry.key} in {entry.path} holds NaN or infinity; the file is damaged, so fetch it "
             "again."
         )
+
+
+def _stamp(p: Tensor) -> tuple[int, int]:
+    """Where a tensor lies and how often it was changed."""
+    return p.data_ptr(), -1 if p.is_inference() else p._version
 
 
 def examples(names: Sequence[str]) -> str:

@@ -177,7 +177,7 @@ def main() -> None:
         report["recogniser, set of things"] = float(np.mean(sets))
     if "single" in parts:
         prompts = singles()
-        pictures = draw([(p, "cfg", None, i % 8, 50) for i, p in enumerate(prompts)], what="single")
+        pictures = draw([(p, "cfg", 2.0, i % 8, 50) for i, p in enumerate(prompts)], what="single")
         rows = [presence(judge, [im], p)[0] for p, im in zip(prompts, pictures)]
         by_thing = {
             t: np.mean([r["colours"] for r in rows[8 * i : 8 * i + 8]])

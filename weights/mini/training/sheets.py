@@ -49,7 +49,7 @@ def things(model) -> Image.Image:
     coloured = [f"{colour} {thing}" for thing, colour in zip(OBJECTS, COLOURS_SEEN)]
     prompts = [f"a {name}" for name in ANIMALS + coloured]
     bar = tqdm(prompts, desc="things")
-    pictures = [p for text in bar for p in generate(model, text, images=2).images]
+    pictures = [p for text in bar for p in generate(model, text, s=2.0, images=2).images]
     return grid(pictures, [text for text in prompts for _ in range(2)], 12)
 
 
@@ -60,7 +60,7 @@ COLOURS_SEEN = "blue red yellow purple brown red pink green blue brown red green
 def random_prompts(model, n: int = 64) -> Image.Image:
     captions = [caption(*scene_at(2026, i, "held-out")) for i in range(n)]
     bar = tqdm(captions, desc="prompts")
-    pictures = [generate(model, text, seed=i).images[0] for i, text in enumerate(bar)]
+    pictures = [generate(model, text, s=2.0, seed=i).images[0] for i, text in enumerate(bar)]
     return grid(pictures, captions, 8)
 
 
