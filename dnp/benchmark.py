@@ -34,6 +34,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from dnp.command import Parser, run
 from dnp.errors import DnpError, SettingsError
 
 PROMPT = "a photo of a cat and a dog"
@@ -66,13 +67,12 @@ CLASSES = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise SettingsError(f"{message}; python -m dnp.benchmark --help lists what is possible.")
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(
+        prog="python -m dnp.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = p.add_argument
     add("--against", choices=("diffusers",), help="measure it too, and print the ratios")
     told = "; ".join(f"{part}: {measure.__doc__}" for part, measure in PARTS.items())
@@ -527,10 +527,4 @@ PARTS = {
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DnpError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main, "interrupted; nothing is left behind.")

@@ -267,11 +267,15 @@ def test_what_is_done_to_weights_before_their_first_use_counts(tiny, one):
     with torch.no_grad():
         model.unet.conv_in.weight.mul_(2)
         model.unet.conv_out.weight.data *= 3
+        model.unet.conv_out.bias.data[1] += 1  # and a single number
+        model.unet.conv_out.weight.data.view(-1)[5] += 1
     before = {k: v.clone() for k, v in model.unet.state_dict().items()}
     got = call(model)
     assert all(model.unet.state_dict()[k].equal(v) for k, v in before.items())
     assert model.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     model.unet.conv_in.weight.div_(2)
+    model.unet.conv_out.bias.data[1] -= 1
+    model.unet.conv_out.weight.data[0, 0, 1, 2] -= 1
     model.unet.conv_out.weight.data /= 3
     assert not got.isclose(plain).all()
     assert_close(call(model), plain, atol=5e-6, rtol=0)

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from dnp.errors import DnpError, SettingsError
+from dnp.command import Parser, run
+from dnp.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise SettingsError(f"{message}; python -m dnp.evaluation --help lists what is possible.")
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(
+        prog="python -m dnp.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = p.add_argument
     add("--benchmark", default="ae", metavar="NAME", help="ae, hh, semantic, or a file of prompts")
     add("--per-category", type=int, metavar="N", help="N prompts of each category; default all")
@@ -123,11 +122,4 @@ def _check(args: argparse.Namespace) -> tuple:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DnpError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; type the same command to go on.", file=sys.stderr)
-        sys.exit(130)
+    run(main, "interrupted; type the same command to go on.")

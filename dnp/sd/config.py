@@ -238,8 +238,8 @@ def _check(config: object, part: str) -> None:
             )
 
 
-# Presets. Stable Diffusion 1.x and the autoencoder of all are the defaults.
-SD1_TEXT, SD1_UNET, SD_VAE = TextConfig(), UNetConfig(), VAEConfig()
+# Presets. Stable Diffusion 1.x, and the autoencoder of both families, are the defaults.
+SD1_TEXT, SD1_UNET = TextConfig(), UNetConfig()
 SD2_TEXT = TextConfig(  # OpenCLIP ViT-H/14 without its last layer (340,387,840)
     hidden_size=1024,
     intermediate_size=4096,

@@ -223,13 +223,13 @@ def rename(key: str) -> str:
 
 def fill(
     network: nn.Module, have: Mapping[str, Entry], device: torch.device, dtype: torch.dtype,
-    what: str, hint: str = "",
+    what: str,
 ) -> nn.Module:  # fmt: skip
     """Gives a network on the meta device its tensors, all of them and nothing else, one by one.
 
     A tensor of another type or device is converted as it is read, so that no more than the network
     and one tensor are in memory. WeightsError names what is missing, unexpected or of another
-    shape; `what` says whose tensors they are and `hint` what the file may be instead.
+    shape; `what` says whose tensors they are.
     """
     want = network.state_dict()
     problems = {
@@ -246,9 +246,7 @@ def fill(
         told = "; ".join(
             f"{len(keys)} {kind} ({examples(keys)})" for kind, keys in problems.items() if keys
         )
-        raise WeightsError(
-            f"{what}: {told}{'; ' + hint if hint else ''}; take both files from the same source."
-        )
+        raise WeightsError(f"{what}: {told}; take both files from the same source.")
     state, maps = {}, {}
     for k in want:
         entry = have[k]
@@ -271,43 +269,23 @@ def fill(
 
 
 class FirstUse:
-    """A hook on a part of a network: before the first call it checks the numbers, once.
-
-    On a CPU it also puts convolutions in channels_last, which is faster there. Weights that are as
-    the file has them are read from it for that, so that the mapped ones stay unread.
-    """
+    """A hook on a part of a network: before the first call it checks the numbers, once, and on a
+    CPU puts convolutions in channels_last, which is faster there for large pictures."""
 
     def __init__(self, part: nn.Module, name: str, entries: Mapping[str, Entry]):
         prefix = f"{name}." if name else ""
         self.entries = {key: entries[prefix + key] for key, _ in part.named_parameters()}
-        self.stamps = {key: _stamp(p) for key, p in part.named_parameters()}
         part.register_forward_pre_hook(self)
 
     @torch.inference_mode(False)
     def __call__(self, part: nn.Module, _: object) -> None:
         for key, p in part.named_parameters():
-            lays = p.ndim == 4 and p.device.type == "cpu" and not p.is_inference()
-            x = self._from_file(key, p) if lays else p
-            self._require_finite(key, x)
-            if lays:
-                p.data = x.contiguous(memory_format=torch.channels_last)
+            self._require_finite(key, p)
+            if p.ndim == 4 and p.device.type == "cpu" and not p.is_inference():
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
         for number, hook in list(part._forward_pre_hooks.items()):
             if hook is self:
                 del part._forward_pre_hooks[number]
-
-    def _from_file(self, key: str, p: Tensor) -> Tensor:
-        """The numbers of `p` from its file, if it was not changed since; else `p` itself."""
-        entry = self.entries.get(key)
-        if entry is None or entry.dtype != p.dtype or self.stamps[key] != _stamp(p):
-            return p
-        try:
-            x = entry.copy().reshape(p.shape)
-        except (OSError, ValueError, RuntimeError):  # another file by now: p is still the old one
-            return p
-        some = slice(
-            None, None, max(1, p.numel() // 16)
-        )  # what is changed through .data shows here
-        return x if x.view(-1)[some].equal(p.detach().reshape(-1)[some]) else p.detach()
 
     def _require_finite(self, key: str, p: Tensor) -> None:
         if p.sum(dtype=torch.float32).isfinite() or p.isfinite().all():
@@ -324,11 +302,6 @@ class FirstUse:
             f"{entry.key} in {entry.path} holds NaN or infinity; the file is damaged, so fetch it "
             "again."
         )
-
-
-def _stamp(p: Tensor) -> tuple[int, int]:
-    """Where a tensor lies and how often it was changed."""
-    return p.data_ptr(), -1 if p.is_inference() else p._version
 
 
 def examples(names: Sequence[str]) -> str:
