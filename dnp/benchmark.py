@@ -7,29 +7,35 @@
         --parts unet run decode --batch 16 --steps 50
 
 Without --weights, random weights of the full size are written to a temporary folder (4.3 GB) and
-read from there. Both take turns on the same weights, in one process (load, memory and import: in a
-new process each), and the table has the medians of the turns; a ratio below 1 is in our favour.
-"diffusers" is diffusers as it comes; "tuned" is it in channels_last under inference mode, and its
-ratio is to turns of ours beside it. In half precision our VAE stays in float32, theirs does not.
+read from there. Each has a process of its own, they take turns on the same weights, and the table
+has the medians of the turns; a ratio below 1 is in our favour. "diffusers" is diffusers as it
+comes; "tuned" is it in channels_last under inference mode. In half precision our VAE stays in
+float32, theirs does not. On Linux a part of the difference is how memory is kept
+(`dnp/sd/memory.py`);
+
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 python -m dnp.benchmark --against diffusers
+
+keeps it for both, and what is left is the networks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import platform
 import re
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -173,28 +179,29 @@ def matrix_rate(device: str) -> float:
 
 
 def seconds(make: Callable[[], object], device: str) -> float:
-    """Wall time of one call, finished on its device."""
+    """Wall time of one call, finished on its device; the mean of many if it is short."""
     import torch
 
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(
         device.split(":")[0], lambda: None
     )
-    wait()
-    start = time.perf_counter()
-    make()
-    wait()
-    return time.perf_counter() - start
+
+    def measure(times: int) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(times):
+            make()
+        wait()
+        return (time.perf_counter() - start) / times
+
+    took = measure(1)
+    return took if took > 0.1 else measure(math.ceil(0.1 / took))
 
 
-def turns(calls: dict[str, Callable[[], object]], args: argparse.Namespace) -> dict[str, float]:
-    """The median seconds of each call, after one call for warmth; they take turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(args.rounds + 1):
-        for name, call in calls.items():
-            took = seconds(call, args.device)
-            if i:
-                times[name].append(took)
-    return {name: statistics.median(t) for name, t in times.items()}
+def medians(measures: dict[str, Callable[[], float]], args: argparse.Namespace) -> dict[str, float]:
+    """The median of what each measures, after one turn for warmth; they take turns."""
+    got = [{name: measure() for name, measure in measures.items()} for _ in range(args.rounds + 1)]
+    return {name: statistics.median(turn[name] for turn in got[1:]) for name in measures}
 
 
 def row(what: str, values: dict[str, float], unit: str = "s") -> list[str]:
@@ -206,10 +213,9 @@ def row(what: str, values: dict[str, float], unit: str = "s") -> list[str]:
         return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.{2 if value < 0.01 else 0}f} ms"
 
     cells = [what, told(values["dnp"])]
-    for name, beside in (("diffusers", "dnp"), ("tuned", "dnp beside tuned")):
+    for name in ("diffusers", "tuned"):
         there = name in values
-        ratio = f"{values.get(beside, values['dnp']) / values[name]:.2f}" if there else ""
-        cells += [told(values[name]) if there else "", ratio]
+        cells += [told(values[name]), f"{values['dnp'] / values[name]:.2f}"] if there else ["", ""]
     return cells
 
 
@@ -287,104 +293,37 @@ def open_diffusers(args: argparse.Namespace):
     return pipe.to(args.device)
 
 
-# ------------------------------------------------------------------------------ in one process
+# ------------------------------------------------------------------------- what each is asked to do
 
 
-def pair(args: argparse.Namespace) -> tuple:
-    """Our model and, if it is asked for, diffusers' pipeline; opened once."""
-    if not hasattr(args, "opened"):
-        args.opened = open_dnp(args), open_diffusers(args) if args.against else None
-    return args.opened
-
-
-def noise(args: argparse.Namespace, model, count: int, side: int):
+def noise(args: argparse.Namespace, channels: int, count: int, side: int):
     import torch
 
-    g = torch.Generator().manual_seed(0)
-    z = torch.randn(count, model.config.unet.in_channels, side, side, generator=g)
-    return z.to(model.device, model.dtype)
+    z = torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(0))
+    return z.to(args.device, getattr(torch, args.dtype))
 
 
-def in_turn(args: argparse.Namespace, ours, theirs, network) -> dict[str, float]:
-    """Medians of our call, diffusers', and diffusers' with `network` in channels_last."""
+def calls(name: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """Opens the weights; what dnp, diffusers or tuned can be asked to do with them."""
     import torch
 
-    def plain(call, guard):
-        def run():
-            with guard():
-                call()
-
-        return run
-
-    calls = {"dnp": plain(ours, torch.no_grad)}
-    if theirs is not None:
-        calls["diffusers"] = plain(theirs, torch.no_grad)
-    out = turns(calls, args)
-    if theirs is not None:
-        network.to(memory_format=torch.channels_last)
-        again = turns({"dnp": calls["dnp"], "tuned": plain(theirs, torch.inference_mode)}, args)
-        network.to(memory_format=torch.contiguous_format)
-        out |= {"tuned": again["tuned"], "dnp beside tuned": again["dnp"]}
-    return out
-
-
-def _agree(args: argparse.Namespace) -> Iterator[list[str]]:
-    """the greatest differences between our numbers and diffusers'"""
-    import torch
-
-    model, pipe = pair(args)
-    if pipe is None:
-        raise SettingsError("the part agree compares with diffusers; add --against diffusers.")
-    z, t = noise(args, model, 1, args.side or 32), torch.tensor(500, device=model.device)
-    with torch.no_grad():
-        context = model.encode([PROMPT])
-        length = context.shape[1]
-        ids = pipe.tokenizer(PROMPT, padding="max_length", max_length=length, truncation=True)
-        theirs = pipe.text_encoder(torch.tensor([ids.input_ids], device=model.device))[0]
-        pixels = model.vae.decode(z.to(model.vae.post_quant_conv.weight.dtype))
-        for what, ours, other in (
-            ("text encoder", context, theirs),
-            ("U-Net", model.unet(z, t, context), pipe.unet(z, t, context).sample),
-            ("VAE decode", pixels, pipe.vae.decode(z).sample),
-        ):
-            error = (ours.float() - other.float()).abs().max() / other.float().abs().max()
-            yield [f"{what}: greatest difference / greatest value", f"{error:.1e}", "", "", "", ""]
-
-
-def _unet(args: argparse.Namespace) -> Iterator[list[str]]:
-    """one forward of the U-Net, two conditions for each picture"""
-    import torch
-
-    model, pipe = pair(args)
-    side, n = args.side or 64, 2 * args.batch
-    z, t = noise(args, model, n, side), torch.tensor(500, device=model.device)
-    context = model.encode([PROMPT] * n)
-    theirs = pipe and (lambda: pipe.unet(z, t, context))
-    values = in_turn(args, lambda: model.unet(z, t, context), theirs, pipe and pipe.unet)
-    yield row(f"U-Net forward, batch {n}, latents {side} x {side}", values)
-
-
-def _decode(args: argparse.Namespace) -> Iterator[list[str]]:
-    """the VAE's decoder"""
-    model, pipe = pair(args)
-    side = args.side or 64
-    z = noise(args, model, 1, side)
-    ours = z.to(model.vae.post_quant_conv.weight.dtype)
-    theirs = pipe and (lambda: pipe.vae.decode(z))
-    values = in_turn(args, lambda: model.vae.decode(ours), theirs, pipe and pipe.vae)
-    yield row(f"VAE decode, latents {side} x {side}", values)
-
-
-def _run(args: argparse.Namespace) -> Iterator[list[str]]:
-    """prompt to pictures with CFG"""
-    model, pipe = pair(args)
-    side = args.side or (32 if args.device == "cpu" else 64)
-    calls = {"dnp": lambda: run_dnp(model, args, side, args.steps)}
-    if pipe:
-        calls["diffusers"] = lambda: run_diffusers(pipe, args, side, args.steps)
-    values = {name: t / args.batch for name, t in turns(calls, args).items()}
-    told = f"a picture, CFG, {args.steps} steps, latents {side} x {side}, batch {args.batch}"
-    yield row(told, values)
+    opened = open_dnp(args) if name == "dnp" else open_diffusers(args)
+    unet, vae = opened.unet, opened.vae
+    config = opened.config.unet if name == "dnp" else unet.config
+    if name == "tuned":
+        unet.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)
+    z = noise(args, config.in_channels, 2 * args.batch, args.side or 64)
+    context = torch.randn(len(z), 77, config.cross_attention_dim).to(z)
+    t = torch.tensor(500, device=z.device)
+    latent = z[:1].to(vae.post_quant_conv.weight.dtype)
+    run = run_dnp if name == "dnp" else run_diffusers
+    guard = torch.inference_mode if name == "tuned" else torch.no_grad
+    return {
+        "unet": guard()(lambda: unet(z, t, context)),
+        "decode": guard()(lambda: vae.decode(latent)),
+        "run": lambda: run(opened, args, _run_side(args), args.steps),
+    }
 
 
 def run_dnp(model, args: argparse.Namespace, side: int, steps: int) -> None:
@@ -402,61 +341,8 @@ def run_diffusers(pipe, args: argparse.Namespace, side: int, steps: int) -> None
     )  # fmt: skip
 
 
-def _rule(args: argparse.Namespace) -> Iterator[list[str]]:
-    """the guidance rule alone, as a share of one step"""
-    import torch
-
-    from dnp import guidance
-
-    model, _ = pair(args)
-    side = args.side or 64
-    t = torch.tensor(500, device=model.device)
-    for name, rule, k in (
-        ("CFG", guidance.cfg, 2),
-        ("negative prompt", guidance.negative_prompt, 3),
-        ("DNS", guidance.dns, 2),
-    ):
-        eps = noise(args, model, k * args.batch, side).chunk(k)
-        z, context = torch.cat(eps), model.encode([PROMPT] * k * args.batch)
-        with torch.no_grad():
-            calls = {"rule": partial(rule, *eps, 7.5), "step": partial(model.unet, z, t, context)}
-            took = turns(calls, args)
-        share = took["rule"] / (took["rule"] + took["step"])
-        told = f"{1e6 * took['rule']:.0f} us, {share:.3%} of a step"
-        yield [f"the rule alone, {name}", told, "", "", "", ""]
-
-
-# ----------------------------------------------------------------------------- in new processes
-
-
-def _child(job: str, args: argparse.Namespace, out) -> None:
-    """Loads, or loads and runs, in a process of its own; sends seconds or megabytes back."""
-    import torch
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    kind, name = job.split()
-    if name == "diffusers":
-        require_diffusers()
-        from diffusers import DDIMScheduler, StableDiffusionPipeline  # noqa: F401
-    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401  imports are not loading
-
-    import dnp.sd.model  # noqa: F401
-
-    warnings.simplefilter("ignore")  # 2 steps start low; diffusers renames torch_dtype
-    start = time.perf_counter()
-    try:
-        opened = open_dnp(args) if name == "dnp" else open_diffusers(args)
-    except DnpError as e:
-        out.put(str(e))
-        return
-    if kind != "load":
-        run = run_dnp if name == "dnp" else run_diffusers
-        run(opened, args, args.side or 32, 1 if kind == "first" else 2)
-    took = time.perf_counter() - start
-    if kind == "memory":
-        took = peak_megabytes()
-    out.put(took)
+def _run_side(args: argparse.Namespace) -> int:
+    return args.side or (32 if args.device == "cpu" else 64)
 
 
 def peak_megabytes() -> float:
@@ -469,55 +355,204 @@ def peak_megabytes() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _in_children(kind: str, args: argparse.Namespace) -> dict[str, float]:
-    context = get_context("spawn")
-    names = ["dnp", "diffusers"] if args.against else ["dnp"]
-    got: dict[str, list[float]] = {name: [] for name in names}
-    given = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "opened"})
-    for i in range(args.rounds + 1):  # the first turn warms the disk
-        for name in names:
-            queue = context.Queue()
-            child = context.Process(target=_child, args=(f"{kind} {name}", given, queue))
-            child.start()
-            child.join()
-            if child.exitcode:
-                raise SettingsError(
-                    f"{name} ended with {child.exitcode} while its {kind} was measured; what it "
-                    "printed above says why."
-                )
-            told = queue.get()
-            if isinstance(told, str):
-                raise SettingsError(told)
-            if i:
-                got[name].append(told)
-    return {name: statistics.median(values) for name, values in got.items()}
+def _answer(name: str, args: argparse.Namespace, line) -> None:
+    """A contestant's process: to each question on the line, seconds, megabytes or what is wrong."""
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if name == "dnp":  # imports are not loading
+        from transformers import CLIPTokenizer  # noqa: F401
+
+        import dnp.sd.model  # noqa: F401
+    else:
+        require_diffusers()
+        from diffusers import DDIMScheduler, StableDiffusionPipeline  # noqa: F401
+        from transformers import CLIPTextModel  # noqa: F401
+
+    warnings.simplefilter("ignore")  # few steps start low; diffusers renames torch_dtype
+    can: dict[str, Callable[[], object]] = {}
+    while True:
+        try:
+            question = line.recv()
+        except EOFError:  # no more questions
+            return
+        try:
+            if question in ("load", "first", "memory"):
+                line.send(_open(name, args, question))
+            else:
+                can = can or calls(name, args)
+                line.send(seconds(can[question], args.device))
+        except DnpError as e:
+            line.send(str(e))
+
+
+def _open(name: str, args: argparse.Namespace, question: str) -> float:
+    """Seconds to load the weights, or to load and run 1 step; or the peak with 2 steps."""
+    start = time.perf_counter()
+    opened = open_dnp(args) if name == "dnp" else open_diffusers(args)
+    if question != "load":
+        run = run_dnp if name == "dnp" else run_diffusers
+        run(opened, args, args.side or 32, 1 if question == "first" else 2)
+    return peak_megabytes() if question == "memory" else time.perf_counter() - start
+
+
+class Contestant:
+    """dnp, diffusers or tuned in a process of its own, where settings of one are not another's."""
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        context = get_context("spawn")
+        self.name, (self.line, other) = name, context.Pipe()
+        self.process = context.Process(target=_answer, args=(name, args, other), daemon=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks: inherited
+        self.process.start()
+        signal.signal(signal.SIGINT, before)
+        other.close()
+
+    def __call__(self, question: str) -> float:
+        try:
+            self.line.send(question)
+            told = self.line.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            raise SettingsError(
+                f"{self.name} ended with {self.process.exitcode} while its {question} was "
+                "measured; what it printed above says why."
+            ) from None
+        if isinstance(told, str):
+            raise SettingsError(told)
+        return told
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self.line.close()
+        if error:
+            self.process.terminate()
+        self.process.join()
+
+
+def in_turn(question: str, args: argparse.Namespace, *names: str) -> dict[str, float]:
+    """The median of each one's answers, after one for warmth; they take turns."""
+    with ExitStack() as stack:
+        asked = {n: stack.enter_context(Contestant(n, args)) for n in _present(args, names)}
+        return medians({n: partial(ask, question) for n, ask in asked.items()}, args)
+
+
+def in_new_processes(question: str, args: argparse.Namespace) -> dict[str, float]:
+    """The same, with a new process for each answer; the first turn warms the disk."""
+
+    def ask(name: str) -> float:
+        with Contestant(name, args) as contestant:
+            return contestant(question)
+
+    names = _present(args, ("dnp", "diffusers"))
+    return medians({n: partial(ask, n) for n in names}, args)
+
+
+def _present(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    return [n for n in names if n == "dnp" or args.against]
+
+
+# ------------------------------------------------------------------------------------------- parts
+
+
+def _agree(args: argparse.Namespace) -> Iterator[list[str]]:
+    """the greatest differences between our numbers and diffusers'"""
+    import torch
+
+    if not args.against:
+        raise SettingsError("the part agree compares with diffusers; add --against diffusers.")
+    model, pipe = open_dnp(args), open_diffusers(args)
+    z = noise(args, model.config.unet.in_channels, 1, args.side or 32)
+    t = torch.tensor(500, device=model.device)
+    with torch.no_grad():
+        context = model.encode([PROMPT])
+        length = context.shape[1]
+        ids = pipe.tokenizer(PROMPT, padding="max_length", max_length=length, truncation=True)
+        theirs = pipe.text_encoder(torch.tensor([ids.input_ids], device=model.device))[0]
+        pixels = model.vae.decode(z.to(model.vae.post_quant_conv.weight.dtype))
+        for what, ours, other in (
+            ("text encoder", context, theirs),
+            ("U-Net", model.unet(z, t, context), pipe.unet(z, t, context).sample),
+            ("VAE decode", pixels, pipe.vae.decode(z).sample),
+        ):
+            error = (ours.float() - other.float()).abs().max() / other.float().abs().max()
+            yield [f"{what}: greatest difference / greatest value", f"{error:.1e}", "", "", "", ""]
+
+
+def _unet(args: argparse.Namespace) -> Iterator[list[str]]:
+    """one forward of the U-Net, two conditions for each picture"""
+    side, n = args.side or 64, 2 * args.batch
+    values = in_turn("unet", args, "dnp", "diffusers", "tuned")
+    yield row(f"U-Net forward, batch {n}, latents {side} x {side}", values)
+
+
+def _decode(args: argparse.Namespace) -> Iterator[list[str]]:
+    """the VAE's decoder"""
+    side = args.side or 64
+    values = in_turn("decode", args, "dnp", "diffusers", "tuned")
+    yield row(f"VAE decode, latents {side} x {side}", values)
+
+
+def _run(args: argparse.Namespace) -> Iterator[list[str]]:
+    """prompt to pictures with CFG"""
+    side = _run_side(args)
+    values = in_turn("run", args, "dnp", "diffusers")
+    told = f"a picture, CFG, {args.steps} steps, latents {side} x {side}, batch {args.batch}"
+    yield row(told, {name: t / args.batch for name, t in values.items()})
+
+
+def _rule(args: argparse.Namespace) -> Iterator[list[str]]:
+    """the guidance rule alone, as a share of one step"""
+    import torch
+
+    from dnp import guidance
+
+    model = open_dnp(args)
+    side, channels = args.side or 64, model.config.unet.in_channels
+    t = torch.tensor(500, device=model.device)
+    for name, rule, k in (
+        ("CFG", guidance.cfg, 2),
+        ("negative prompt", guidance.negative_prompt, 3),
+        ("DNS", guidance.dns, 2),
+    ):
+        z = noise(args, channels, k * args.batch, side)
+        eps, context = z.chunk(k), model.encode([PROMPT] * k * args.batch)
+        with torch.no_grad():
+            both = {"rule": partial(rule, *eps, 7.5), "step": partial(model.unet, z, t, context)}
+            took = medians({n: partial(seconds, c, args.device) for n, c in both.items()}, args)
+        share = took["rule"] / (took["rule"] + took["step"])
+        told = f"{1e6 * took['rule']:.0f} us, {share:.3%} of a step"
+        yield [f"the rule alone, {name}", told, "", "", "", ""]
 
 
 def _load(args: argparse.Namespace) -> Iterator[list[str]]:
     """opening the weights from a warm disk, without and with the first step of a run"""
-    yield row("load", _in_children("load", args))
+    yield row("load", in_new_processes("load", args))
     side = args.side or 32
     told = f"load and a run of 1 step, latents {side} x {side}"
-    yield row(told, _in_children("first", args))
+    yield row(told, in_new_processes("first", args))
 
 
 def _memory(args: argparse.Namespace) -> Iterator[list[str]]:
     """peak resident memory of loading and a run of 2 steps"""
     side = args.side or 32
     told = f"peak memory, load and 2 steps, latents {side} x {side}"
-    yield row(told, _in_children("memory", args), "MB")
+    yield row(told, in_new_processes("memory", args), "MB")
 
 
 def _import(args: argparse.Namespace) -> Iterator[list[str]]:
     """import dnp against import diffusers"""
 
     def start(module: str) -> None:
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=os.environ)
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
 
-    calls = {"dnp": lambda: start("dnp")}
-    if args.against:
-        calls["diffusers"] = lambda: start("diffusers")
-    yield row("import", turns(calls, args))
+    names = _present(args, ("dnp", "diffusers"))
+    yield row(
+        "import", medians({n: partial(seconds, partial(start, n), "cpu") for n in names}, args)
+    )
 
 
 PARTS = {

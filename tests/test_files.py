@@ -287,6 +287,31 @@ def test_what_a_2x_file_predicts_is_told_and_can_be_overridden(family, tmp_path)
         dnp.load(v, prediction_type="x0")
 
 
+def test_a_2x_file_made_from_a_diffusers_folder_has_no_last_layer_to_leave_out(family, tmp_path):
+    name, _, folder, path = family
+    if name == "1.x":
+        pytest.skip("1.x has no such layer")
+    start = "cond_stage_model.model."
+    last = "transformer.resblocks.23.", "text_projection", "logit_scale"
+
+    def convert(tensors):
+        for key in [k for k in tensors if k.startswith(tuple(start + k for k in last))]:
+            tensors.pop(key)
+
+    path = damaged(path, tmp_path, convert)
+    for a, b in zip(outputs(dnp.load(path)), outputs(dnp.load(folder))):
+        assert_close(a, b, atol=5e-6, rtol=0)
+    diffusers_agrees(folder, path)
+
+
+@pytest.mark.parametrize(("layers", "whole", "used"), [(24, True, 23), (24, False, 23),
+    (23, True, 23), (23, False, 23), (3, True, 2), (3, False, 3)])  # fmt: skip
+def test_layers_of_openclip_that_are_used(layers, whole, used):
+    shapes = {f"transformer.resblocks.{i}.mlp.c_fc.weight": (64, 16) for i in range(layers)}
+    shapes |= {"token_embedding.weight": (49408, 16), "positional_embedding": (77, 16)}
+    assert single_file.text_config(shapes, True, whole).num_hidden_layers == used
+
+
 def test_missing_and_unexpected_tensors_are_counted_and_named(family, tmp_path):
     *_, path = family
 

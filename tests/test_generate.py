@@ -1,7 +1,9 @@
 """`dnp.load` and `dnp.generate` as a library user calls them."""
 
 import copy
+import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -246,7 +248,7 @@ def test_no_float64_reaches_a_device(tiny, method):
     assert mode.seen > 1000
 
 
-# ------------------------------------------------------------------------- weights and first use
+# ------------------------------------------------------------------ weights, first use and memory
 
 
 @pytest.fixture
@@ -272,13 +274,23 @@ def test_what_is_done_to_weights_before_their_first_use_counts(tiny, one):
     before = {k: v.clone() for k, v in model.unet.state_dict().items()}
     got = call(model)
     assert all(model.unet.state_dict()[k].equal(v) for k, v in before.items())
-    assert model.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     model.unet.conv_in.weight.div_(2)
     model.unet.conv_out.bias.data[1] -= 1
     model.unet.conv_out.weight.data[0, 0, 1, 2] -= 1
     model.unet.conv_out.weight.data /= 3
     assert not got.isclose(plain).all()
     assert_close(call(model), plain, atol=5e-6, rtol=0)
+
+
+def test_a_vae_is_laid_out_anew_at_its_first_use_with_the_same_numbers(tiny):
+    z = torch.randn(1, 4, 12, 8)
+    plain, vae = dnp.load(tiny).vae.decode(z), dnp.load(tiny).vae
+    vae.decoder.conv_out.bias.data += 1
+    before = {k: v.clone() for k, v in vae.state_dict().items()}
+    assert_close(vae.decode(z), plain + 1, atol=5e-6, rtol=0)
+    assert all(vae.state_dict()[k].equal(v) for k, v in before.items())
+    weights = [p for p in vae.decoder.parameters() if p.ndim == 4]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
 
 
 def test_a_model_outlives_its_files_and_its_copies(tiny, tmp_path, one, monkeypatch):
@@ -318,3 +330,29 @@ def test_a_model_of_float32_files_needs_few_open_files(tiny):
     run = [sys.executable, "-c", code, str(tiny), str(MINI)]
     done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "True", done.stderr
+
+
+FREED = """
+import resource, sys
+import dnp, torch
+dnp.load(sys.argv[1])
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(25_000_000)  # 100 MB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(), faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+def test_freed_memory_is_kept_for_the_next_tensor_unless_the_user_says_otherwise(tiny):
+    def faults(**environment):
+        given = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | environment
+        told = [sys.executable, "-c", FREED, str(tiny)]
+        out = subprocess.run(told, capture_output=True, text=True, check=True, env=given).stdout
+        return [int(n) for n in out.split()]
+
+    first, again = faults()
+    assert again < 20 < first
+    first, again = faults(MALLOC_TRIM_THRESHOLD_="131072")
+    assert again > 20

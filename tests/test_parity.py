@@ -10,6 +10,7 @@ import dnp
 from conftest import MINI, make_pipeline
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+from dnp.sd.layers import ONEDNN, Linear
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 
@@ -200,3 +201,27 @@ def test_the_miniature_opens_in_diffusers_from_its_folder():
     assert (scheduler.clip_sample, scheduler.set_alpha_to_one) == (False, False)
     assert (scheduler.steps_offset, scheduler.timestep_spacing) == (1, "leading")
     assert scheduler.prediction_type == "epsilon"
+
+
+def test_a_linear_layer_is_one_with_and_without_gradients():
+    layer, x = Linear(96, 40), torch.randn(2, 5, 96)
+    want = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    with torch.no_grad():
+        assert_close(layer(x), want, atol=1e-6, rtol=1e-5)
+        assert_close(layer(x.transpose(0, 1)), want.transpose(0, 1), atol=1e-6, rtol=1e-5)
+    assert_close(layer(x), want, atol=0, rtol=0)  # torch's own, which has a gradient
+    (gradient,) = torch.autograd.grad(layer(x).sum(), layer.weight)
+    assert_close(gradient, x.sum((0, 1)).expand(40, 96))
+    layer, x = layer.double().requires_grad_(False), x.double()
+    assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias), atol=0, rtol=0)
+
+
+@pytest.mark.skipif(not ONEDNN, reason="torch is built without oneDNN")
+def test_on_a_cpu_the_unets_products_are_onednns(tiny):
+    from torch.profiler import profile
+
+    unet = dnp.load(tiny).unet
+    width = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    with torch.no_grad(), profile() as p:
+        unet(torch.randn(1, 4, 8, 8), torch.tensor(500), torch.randn(1, 77, width))
+    assert not {"aten::addmm", "aten::mm"} & {event.name for event in p.events()}

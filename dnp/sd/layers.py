@@ -1,9 +1,27 @@
-"""The three pieces that the U-Net and the VAE share: residual block, attention, resampling."""
+"""The pieces that the networks share: linear layer, residual block, attention, resampling."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Linear(nn.Linear):
+    """nn.Linear; on a CPU without gradients by oneDNN, as torch computes convolutions.
+
+    torch's own float32 product is MKL's, which is half as fast on AMD's processors (170 against
+    380 GFLOP/s on 2 cores). The op is the one that torch.compile chooses; it has no gradient.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = x.device.type != "cpu" or {x.dtype, self.weight.dtype} != {torch.float32}
+        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if plain or learns or not ONEDNN:
+            return super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
 class ResnetBlock(nn.Module):
@@ -17,7 +35,7 @@ class ResnetBlock(nn.Module):
         self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         if time_dim is not None:
-            self.time_emb_proj = nn.Linear(time_dim, c_out)
+            self.time_emb_proj = Linear(time_dim, c_out)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
@@ -40,10 +58,10 @@ class Attention(nn.Module):
     def __init__(self, dim: int, context_dim: int, heads: int, bias: bool = False):
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(dim, dim, bias=bias)
-        self.to_k = nn.Linear(context_dim, dim, bias=bias)
-        self.to_v = nn.Linear(context_dim, dim, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_q = Linear(dim, dim, bias=bias)
+        self.to_k = Linear(context_dim, dim, bias=bias)
+        self.to_v = Linear(context_dim, dim, bias=bias)
+        self.to_out = nn.ModuleList([Linear(dim, dim)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context

@@ -89,7 +89,8 @@ def single(path: Path) -> Parts:
     own = _parted(path, entries, second, hint)
     s = {part: {k: e.shape for k, e in own[part].items()} for part in own}
     try:
-        text = single_file.text_config(s["text_encoder"], second)
+        whole = single_file.TEXT_2 + "text_projection" in entries
+        text = single_file.text_config(s["text_encoder"], second, whole)
         unet, vae = single_file.unet_config(s["unet"]), single_file.vae_config(s["vae"])
     except (KeyError, IndexError, ValueError, StopIteration, WeightsError) as e:
         missing = f" ({e} is missing)" if isinstance(e, KeyError) else ""

@@ -20,6 +20,7 @@ from dnp.schedule import Schedule
 from dnp.sd import layouts, weights
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+from dnp.sd.memory import keep_freed_memory
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 
@@ -184,7 +185,9 @@ def load(
         networks.append(weights.fill(network, entries, device, kind, what))
         halves = network.named_children() if build is VAE else [("", network)]
         for name, half in halves:
-            weights.FirstUse(half, name, entries)
+            weights.FirstUse(half, name, entries, relay=build is VAE)
+    if device.type == "cpu":
+        keep_freed_memory()
     config = ModelConfig(
         text, unet, vae, prediction_type or parts.prediction_type, parts.spacing,
         *parts.recommended, parts.captioner, weights.fingerprint(parts.files),

@@ -164,8 +164,10 @@ def vae_config(s: Shapes) -> VAEConfig:
     )
 
 
-def text_config(s: Shapes, second: bool) -> TextConfig:
-    """The text encoder; that of 2.x without its last layer, which Stable Diffusion does not use."""
+def text_config(s: Shapes, second: bool, whole: bool) -> TextConfig:
+    """The text encoder. That of 2.x is without its last layer, which Stable Diffusion does not use:
+    a file holds the `whole` of OpenCLIP (24 layers and a projection), or was made from a diffusers
+    folder, which has 23 layers and no projection."""
     layer = r"transformer\.resblocks\.(\d+)\." if second else r"encoder\.layers\.(\d+)\."
     layers = 1 + max(int(m[1]) for k in s if (m := re.match(layer, k)))
     start = "transformer.resblocks.0.mlp.c_fc" if second else "encoder.layers.0.mlp.fc1"
@@ -176,7 +178,7 @@ def text_config(s: Shapes, second: bool) -> TextConfig:
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=s[f"{start}.weight"][0],
-        num_hidden_layers=layers - second,
+        num_hidden_layers=layers - (second and (layers == 24 or (whole and layers != 23))),
         num_attention_heads=max(1, width // 64),
         max_position_embeddings=s[positions][0],
         hidden_act="gelu" if second else "quick_gelu",
