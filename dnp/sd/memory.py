@@ -15,9 +15,11 @@ def keep_freed_memory() -> bool:
     A convolution of Stable Diffusion's size takes and frees buffers of 60 MB. By default malloc
     maps each of them anew, and the system clears it page by page: 1.8 GB in one U-Net forward at
     32 x 32 latents. Kept, the process stays as large as it was at its peak. Nothing is done on
-    another C library, or where an environment variable MALLOC_... says what the user wants.
+    another C library, or where MALLOC_... or GLIBC_TUNABLES in the environment says what the user
+    wants.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+    told = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if sys.platform != "linux" or told:
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):

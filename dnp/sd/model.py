@@ -152,6 +152,7 @@ def load(
     half precision, since float16 overflows in it. `prediction_type` (epsilon or v_prediction)
     overrides what the weights say. WeightsError says what is wrong with them: names and shapes now,
     numbers and tokenizer when they are first used. Do not write to the files while a model lives.
+    On a CPU the process keeps freed memory from then on, if it is glibc's (`dnp/sd/memory.py`).
     """
     path, device = Path(path), torch.device(device or "cpu")
     dtype = dtype or torch.float32
