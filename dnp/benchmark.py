@@ -97,8 +97,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise SettingsError(f"--{name} {value} is not possible; give 1 or more.")
-    if args.dtype != "float32" and args.device == "cpu":
-        raise SettingsError(f"{args.dtype} on a CPU is slow and coarse; leave --dtype out.")
     return args
 
 
@@ -110,6 +108,8 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.generation import choose_device
 
     args.device = str(choose_device(args.device))
+    if args.dtype != "float32" and args.device.startswith("cpu"):
+        raise SettingsError(f"{args.dtype} on a CPU is slow and coarse; leave --dtype out.")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.against:
@@ -282,8 +282,8 @@ def open_diffusers(args: argparse.Namespace):
             use_safetensors=True, variant="fp16" if fp16 and not whole else None,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
-    except (OSError, ValueError, AttributeError) as e:
-        reason = str(e).split("\n")[0][:300]
+    except Exception as e:  # diffusers and transformers raise whatever comes
+        reason = str(e).split("\n")[0][:300] or type(e).__name__
         raise SettingsError(
             f"diffusers cannot open {args.weights} ({reason}); give a folder in its layout, with "
             "model_index.json, or leave --against out."
@@ -314,7 +314,9 @@ def calls(name: str, args: argparse.Namespace) -> dict[str, Callable[[], object]
         unet.to(memory_format=torch.channels_last)
         vae.to(memory_format=torch.channels_last)
     z = noise(args, config.in_channels, 2 * args.batch, args.side or 64)
-    context = torch.randn(len(z), 77, config.cross_attention_dim).to(z)
+    width = config.cross_attention_dim
+    width = width if isinstance(width, int) else width[0]
+    context = torch.randn(len(z), 77, width).to(z)
     t = torch.tensor(500, device=z.device)
     latent = z[:1].to(vae.post_quant_conv.weight.dtype)
     run = run_dnp if name == "dnp" else run_diffusers
@@ -350,7 +352,7 @@ def peak_megabytes() -> float:
     try:  # on Linux ru_maxrss may be a parent's
         told = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", told)[1]) * 1024 / 1e6
-    except OSError:
+    except (OSError, TypeError):
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, else KiB
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
@@ -385,6 +387,9 @@ def _answer(name: str, args: argparse.Namespace, line) -> None:
                 line.send(seconds(can[question], args.device))
         except DnpError as e:
             line.send(str(e))
+        except Exception as e:  # another library's, or no memory
+            reason = str(e).strip().split("\n")[0][:300] or type(e).__name__
+            line.send(f"{name} cannot do {question} with these settings ({reason}); change them.")
 
 
 def _open(name: str, args: argparse.Namespace, question: str) -> float:

@@ -47,6 +47,7 @@ def test_a_ratio_is_ours_over_theirs():
         (["--parts", "unets"], "--help lists what is possible"),
         (["--parts", "agree", "--weights", str(MINI)], "add --against diffusers"),
         (["--parts", "load", "--weights", "/nowhere"], "/nowhere: no such file or folder"),
+        (["--parts", "unet", "--weights", str(MINI), "--side", "9999999"], "dnp cannot do unet"),
     ],
 )
 def test_settings_that_are_not_possible(given, sentence):

@@ -517,6 +517,7 @@ LIES = [  # (part, entry of its config, value, what the error must say)
     ("vae", "down_block_types", ["X", "X"], "down_block_types = 'X' is not supported"),
     ("vae", "scaling_factor", 0, "scaling_factor = 0 is not possible"),
     ("text_encoder", "hidden_act", "relu", "hidden_act = 'relu' is not supported"),
+    ("text_encoder", "use_attention_mask", True, "use_attention_mask = True is not supported"),
     ("text_encoder", "vocab_size", 9, "token_embedding.weight (886, 40) for (9, 40)"),
     ("scheduler", "prediction_type", "sample", "prediction_type = 'sample' is not supported"),
     ("scheduler", "timestep_spacing", "x", "must be 'leading' or 'trailing' or 'linspace'"),

@@ -379,6 +379,15 @@ def test_shards_are_the_whole(folder, tiny):
         assert_close(a, b, atol=5e-6, rtol=0)
 
 
+def test_full_precision_in_shards_comes_before_an_fp16_file(folder, tiny):
+    whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: x.half() for k, x in load_file(whole).items()}, folder / "unet" / "half")
+    shard(folder / "unet")
+    (folder / "unet" / "half").rename(whole.with_suffix(".fp16.safetensors"))
+    for a, b in zip(outputs(dnp.load(folder)), outputs(dnp.load(tiny))):
+        assert_close(a, b, atol=5e-6, rtol=0)
+
+
 def test_shards_as_diffusers_writes_them(tmp_path, tiny):
     pipeline = make_pipeline(**ARCHITECTURES["linear, v"])
     pipeline.save_pretrained(tmp_path, max_shard_size="100KB")
@@ -558,7 +567,89 @@ def test_a_tokenizer_whose_length_is_no_number_is_refused(folder, length):
         model.encode("a cat")
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.bool])
-def test_a_type_without_fractions_is_refused(folder, dtype):
+def test_a_tokenizer_that_knows_nothing_or_half_is_refused(folder, family):
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
+    (folder / "tokenizer" / "tokenizer.json").symlink_to("/nowhere")  # transformers passes it over
+    with pytest.raises(WeightsError, match=r"neither tokenizer\.json nor vocab\.json"):
+        dnp.load(folder)
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    tokens = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(tokens))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(WeightsError, match="it knows no words"):
+        dnp.load(folder).encode("a cat")
+    tokens = {
+        t: i for i, t in enumerate(["<|startoftext|>", "<|endoftext|>", *map(str, range(600))])
+    }
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(tokens))
+    with pytest.raises(WeightsError, match=r"merges\.txt is cut off"):
+        dnp.load(folder).encode("a cat")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.float8_e4m3fn])
+def test_a_type_that_is_no_float_of_16_bits_or_more_is_refused(folder, dtype):
     with pytest.raises(SettingsError, match="cannot be used"):
         dnp.load(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_is_told(path):
+    with pytest.raises(WeightsError, match="no such file or folder") as e:
+        dnp.load(path)
+    assert str(e.value).isprintable()
+
+
+def test_a_device_that_is_not_here_is_told(tiny):
+    with pytest.raises(SettingsError, match="'nowhere' cannot be used here"):
+        dnp.load(tiny, device="nowhere")
+
+
+def test_names_are_told_without_control_characters(folder):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(WeightsError, match="unexpected") as e:
+        save_file({**load_file(path), "z\n\x1b[31m": torch.zeros(1)}, path)
+        dnp.load(folder)
+    assert str(e.value).isprintable()
+
+
+def test_heads_of_a_text_encoder_are_never_guessed(folder):
+    path = folder / "text_encoder" / "config.json"
+    d = json.loads(path.read_text())
+    del d["num_attention_heads"]
+    path.write_text(json.dumps(d))
+    with pytest.raises(WeightsError, match="num_attention_heads is missing"):
+        dnp.load(folder)
+
+
+def test_a_schedule_that_is_not_named_is_linear_as_in_diffusers(folder):
+    from diffusers import DDIMScheduler
+
+    path = folder / "scheduler" / "scheduler_config.json"
+    d = json.loads(path.read_text()) | {"thresholding": None}
+    del d["beta_schedule"]
+    path.write_text(json.dumps(d))
+    theirs = DDIMScheduler.from_pretrained(path.parent).alphas_cumprod
+    assert_close(dnp.load(folder).schedule.abar.float(), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_scale_factor_in_the_file_is_the_one_that_is_used(family, tmp_path):
+    *_, path = family
+    assert dnp.load(path).config.vae.scaling_factor == 0.18215
+    for value, want in ((0.18215, 0.18215), (0.25, 0.25)):
+        file = damaged(path, tmp_path, lambda t, x=value: t.update(scale_factor=torch.tensor(x)))
+        assert dnp.load(file).config.vae.scaling_factor == want
+    with pytest.raises(WeightsError, match="scaling_factor = nan is not possible"):
+        dnp.load(damaged(path, tmp_path, lambda t: t.update(scale_factor=torch.tensor(torch.nan))))
+
+
+def test_what_merged_files_hold_beside_the_networks_is_passed_over(family, tmp_path):
+    *_, path = family
+    extras = [
+        "first_stage_model.model_ema.decay", "embedding_manager.embedder.position_ids",
+        "denoiser.sigmas", "cond_stage_model.logit_scale",
+        "cond_stage_model.transformer.text_model.text_projection.weight",
+    ]  # fmt: skip
+    dnp.load(damaged(path, tmp_path, lambda t: t.update({k: torch.zeros(1) for k in extras})))
+    with pytest.raises(WeightsError, match=r"1 unexpected tensors \(ztsnr\); they belong to no"):
+        dnp.load(damaged(path, tmp_path, lambda t: t.update(ztsnr=torch.zeros(1))))

@@ -216,6 +216,34 @@ def test_a_linear_layer_is_one_with_and_without_gradients():
     assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias), atol=0, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of torch.jit
+def test_a_linear_layer_has_every_derivative():
+    x, v = torch.randn(2, 5, 12), torch.randn(2, 5, 12)
+    layer = Linear(12, 7).requires_grad_(False)
+    for guard in (torch.enable_grad, torch.no_grad):
+        with guard():
+            assert_close(torch.func.jvp(layer, (x,), (v,))[1], v @ layer.weight.T)
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level() as _:
+        y = layer(torch.autograd.forward_ad.make_dual(x, v))
+        assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, v @ layer.weight.T)
+    layer.bias.requires_grad_(True)
+    layer(x).sum().backward()
+    assert_close(layer.bias.grad, torch.full((7,), 10.0))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, which people still use
+def test_a_linear_layer_reads_a_bias_of_any_strides():
+    layer, x = Linear(12, 7).requires_grad_(False), torch.randn(3, 12)
+    for bias in (torch.randn(14)[::2], torch.randn(1).expand(7)):
+        layer.bias.data = bias
+        with torch.no_grad():
+            assert_close(layer(x), x @ layer.weight.T + bias)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.randn(3, 11))
+    traced = torch.jit.trace(layer, x)
+    assert_close(traced(x), layer(x))
+
+
 @pytest.mark.skipif(not ONEDNN, reason="torch is built without oneDNN")
 def test_on_a_cpu_the_unets_products_are_onednns(tiny):
     from torch.profiler import profile

@@ -32,7 +32,11 @@ class TextConfig:
 
     @classmethod
     def from_dict(cls, d: dict) -> TextConfig:
-        _fixed("text_encoder", d, {"layer_norm_eps": 1e-5})
+        _fixed("text_encoder", d, {"layer_norm_eps": 1e-5, "use_attention_mask": False})
+        if "num_attention_heads" not in d:  # no shape tells them
+            raise WeightsError(
+                "text_encoder/config.json: num_attention_heads is missing; restore the file."
+            )
         return cls(**_known(cls, d))
 
 

@@ -41,9 +41,11 @@ def read(path: Path) -> Parts:
     """What a folder or a file holds; WeightsError if it is neither."""
     try:
         path.stat()
-    except OSError as e:
+    except (OSError, ValueError) as e:
+        told = str(path) if str(path).isprintable() else ascii(str(path))
+        reason = getattr(e, "strerror", "no possible name")
         raise WeightsError(
-            f"{path}: no such file or folder ({e.strerror}); give --weights a folder that holds "
+            f"{told}: no such file or folder ({reason}); give --weights a folder that holds "
             "unet/, or a .safetensors file."
         ) from None
     if path.is_dir():
@@ -107,8 +109,9 @@ def single(path: Path) -> Parts:
     if second:
         chosen = "v_prediction" if v else "epsilon"
         warnings.warn(
-            f"{path.name} is a Stable Diffusion 2.x, taken for one that predicts {chosen}; if its "
-            "pictures are noise, give the other with --prediction",
+            f"{path.name} is a Stable Diffusion 2.x, taken for one that predicts {chosen} and uses "
+            f"{text.num_hidden_layers} layers of its text encoder; if its pictures are noise, give "
+            "the other with --prediction",
             stacklevel=3,
         )
     names = {
@@ -120,6 +123,8 @@ def single(path: Path) -> Parts:
         own["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers)
     tensors = {part: weights.renamed(own[part], names[part], path) for part in own}
     side = 96 if v else 64
+    if (factor := entries.get("scale_factor")) and factor.dtype and factor.shape in ((), (1,)):
+        vae = replace(vae, scaling_factor=round(factor.copy().item(), 6))
     return Parts(
         text, replace(unet, sample_size=(side, side)), vae,
         {part: (new, f"{path}, {part}") for part, new in tensors.items()}, [path],
@@ -149,7 +154,10 @@ def _parted(
         gone = [part for part in own if not own[part]]
         told = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
         some = f" ({weights.examples(rest)})" if rest else ""
-        hint = hint or "this is no Stable Diffusion 1.x or 2.x in one file"
+        hint = hint or (
+            "this is no Stable Diffusion 1.x or 2.x in one file" if gone
+            else "they belong to no part of Stable Diffusion 1.x or 2.x"
+        )  # fmt: skip
         raise WeightsError(
             f"{path}: {told}{some}; {hint}; give --weights one, or a folder in the diffusers "
             "layout."
@@ -187,12 +195,12 @@ def _schedule(path: Path) -> tuple[Schedule, str, str]:
     """
     d = weights.read_json(path)
     kinds = {
-        "beta_schedule": ("scaled_linear", "linear"),  # the first is the default
+        "beta_schedule": ("linear", "scaled_linear"),  # the first is diffusers' default
         "prediction_type": ("epsilon", "v_prediction"),
         "timestep_spacing": ("leading", "trailing", "linspace"),
         "trained_betas": (None,),
-        "thresholding": (False,),
-        "rescale_betas_zero_snr": (False,),
+        "thresholding": (False, None),
+        "rescale_betas_zero_snr": (False, None),
     }
     chosen = {key: d.get(key, allowed[0]) for key, allowed in kinds.items()}
     for key, allowed in kinds.items():
@@ -248,7 +256,7 @@ def _number(x: object) -> bool:
 
 def _tokenizer(path: Path, config: TextConfig) -> Callable:
     """What opens the tokenizer in a folder; WeightsError, now, if its files are not there."""
-    files = {p.name for p in path.glob("*")} if path.is_dir() else set()
+    files = {p.name for p in path.glob("*") if p.is_file()} if path.is_dir() else set()
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
         raise WeightsError(
             f"{path}: neither tokenizer.json nor vocab.json and merges.txt are there; take them "
@@ -268,6 +276,14 @@ def _open_tokenizer(path: Path, config: TextConfig):
         length = tokenizer.model_max_length
         if type(length) is not int or length < 2 or len(tokenizer("a").input_ids) < 2:
             raise ValueError("it has no start and end token, or no room for them")
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise ValueError("it knows no words")
+        if not (path / "tokenizer.json").is_file():
+            with (path / "merges.txt").open(encoding="utf-8") as f:
+                merges = sum(len(line.split()) == 2 and line[:8] != "#version" for line in f)
+            # a token is one of 512 bytes, a merge, the start or the end
+            if merges < len(weights.read_json(path / "vocab.json")) - 514:
+                raise ValueError("merges.txt is cut off")
     except Exception as e:  # transformers raises whatever its parsers raise
         reason = str(e).strip().split("\n")[0][:200]
         raise WeightsError(f"{path}: no CLIP tokenizer ({reason}); restore the folder.") from None

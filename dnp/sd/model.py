@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dnp.energy import eps_from_v
 from dnp.errors import NonFiniteError, SettingsError, WeightsError
+from dnp.generation import choose_device
 from dnp.schedule import Schedule
 from dnp.sd import layouts, weights
 from dnp.sd.clip import CLIPTextModel
@@ -154,9 +155,9 @@ def load(
     numbers and tokenizer when they are first used. Do not write to the files while a model lives.
     On a CPU the process keeps freed memory from then on, if it is glibc's (`dnp/sd/memory.py`).
     """
-    path, device = Path(path), torch.device(device or "cpu")
+    path, device = Path(path), choose_device(str(device or "cpu"))
     dtype = dtype or torch.float32
-    if not dtype.is_floating_point or (device.type, dtype) == ("mps", torch.float64):
+    if dtype not in weights.DTYPES.values() or (device.type, dtype) == ("mps", torch.float64):
         raise SettingsError(f"{dtype} cannot be used on {device.type}; give torch.float32.")
     if prediction_type not in (None, "epsilon", "v_prediction"):
         raise SettingsError(

@@ -63,8 +63,9 @@ _TEXT_2 = {
 }
 # Buffers and training state that belong to no network.
 HARMLESS = re.compile(
-    r"^(model_ema\.|loss\.|first_stage_model\.loss\."
-    r"|cond_stage_model\.(model|transformer)\.(logit_scale|text_projection|attn_mask)"
+    r"^(model_ema\.|loss\.|first_stage_model\.(loss|model_ema)\.|embedding_manager\."
+    r"|cond_stage_model\.((model|transformer)\.(text_model\.)?)?"
+    r"(logit_scale|text_projection|attn_mask)|denoiser\.sigmas$"
     r"|(betas|global_step|logvar|lvlb_weights|scale_factor|posterior_\w+"
     r"|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?)$)"
     r"|^cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids$"

@@ -7,7 +7,8 @@
     folder/dnp.json                     optional: {"scale": {method: recommended scale}}
 
 A network is built on the meta device, where it has shapes and no numbers, and every tensor of it
-must come from the file: nothing random survives, and nothing in the file is passed over in silence.
+must come from the file: nothing random survives, and nothing in the file is passed over in silence
+but known buffers and training state.
 Opening weights compares names and shapes and reads only what must be converted; the rest is mapped
 into memory, and read and checked when a part of a network is first called. So a file must
 not be written to while its model lives.
@@ -63,13 +64,15 @@ def read_json(path: Path) -> dict:
 
 def find(folder: Path, stem: str) -> list[Path]:
     """The safetensors file of one part of the model, or its shards."""
-    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (folder / name).is_file():
-            return [folder / name]
-    for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors.index.fp16.json",
-                 f"{stem}.fp16.safetensors.index.json"):  # fmt: skip
-        if (folder / name).is_file():
-            return _shards(folder / name)
+    for kind in ("", ".fp16"):  # full precision first, as diffusers does
+        if (folder / f"{stem}{kind}.safetensors").is_file():
+            return [folder / f"{stem}{kind}.safetensors"]
+        for name in (
+            f"{stem}.safetensors.index{kind}.json",
+            f"{stem}{kind}.safetensors.index.json",
+        ):
+            if (folder / name).is_file():
+                return _shards(folder / name)
     pickles = [p for kind in ("*.bin", "*.ckpt", "*.pt", "*.pth") for p in folder.glob(kind)]
     if pickles:
         _refuse_pickle(pickles[0], stem)
@@ -299,9 +302,10 @@ class FirstUse:
         if entry is None:
             raise WeightsError(f"{key} was given NaN or infinity; load the weights again.")
         if entry.dtype != p.dtype and entry.copy().isfinite().all():
+            wider = "float32" if p.dtype.itemsize == 2 else "float64"
             raise WeightsError(
                 f"{entry.key} in {entry.path} is too large for "
-                f"{str(p.dtype).removeprefix('torch.')}; choose --dtype float32."
+                f"{str(p.dtype).removeprefix('torch.')}; choose --dtype {wider}."
             )
         raise WeightsError(
             f"{entry.key} in {entry.path} holds NaN or infinity; the file is damaged, so fetch it "
@@ -310,7 +314,8 @@ class FirstUse:
 
 
 def examples(names: Sequence[str]) -> str:
-    """The first five, each cut to what a line can hold."""
+    """The first five, each cut to what a line can hold, without control characters."""
+    names = [n if n.isprintable() else repr(n)[1:-1] for n in names]
     some = [n if len(n) <= 120 else f"{n[:100]}... of {len(n):,} characters" for n in names[:5]]
     return ", ".join(some) + (", ..." if len(names) > 5 else "")
 
