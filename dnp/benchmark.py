@@ -552,7 +552,8 @@ def _import(args: argparse.Namespace) -> Iterator[list[str]]:
     """import dnp against import diffusers"""
 
     def start(module: str) -> None:
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        command = [sys.executable, "-c", f"import {module}"]
+        subprocess.run(command, check=True, start_new_session=True)  # Ctrl-C is for who asks
 
     names = _present(args, ("dnp", "diffusers"))
     yield row(

@@ -282,7 +282,12 @@ def test_what_a_2x_file_predicts_is_told_and_can_be_overridden(family, tmp_path)
         model = dnp.load(v)
     assert model.config.prediction_type == "v_prediction"
     assert model.config.unet.sample_size == (96, 96)
-    assert dnp.load(v, prediction_type="epsilon").config.prediction_type == "epsilon"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what the user says needs no warning
+        told = dnp.load(v, prediction_type="epsilon").config
+        other = dnp.load(path, prediction_type="v_prediction").config
+    assert (told.prediction_type, told.unet.sample_size) == ("epsilon", (64, 64))
+    assert (other.prediction_type, other.unet.sample_size) == ("v_prediction", (96, 96))
     with pytest.raises(SettingsError, match="epsilon or v_prediction"):
         dnp.load(v, prediction_type="x0")
 

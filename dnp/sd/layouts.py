@@ -37,8 +37,9 @@ class Parts:
     captioner: Path | None = None
 
 
-def read(path: Path) -> Parts:
-    """What a folder or a file holds; WeightsError if it is neither."""
+def read(path: Path, predicts: str | None = None) -> Parts:
+    """What a folder or a file holds; WeightsError if it is neither. `predicts`, epsilon or
+    v_prediction, is the user's word for it, which goes before the weights'."""
     try:
         path.stat()
     except (OSError, ValueError) as e:
@@ -49,10 +50,11 @@ def read(path: Path) -> Parts:
             "unet/, or a .safetensors file."
         ) from None
     if path.is_dir():
-        return folder(path)
+        parts = folder(path)
+        return replace(parts, prediction_type=predicts or parts.prediction_type)
     if not path.is_file():
         raise WeightsError(f"{path} is no regular file; give --weights a file or a folder.")
-    return single(path)
+    return single(path, predicts)
 
 
 def folder(path: Path) -> Parts:
@@ -78,11 +80,12 @@ def folder(path: Path) -> Parts:
     )  # fmt: skip
 
 
-def single(path: Path) -> Parts:
+def single(path: Path, predicts: str | None = None) -> Parts:
     """One file in the original layout: the architecture is read off the shapes.
 
     Whether a 2.x U-Net predicts eps or v is in no shape: v if the bias of its last self-attention's
-    norm spreads more than 0.09 (a heuristic in wide use); a warning says what was chosen.
+    norm spreads more than 0.09 (a heuristic in wide use); a warning says what was chosen, unless
+    `predicts` said it. A 2.x that predicts v is taken for one of 768 x 768 pixels.
     """
     entries = weights.open_files([path])
     shapes = {k: e.shape for k, e in entries.items()}
@@ -105,9 +108,8 @@ def single(path: Path) -> Parts:
             f"{path}: its text encoder knows {text.vocab_size} tokens and CLIP's vocabulary has "
             f"{single_file.VOCABULARY}; give a folder in the diffusers layout, with its tokenizer."
         )
-    v = second and _predicts_v(own["unet"])
-    if second:
-        chosen = "v_prediction" if v else "epsilon"
+    chosen = predicts or ("v_prediction" if second and _predicts_v(own["unet"]) else "epsilon")
+    if second and not predicts:
         warnings.warn(
             f"{path.name} is a Stable Diffusion 2.x, taken for one that predicts {chosen} and uses "
             f"{text.num_hidden_layers} layers of its text encoder; if its pictures are noise, give "
@@ -122,13 +124,13 @@ def single(path: Path) -> Parts:
     if second:
         own["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers)
     tensors = {part: weights.renamed(own[part], names[part], path) for part in own}
-    side = 96 if v else 64
+    side = 96 if second and chosen == "v_prediction" else 64
     if (factor := entries.get("scale_factor")) and factor.dtype and factor.shape in ((), (1,)):
         vae = replace(vae, scaling_factor=round(factor.copy().item(), 6))
     return Parts(
         text, replace(unet, sample_size=(side, side)), vae,
         {part: (new, f"{path}, {part}") for part, new in tensors.items()}, [path],
-        Schedule.stable_diffusion(), "v_prediction" if v else "epsilon", "leading",
+        Schedule.stable_diffusion(), chosen, "leading",
         partial(single_file.clip_tokenizer, text),
     )  # fmt: skip
 

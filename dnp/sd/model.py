@@ -163,7 +163,7 @@ def load(
         raise SettingsError(
             f"prediction {prediction_type!r} is unknown; choose epsilon or v_prediction."
         )
-    parts = layouts.read(path)
+    parts = layouts.read(path, prediction_type)
     text, unet, vae = parts.text, parts.unet, parts.vae
     if text.hidden_size != unet.cross_attention_dim:
         raise WeightsError(
@@ -191,7 +191,7 @@ def load(
     if device.type == "cpu":
         keep_freed_memory()
     config = ModelConfig(
-        text, unet, vae, prediction_type or parts.prediction_type, parts.spacing,
+        text, unet, vae, parts.prediction_type, parts.spacing,
         *parts.recommended, parts.captioner, weights.fingerprint(parts.files),
     )  # fmt: skip
     return StableDiffusion(*networks, parts.tokenizer, parts.schedule, config)
