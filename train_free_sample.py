@@ -339,9 +339,10 @@ def main(argv: list[str] | None = None) -> None:
         except DnpError as e:
             fail(str(e))
         except (RuntimeError, MemoryError) as e:  # a CPU and MPS have no error of their own for it
-            if not isinstance(e, MemoryError) and "memory" not in str(e):
+            full = "out of memory", "allocate memory", "not enough memory"
+            if not isinstance(e, MemoryError) and not any(words in str(e) for words in full):
                 raise
-            fail("the device's memory is full; choose a smaller --size or --dtype float16.")
+            fail("the device's memory is full; choose a smaller --size, or float16 on a GPU.")
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left.", file=sys.stderr)
         sys.exit(130)

@@ -344,7 +344,7 @@ def run_diffusers(pipe, args: argparse.Namespace, side: int, steps: int) -> None
 
 
 def _run_side(args: argparse.Namespace) -> int:
-    return args.side or (32 if args.device == "cpu" else 64)
+    return args.side or (32 if args.device.startswith("cpu") else 64)
 
 
 def peak_megabytes() -> float:

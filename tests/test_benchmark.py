@@ -55,7 +55,7 @@ def test_settings_that_are_not_possible(given, sentence):
         benchmark.main(given)
 
 
-def test_a_contestant_that_dies_is_said(tmp_path):
+def test_a_contestant_that_dies_is_said():
     args = benchmark.parse(["--weights", str(MINI)])
     with benchmark.Contestant("dnp", args) as contestant:
         assert 0 < contestant("load") < 60

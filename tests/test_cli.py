@@ -76,6 +76,9 @@ def test_a_full_memory_is_told_in_a_sentence(cli, monkeypatch, error):
     error = ValueError("another")
     with pytest.raises(ValueError, match="another"):
         cli("a cat")
+    error = RuntimeError("unsupported memory format")  # another fault is not hidden behind it
+    with pytest.raises(RuntimeError, match="memory format"):
+        cli("a cat")
 
 
 def test_the_recommended_scale_is_the_default(cli):

@@ -572,7 +572,7 @@ def test_a_tokenizer_whose_length_is_no_number_is_refused(folder, length):
         model.encode("a cat")
 
 
-def test_a_tokenizer_that_knows_nothing_or_half_is_refused(folder, family):
+def test_a_tokenizer_that_knows_nothing_or_half_is_refused(folder):
     for name in ("vocab.json", "merges.txt", "tokenizer.json"):
         (folder / "tokenizer" / name).unlink(missing_ok=True)
     (folder / "tokenizer" / "tokenizer.json").symlink_to("/nowhere")  # transformers passes it over
@@ -612,8 +612,8 @@ def test_a_device_that_is_not_here_is_told(tiny):
 
 def test_names_are_told_without_control_characters(folder):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(WeightsError, match="unexpected") as e:
-        save_file({**load_file(path), "z\n\x1b[31m": torch.zeros(1)}, path)
+    save_file({**load_file(path), "z\n\x1b[31m": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="1 unexpected") as e:
         dnp.load(folder)
     assert str(e.value).isprintable()
 

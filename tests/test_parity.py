@@ -223,7 +223,7 @@ def test_a_linear_layer_has_every_derivative():
     for guard in (torch.enable_grad, torch.no_grad):
         with guard():
             assert_close(torch.func.jvp(layer, (x,), (v,))[1], v @ layer.weight.T)
-    with torch.no_grad(), torch.autograd.forward_ad.dual_level() as _:
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
         y = layer(torch.autograd.forward_ad.make_dual(x, v))
         assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, v @ layer.weight.T)
     layer.bias.requires_grad_(True)

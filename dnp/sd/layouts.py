@@ -126,7 +126,7 @@ def single(path: Path, predicts: str | None = None) -> Parts:
     tensors = {part: weights.renamed(own[part], names[part], path) for part in own}
     side = 96 if second and chosen == "v_prediction" else 64
     if (factor := entries.get("scale_factor")) and factor.dtype and factor.shape in ((), (1,)):
-        vae = replace(vae, scaling_factor=round(factor.copy().item(), 6))
+        vae = replace(vae, scaling_factor=round(_read(factor).item(), 6))
     return Parts(
         text, replace(unet, sample_size=(side, side)), vae,
         {part: (new, f"{path}, {part}") for part, new in tensors.items()}, [path],
@@ -181,10 +181,14 @@ def _predicts_v(unet: dict[str, weights.Entry]) -> bool:
     bias = unet.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
     if bias is None or bias.dtype is None or len(bias.shape) != 1 or bias.shape[0] < 2:
         return False  # no such network: the names and shapes will tell
+    return _read(bias).float().std().item() > 0.09
+
+
+def _read(entry: weights.Entry) -> torch.Tensor:
     try:
-        return bias.copy().float().std().item() > 0.09
+        return entry.copy()
     except OSError as e:
-        raise WeightsError(f"{bias.path}: cannot be read ({e}); try again.") from None
+        raise WeightsError(f"{entry.path}: cannot be read ({e}); try again.") from None
 
 
 def _schedule(path: Path) -> tuple[Schedule, str, str]:

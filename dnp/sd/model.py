@@ -187,7 +187,7 @@ def load(
         networks.append(weights.fill(network, entries, device, kind, what))
         halves = network.named_children() if build is VAE else [("", network)]
         for name, half in halves:
-            weights.FirstUse(half, name, entries, relay=build is VAE)
+            weights.FirstUse(half, name, entries, channels_last=build is VAE)
     if device.type == "cpu":
         keep_freed_memory()
     config = ModelConfig(
