@@ -216,7 +216,7 @@ def test_folders_that_are_no_captioner_are_refused(folders, tmp_path, tiny):
     refused(tiny, "no captioner is there")
     refused(MINI / "clip", "not a captioner")
     (tmp_path / "config.json").write_text("{")
-    refused(tmp_path, "not a captioner")
+    refused(tmp_path, "cannot be read as JSON")
 
 
 def test_a_captioner_with_a_missing_weight_is_refused(folders, tmp_path):
