@@ -312,7 +312,8 @@ def compare_sheet(args: argparse.Namespace, results: dict):
     rows = []
     for method, parts in results.items():
         rule, where = METHODS[method]
-        label = f"{method}\n{rule}\n{where}, s = {parts[0].settings['scale']:g}\nnfe {round(parts[0].nfe, 1)}"
+        s, nfe = parts[0].settings["scale"], round(parts[0].nfe, 1)
+        label = f"{method}\n{rule}\n{where}, s = {s:g}\nnfe {nfe}"
         rows.append((label, [picture for part in parts for picture in part.images]))
     columns = [f"seed {args.seed + i}" for i in range(args.images)]
     title = f'p = "{args.prompt}"'

@@ -109,7 +109,11 @@ def _refuse(path: Path, key: str, value: object) -> None:
             f"{path}: quantised weights need a library of their own; give the folder of the whole "
             "ones."
         )
-    if "_implementation" in key and isinstance(value, str) and value not in OF_TORCH:
+    if (
+        re.match("_?(attn|experts)_implementation", key)
+        and isinstance(value, str)
+        and value not in OF_TORCH
+    ):
         raise WeightsError(
             f"{path}: {key} = {value!r:.80} is code from elsewhere, which is never run; remove the "
             "entry."

@@ -67,6 +67,8 @@ class CLIPScorer:
     """
 
     def __init__(self, folder: str | Path, templates: Sequence[str], device: str = "cpu"):
+        if not (Path(folder) / "config.json").is_file():  # transformers would ask a hub for it
+            raise WeightsError(f"{folder}: no CLIP model (no config.json); give its folder.")
         check_folder(folder)
         with quiet_transformers():
             from transformers import CLIPModel, CLIPTokenizer
