@@ -109,15 +109,13 @@ def _refuse(path: Path, key: str, value: object) -> None:
             f"{path}: quantised weights need a library of their own; give the folder of the whole "
             "ones."
         )
-    if (
-        re.match("_?(attn|experts)_implementation", key)
-        and isinstance(value, str)
-        and value not in OF_TORCH
-    ):
-        raise WeightsError(
-            f"{path}: {key} = {value!r:.80} is code from elsewhere, which is never run; remove the "
-            "entry."
-        )
+    if re.match("_?(attn|experts)_implementation", key):  # one, or one for each part
+        told = [v for v in (value.values() if isinstance(value, dict) else [value]) if v]
+        if not all(isinstance(v, str) and v in OF_TORCH for v in told):
+            raise WeightsError(
+                f"{path}: {key} = {value!r:.80} is code from elsewhere, which is never run; remove "
+                "the entry."
+            )
     if key in NAMES:
         named = value.values() if isinstance(value, dict) else value
         for name in named if not isinstance(named, str) else [named]:

@@ -64,6 +64,12 @@ HOSTILE = {  # name: (folder of the miniature's, file, its new entries, what the
     "below": ("captioner", "qformer_tokenizer/tokenizer_config.json", {"auto_map": MAP}, CODE),
     "kernel": ("captioner", "config.json", {"attn_implementation": "someone/kernel"}, CODE),
     "flash": ("captioner", "config.json", {"_attn_implementation": "flash_attention_3"}, CODE),
+    "kernel of a part": (
+        "captioner",
+        "config.json",
+        {"attn_implementation": {"text_config": "someone/kernel"}},
+        CODE,
+    ),
     "backbone": ("captioner", "config.json", {"use_pretrained_backbone": True}, ELSEWHERE),
     "audio": (
         "captioner",
@@ -247,11 +253,8 @@ def test_words_of_a_vocabulary_and_empty_entries_are_no_code(tmp_path):
     vocabulary = {"auto_map": 7, "weight_map": 8, "quantization_config": 9}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     empty = {"auto_map": {}, "quantization_config": None, "use_pretrained_backbone": False}
-    empty |= {
-        "cache_implementation": "static",
-        "_attn_implementation": "sdpa",
-        "attn_implementation": {"text_config": "eager"},
-    }
+    empty |= {"_attn_implementation": "sdpa", "attn_implementation": {"": None, "text": "eager"}}
+    empty["cache_implementation"] = "static"
     (tmp_path / "config.json").write_text(json.dumps(empty))
     (tmp_path / INDEX).write_text(json.dumps(index("model-00001-of-00002.safetensors")))
     folders.check_folder(tmp_path)
@@ -283,7 +286,7 @@ def test_a_captioner_that_is_fetched_is_checked_before_its_weights_are(tmp_path,
 def test_configs_that_do_not_fit_each_other_are_told_when_a_caption_is_asked_for(tmp_path):
     folder = shutil.copytree(MINI / "captioner", tmp_path / "copy")
     processor = json.loads((folder / "processor_config.json").read_text())
-    processor["image_processor"]["size"] = {"height": 32, "width": 32}
+    processor["image_processor"]["image_mean"] = [0.5] * 4
     (folder / "processor_config.json").write_text(json.dumps(processor))
     captioner = prompting.load_captioner(folder)
     with pytest.raises(WeightsError, match="it cannot caption"):
