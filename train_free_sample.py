@@ -226,7 +226,7 @@ def run(args: argparse.Namespace) -> None:
                 if args.compare:
                     continue
                 if first == 0:
-                    told = f"{method}: {result.nfe} network evaluations per picture"
+                    told = f"{method}: {round(result.nfe, 1)} network evaluations per picture"
                     bar.write(told, file=sys.stdout)
                 for i, picture in enumerate(result.images):
                     n, seed = result.negatives[i], args.seed + first + i
@@ -287,7 +287,7 @@ def dns_seeds(args: argparse.Namespace, first: int, count: int):
 
 def ask(image, args: argparse.Namespace, shown, bar) -> str:
     """A person's words for a DNS image, under 60 (arXiv:2411.05473)."""
-    from dnp import pictures
+    from dnp import command, pictures
     from dnp.prompting import MOST_WORDS
 
     seed = next(shown)
@@ -299,10 +299,7 @@ def ask(image, args: argparse.Namespace, shown, bar) -> str:
         image.resize([4 * side for side in image.size]).show()
     while True:
         print(f"{path}: the DNS image. What does it show, in fewer than {MOST_WORDS} words?")
-        try:
-            words = input("n* = ").strip()
-        except EOFError:
-            fail("no words came for the DNS image; give them with --negative TEXT.")
+        words = command.ask("n* = ", "give them with --negative TEXT")
         if 0 < len(words.split()) < MOST_WORDS:
             return words
         print(f"{len(words.split())} words; give 1 to {MOST_WORDS - 1}.")
@@ -315,7 +312,8 @@ def compare_sheet(args: argparse.Namespace, results: dict):
     rows = []
     for method, parts in results.items():
         rule, where = METHODS[method]
-        label = f"{method}\n{rule}\n{where}, s = {parts[0].settings['scale']:g}\nnfe {parts[0].nfe}"
+        s, nfe = parts[0].settings["scale"], round(parts[0].nfe, 1)
+        label = f"{method}\n{rule}\n{where}, s = {s:g}\nnfe {nfe}"
         rows.append((label, [picture for part in parts for picture in part.images]))
     columns = [f"seed {args.seed + i}" for i in range(args.images)]
     title = f'p = "{args.prompt}"'
@@ -327,8 +325,10 @@ def main(argv: list[str] | None = None) -> None:
     given = parse(argv)
     warnings.showwarning = lambda message, *_: print(f"note: {message}.", file=sys.stderr)
     try:
+        from dnp.command import streams
         from dnp.errors import DnpError
 
+        streams()
         try:
             if given.get("info"):
                 from dnp.sd.model import describe

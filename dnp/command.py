@@ -1,10 +1,15 @@
-"""What the commands `python -m dnp.<name>` share: one sentence and exit code 2 for bad input."""
+"""What the commands share: one sentence and exit code 2 for bad input, streams that never end one.
+
+`python -m dnp.<name>` and the script beside the package call `run`, or `streams` and `ask`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from dnp.errors import DnpError, SettingsError
 
@@ -18,6 +23,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], None], interrupted: str) -> None:
     """Calls `main`; a DnpError is printed, exit code 2, and Ctrl-C prints `interrupted`, 130."""
+    streams()
     try:
         main()
     except DnpError as e:
@@ -26,3 +32,68 @@ def run(main: Callable[[], None], interrupted: str) -> None:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)
+
+
+def streams() -> None:
+    """Makes this process's standard streams such that no line that is printed ends a command.
+
+    What a command prints tells of its work and is not the work, so pictures go on being saved.
+    Characters that the encoding lacks are written as escapes (\\xe9). A closed stream takes
+    everything and shows nothing. If the reader of a pipe goes, as `head -1` does, the rest is not
+    shown; if lines are lost for another reason, such as a full disk, standard error says so once.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before Python started: its number would be reused
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, _Lines):
+            continue
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+        setattr(sys, name, _Lines(stream))
+
+
+class _Lines:
+    """A text stream that goes on after an OSError, showing nothing; the rest is the stream's."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError as e:
+            self._end(e)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as e:
+            self._end(e)
+
+    def _end(self, e: OSError) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())  # what is still in its buffer goes there at the end
+        os.close(nowhere)
+        if not isinstance(e, BrokenPipeError):
+            told = f"note: lines are lost ({e.strerror}); the work itself goes on."
+            print(told, file=sys.stderr)
+
+
+def ask(question: str, mend: str) -> str:
+    """A line from standard input, stripped; SettingsError with the mend if none can come.
+
+    EOFError at its end; RuntimeError and ValueError are Python's for a closed one, OSError the
+    system's, and bytes of another encoding are a ValueError too.
+    """
+    try:
+        return input(question).strip()
+    except (EOFError, OSError, RuntimeError, ValueError) as e:
+        told = "standard input ended" if isinstance(e, EOFError) else str(e)
+        raise SettingsError(f"no words came ({told}); {mend}.") from None

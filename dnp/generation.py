@@ -39,7 +39,7 @@ class Result:
     images: list[Image.Image]
     latents: tuple[Tensor, Tensor]  # z_T and z_0, float32 on the CPU, each (k, C, H, W)
     negatives: list[str | None]  # of each picture
-    nfe: int  # network evaluations per picture, one for each condition and step
+    nfe: float  # network evaluations per picture, one for each condition and step: their mean
     settings: dict = field(default_factory=dict)
     dns_images: list[Image.Image] = field(default_factory=list)  # those of the first picture first
 
@@ -84,7 +84,8 @@ def generate(
               answer: scale of the inner chain; None is s
     dns_images  dnp, auto-dnp: DNS images for each n*, which is their captions joined by commas; the
               first starts at the picture's own z_T
-    caption_per  "seed": every picture has its own n*; "prompt": all have that of the first
+    caption_per  "seed": every picture has its own n*; "prompt": all have that of the first, and
+              share what its DNS images cost
     progress  called after every step with the number of pictures that made it
     options   answer: K, K_until, tensor, form, normalize (dnp/answer.py)
 
@@ -120,7 +121,8 @@ def generate(
         groups = [texts[i : i + dns_images] for i in range(0, len(texts), dns_images)]
         joined = [", ".join(filter(None, group)) for group in groups]
         negatives = joined if caption_per == "seed" else joined * images
-        nfe = 2 * steps * dns_images
+        made = 2 * steps * len(dns)  # for all pictures together, which may share an n*
+        nfe = made / images if made % images else made // images
 
     chosen = {**answer.DEFAULTS, **options}
     conditions, rule = METHODS[method]

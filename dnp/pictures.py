@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
 import tempfile
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from dnp.errors import PictureError
+from dnp.folders import open_regular
 
 CHUNK = "dnp"  # the PNG text chunk that holds the settings as JSON
+MOST_TEXT = 2**20  # bytes of such a chunk
+MOST_CHUNKS = 10**6  # 13,000 x 13,700 pixels that cannot be compressed take 70,000 of libpng's
 
 
 def check_folder(folder: Path) -> None:
@@ -36,18 +42,22 @@ def check_folder(folder: Path) -> None:
 def save(picture: Image.Image, folder: Path, name: str, settings: dict) -> Path:
     """Writes folder/name.png with its settings in a text chunk, whole or not at all.
 
-    A picture of other settings under that name is kept: the new one is name-2.png, and so on.
+    Anything else under that name is kept, also what another process puts there at the same moment:
+    the new picture is name-2.png, and so on. One of the same settings is replaced.
     """
-    path, n = folder / f"{name}.png", 1
-    while path.exists() and _settings_or_none(path) != settings:
-        n += 1
-        path = folder / f"{name}-{n}.png"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(path, png(picture, settings))
-    except OSError as e:
-        raise PictureError(f"{path}: cannot be written ({e}); give --out another folder.") from None
-    return path
+    data, same = png(picture, settings), json.loads(json.dumps(settings))
+    for n in itertools.count(1):
+        path = folder / (f"{name}.png" if n == 1 else f"{name}-{n}.png")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if write_new(path, data):
+                return path
+            if _settings_or_none(path) == same:
+                write(path, data)
+                return path
+        except OSError as e:
+            told = f"{path}: cannot be written ({e}); give --out another folder."
+            raise PictureError(told) from None
 
 
 def png(picture: Image.Image, settings: dict | None = None) -> bytes:
@@ -60,30 +70,62 @@ def png(picture: Image.Image, settings: dict | None = None) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A file whole or not at all; the temporary name is unique, also in a shared folder."""
+    """A file whole or not at all, in place of what stands under its name."""
+    with _whole(path, data) as temporary:
+        os.replace(temporary, path)
+
+
+def write_new(path: Path, data: bytes) -> bool:
+    """A file whole or not at all; False, and nothing is changed, if the name is taken.
+
+    The finished file gets its name by a hard link, which fails where the name exists. A file system
+    without such links gets an empty file first, which takes the name, and then the whole one in its
+    place; a process that is killed in between leaves the empty one.
+    """
+    with _whole(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # no hard links here, or a fault that comes again below
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return False
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(path)
+                raise
+    return True
+
+
+@contextmanager
+def _whole(path: Path, data: bytes) -> Iterator[Path]:
+    """`data` on the disk under a name of its own beside `path`, unique also in a shared folder."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with temporary.open("wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def read_settings(path: Path) -> dict:
-    """The settings in a PNG that `save` wrote; PictureError if it has none."""
+    """The settings in a PNG that `save` wrote; PictureError if it has none. No pixel is decoded."""
     try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(CHUNK)
+        with open_regular(path) as file:
+            text = _text(file)
         settings = json.loads(text) if text is not None else None
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file; give --from a PNG made here.") from None
-    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise PictureError(
-            f"{path}: not a readable PNG ({e}); give --from a PNG made here."
+            f"{path}: not a readable PNG ({str(e)[:200]}); give --from a PNG made here."
         ) from None
     if not isinstance(settings, dict):
         raise PictureError(
@@ -91,6 +133,55 @@ def read_settings(path: Path) -> dict:
             "them); give --from the PNG as it was written here."
         )
     return settings
+
+
+def _text(file: BinaryIO) -> str | None:
+    """The text of a PNG's last text chunk of dnp; ValueError if it is no whole PNG.
+
+    W3C's PNG specification, section 11.3.3: tEXt is keyword 0 text; zTXt has a byte and a zlib
+    stream for the text; iTXt a flag, a byte, and two more words ended by 0, in UTF-8. Programs
+    that pass a picture on may make one of another, and put it behind the pixels.
+    """
+    size, found = os.fstat(file.fileno()).st_size, None
+    if file.read(8) != b"\x89PNG\r\n\x1a\n":
+        raise ValueError("its first bytes are another format's")
+    for n in range(MOST_CHUNKS):
+        head = file.read(8)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if len(head) < 8 or file.tell() + length + 4 > size:
+            raise ValueError("it is cut off")
+        if (n == 0) != (kind == b"IHDR"):
+            raise ValueError("its header is not at its beginning")
+        if kind == b"IEND":
+            return found
+        if kind not in (b"tEXt", b"zTXt", b"iTXt") or length > MOST_TEXT:
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        data, crc = file.read(length), file.read(4)
+        keyword, _, rest = data.partition(b"\0")
+        if keyword == CHUNK.encode():
+            if zlib.crc32(kind + data).to_bytes(4, "big") != crc:
+                raise ValueError("its settings are damaged")
+            found = _decoded(kind, rest)
+    raise ValueError(f"it has more than {MOST_CHUNKS} chunks")
+
+
+def _decoded(kind: bytes, rest: bytes) -> str:
+    """The text of a chunk from what stands behind its keyword; ValueError if it is not possible."""
+    packed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] == b"\1")
+    if kind == b"zTXt":
+        rest = rest[1:]
+    elif kind == b"iTXt":
+        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    if packed:
+        unpack = zlib.decompressobj()
+        try:
+            rest = unpack.decompress(rest, MOST_TEXT)
+        except zlib.error as e:
+            raise ValueError(str(e)) from None
+        if not unpack.eof:
+            raise ValueError("its settings are cut off or longer than any written here")
+    return rest.decode("utf-8" if kind == b"iTXt" else "latin-1")
 
 
 def _settings_or_none(path: Path) -> dict | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from dnp import folders
 from dnp.errors import SettingsError, WeightsError
 
 Captioner = Callable[[Sequence[Image.Image]], Sequence[str]]
@@ -59,29 +60,32 @@ def load_captioner(
     """A captioner from a transformers image-text-to-text folder: BLIP, BLIP-2, GIT and their kind.
 
     Greedy decoding of at most `most_tokens` tokens, in batches, float32 on a CPU and float16 on a
-    GPU. `folder` is a local folder; with `allow_download` it may be a name that transformers
-    downloads. Only safetensors files are opened. WeightsError says what is wrong with it.
+    GPU. `folder` is a local folder; with `allow_download` it may be a model's name, whose folder is
+    fetched. Only safetensors files are opened and no code of the folder runs (dnp/folders.py).
+    WeightsError says what is wrong with it.
     """
-    if not allow_download and not os.path.isfile(os.path.join(folder, "config.json")):
-        raise WeightsError(
-            f"{folder}: no captioner is there (no config.json); give a transformers image-to-text "
-            "folder, or --allow-download with a model's name."
-        )
+    if not os.path.isfile(os.path.join(folder, "config.json")):
+        if not allow_download:
+            raise WeightsError(
+                f"{folder}: no captioner is there (no config.json); give a transformers "
+                "image-to-text folder, or --allow-download with a model's name."
+            )
+        folder = download(str(folder))
+    folders.check_folder(folder)
     device = torch.device(device)
     with quiet_transformers():
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-        local = {"local_files_only": not allow_download}
         try:
-            processor = AutoProcessor.from_pretrained(folder, **local)
+            processor = AutoProcessor.from_pretrained(folder, **folders.DATA_ONLY)
             model, info = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
-            )
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
+                **folders.DATA_ONLY,
+            )  # fmt: skip
         except Exception as e:  # transformers raises whatever its parsers raise
-            reason = str(e).strip().split("\n")[0][:200]
             raise WeightsError(
-                f"{folder}: not a captioner that transformers opens ({reason}); give an "
+                f"{folder}: not a captioner that transformers opens ({_reason(e)}); give an "
                 "image-to-text folder such as BLIP's."
             ) from None
     refuse_random(folder, info)
@@ -92,12 +96,43 @@ def load_captioner(
         texts = []
         for i in range(0, len(images), batch):
             part = [image.convert("RGB") for image in images[i : i + batch]]
-            inputs = processor(images=part, return_tensors="pt").to(device, dtype)
-            tokens = model.generate(**inputs, max_new_tokens=most_tokens, do_sample=False)
-            texts += processor.batch_decode(tokens, skip_special_tokens=True)
+            try:
+                inputs = processor(images=part, return_tensors="pt").to(device, dtype)
+                tokens = model.generate(**inputs, max_new_tokens=most_tokens, do_sample=False)
+                texts += processor.batch_decode(tokens, skip_special_tokens=True)
+            except (RuntimeError, MemoryError):
+                raise  # a full device
+            except Exception as e:  # what its configs ask for may be impossible
+                raise WeightsError(
+                    f"{folder}: it cannot caption ({_reason(e)}); give another."
+                ) from None
         return [" ".join(t.split()) for t in texts]
 
     return captions
+
+
+def download(name: str) -> str:
+    """The folder of a model that is fetched by its name: configs, then, if they are only data, its
+    safetensors files. WeightsError if it cannot be had."""
+    from huggingface_hub import snapshot_download  # transformers' own way to a model
+
+    texts = ["*.json", "*.txt", "*.model"]
+    try:
+        folder = snapshot_download(name, allow_patterns=texts)
+        folders.check_folder(folder)
+        same = os.path.basename(folder)  # the commit that was checked
+        return snapshot_download(
+            name, revision=same, allow_patterns=[*texts, "*.safetensors"],
+            ignore_patterns=["*/*.safetensors"],
+        )  # fmt: skip
+    except WeightsError:
+        raise
+    except Exception as e:  # no network, no such name, a full disk: whatever the hub's client says
+        raise WeightsError(f"{name}: cannot be fetched ({_reason(e)}); give a folder.") from None
+
+
+def _reason(e: Exception) -> str:
+    return str(e).strip().split("\n")[0][:200]
 
 
 def refuse_random(folder: str | Path, info: dict) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -223,9 +224,7 @@ def test_an_output_folder_that_cannot_be_written(cli, tmp_path):
 
 
 def test_a_disk_that_fills_up_leaves_nothing_half_written(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        pictures.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
-    )
+    monkeypatch.setattr(pictures.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     refused(cli("a", "--steps", 1), "cannot be written")
     assert list((tmp_path / "outputs").iterdir()) == []
 
@@ -238,6 +237,27 @@ def test_a_png_without_our_chunk(cli, tmp_path):
     folder = tmp_path / "folder.png"
     folder.mkdir()
     refused(cli("--from", folder), "not a readable PNG")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_does_not_hang_as_from_or_under_an_output_s_name(cli, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    refused(cli("--from", tmp_path / "pipe.png"), "not a readable PNG (it is no regular file)")
+    refused(cli("--from", "/dev/zero"), "not a readable PNG (it is no regular file)")
+    (tmp_path / "outputs").mkdir()
+    os.mkfifo(tmp_path / "outputs" / "a-cat-cfg-0.png")
+    code, (png,), _, _ = cli("a cat", "--steps", 1)
+    assert code == 0 and png.name == "a-cat-cfg-0-2.png"
+
+
+def test_a_captioner_that_a_png_names_runs_no_code(cli, tmp_path, monkeypatch):
+    evil = shutil.copytree(MINI / "captioner", tmp_path / "evil")
+    change_json(evil / "config.json", model_type="new", auto_map={"AutoConfig": "evil.Config"})
+    (evil / "evil.py").write_text("raise SystemExit('code of the folder ran')")
+    settings = {"prompt": "a cat", "steps": 1, "method": "auto-dnp", "captioner": str(evil)}
+    forged = pictures.save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    refused(cli("--from", forged), "auto_map asks for code of its own, which is never run")
 
 
 FORGED = [{"steps": "9"}, {"prompt": 5}, {"scale": [1]}, {"seed": None}, {"steps": True}]

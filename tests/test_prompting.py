@@ -56,9 +56,25 @@ def test_one_caption_per_prompt_and_several_dns_images(model):
     captioner = lambda images: (asked.append(len(images)), ["a dog", "a bear"])[1]
     options = {"dns_images": 2, "caption_per": "prompt", "steps": 2, "seed": 3}
     r = dnp.generate(model, "a cat", "auto-dnp", captioner=captioner, images=3, **options)
-    assert asked == [2] and r.negatives == ["a dog, a bear"] * 3 and r.nfe == 2 * 2 * 2 + 3 * 2
+    assert asked == [2] and r.negatives == ["a dog, a bear"] * 3
     second = dnp.generate(model, "a cat", "dns", seed=3 + FAR, steps=2)
     assert r.dns_images[1].tobytes() == second.images[0].tobytes()
+
+
+@pytest.mark.parametrize("images", [1, 3, 4])
+@pytest.mark.parametrize("per", ["seed", "prompt"])
+def test_nfe_is_what_was_evaluated_for_each_picture_also_for_a_shared_caption(
+    model, monkeypatch, per, images
+):
+    counted, forward = [], model.unet.forward
+    monkeypatch.setattr(
+        model.unet, "forward", lambda z, *a: (counted.append(len(z)), forward(z, *a))[1]
+    )
+    captioner = lambda shown: ["a dog"] * len(shown)
+    options = {"captioner": captioner, "caption_per": per, "steps": 2, "images": images}
+    r = dnp.generate(model, "a cat", "auto-dnp", dns_images=2, **options)
+    assert r.nfe * images == pytest.approx(sum(counted), rel=1e-12)
+    assert isinstance(r.nfe, int) == (sum(counted) % images == 0)
 
 
 def test_the_scale_of_the_dns_image_is_the_recommended_one(model):
@@ -216,7 +232,7 @@ def test_folders_that_are_no_captioner_are_refused(folders, tmp_path, tiny):
     refused(tiny, "no captioner is there")
     refused(MINI / "clip", "not a captioner")
     (tmp_path / "config.json").write_text("{")
-    refused(tmp_path, "not a captioner")
+    refused(tmp_path, "cannot be read as JSON")
 
 
 def test_a_captioner_with_a_missing_weight_is_refused(folders, tmp_path):

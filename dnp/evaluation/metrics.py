@@ -20,6 +20,7 @@ from torch import Tensor
 from dnp.errors import WeightsError
 from dnp.evaluation.benchmarks import subjects
 from dnp.evaluation.recogniser import Recogniser
+from dnp.folders import DATA_ONLY, check_folder
 from dnp.prompting import quiet_transformers, refuse_random
 from dnp.sd.weights import fingerprint
 
@@ -66,15 +67,18 @@ class CLIPScorer:
     """
 
     def __init__(self, folder: str | Path, templates: Sequence[str], device: str = "cpu"):
+        if not (Path(folder) / "config.json").is_file():  # transformers would ask a hub for it
+            raise WeightsError(f"{folder}: no CLIP model (no config.json); give its folder.")
+        check_folder(folder)
         with quiet_transformers():
             from transformers import CLIPModel, CLIPTokenizer
 
             try:
                 self.model, info = CLIPModel.from_pretrained(
-                    folder, local_files_only=True, use_safetensors=True, dtype=torch.float32,
-                    output_loading_info=True,
+                    folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+                    **DATA_ONLY,
                 )  # fmt: skip
-                self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+                self.tokenizer = CLIPTokenizer.from_pretrained(folder, **DATA_ONLY)
                 pixels = _normalisation(Path(folder))
             except Exception as e:  # transformers raises whatever its parsers raise
                 reason = str(e).strip().split("\n")[0][:200]

@@ -14,6 +14,7 @@ from reprlib import repr as brief  # a value may be any length
 
 import torch
 
+from dnp import folders
 from dnp.errors import WeightsError
 from dnp.schedule import Schedule
 from dnp.sd import single_file, weights
@@ -275,8 +276,9 @@ def _open_tokenizer(path: Path, config: TextConfig):
     """transformers' CLIP tokenizer from its files; WeightsError if they cannot serve."""
     from transformers import CLIPTokenizer  # slow to import, so not before it is needed
 
+    folders.check_folder(path)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(path, **folders.DATA_ONLY)
         most = max(tokenizer.get_vocab().values())
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         length = tokenizer.model_max_length
