@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from reprlib import repr as brief  # a value may be any length
@@ -18,6 +18,7 @@ from dnp.errors import WeightsError
 from dnp.schedule import Schedule
 from dnp.sd import single_file, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+from dnp.sd.fingerprint import small_files
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,18 @@ class Parts:
     schedule: Schedule
     prediction_type: str
     spacing: str
+    levels: dict[str, object]  # what the schedule was computed from
     tokenizer: Callable
+    tokenizer_files: dict[str, str] = field(default_factory=dict)  # their sha256
     recommended: tuple[dict[str, float], tuple[str, ...]] = ({}, ())
     captioner: Path | None = None
+
+    def settings(self) -> dict[str, object]:
+        """All that is read beside the tensors and changes a picture made with the same arguments;
+        no recommendation, since what was taken of them is an argument."""
+        told = {p: asdict(getattr(self, p)) for p in ("text", "unet", "vae")}
+        told |= {p: getattr(self, p) for p in ("prediction_type", "spacing", "levels")}
+        return told | {"tokenizer": self.tokenizer_files}
 
 
 def read(path: Path, predicts: str | None = None) -> Parts:
@@ -75,8 +85,8 @@ def folder(path: Path) -> Parts:
     captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
     return Parts(
         *configs.values(), tensors, files, *_schedule(path / "scheduler" / "scheduler_config.json"),
-        _tokenizer(path / "tokenizer", configs["text_encoder"]), _recommended(path),
-        captioner,
+        _tokenizer(path / "tokenizer", configs["text_encoder"]), small_files(path / "tokenizer"),
+        _recommended(path), captioner,
     )  # fmt: skip
 
 
@@ -130,7 +140,7 @@ def single(path: Path, predicts: str | None = None) -> Parts:
     return Parts(
         text, replace(unet, sample_size=(side, side)), vae,
         {part: (new, f"{path}, {part}") for part, new in tensors.items()}, [path],
-        Schedule.stable_diffusion(), chosen, "leading",
+        Schedule.stable_diffusion(), chosen, "leading", {},
         partial(single_file.clip_tokenizer, text),
     )  # fmt: skip
 
@@ -191,8 +201,8 @@ def _read(entry: weights.Entry) -> torch.Tensor:
         raise WeightsError(f"{entry.path}: cannot be read ({e}); try again.") from None
 
 
-def _schedule(path: Path) -> tuple[Schedule, str, str]:
-    """Schedule, prediction type and spacing that a scheduler config describes.
+def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
+    """Schedule, prediction type, spacing and the numbers of it that a scheduler config describes.
 
     Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM
     over explicit pairs. (diffusers' own DDIM steps by a constant stride, which is another walk for
@@ -239,7 +249,9 @@ def _schedule(path: Path) -> tuple[Schedule, str, str]:
             f"{path}: steps_offset = {brief(offset)} is not possible; restore the file."
         )
     schedule = Schedule.from_betas(betas, set_alpha_to_one=bool(to_one), steps_offset=offset)
-    return schedule, chosen["prediction_type"], chosen["timestep_spacing"]
+    levels = {"betas": (chosen["beta_schedule"], float(start), float(end), T)}
+    levels |= {"steps_offset": offset, "set_alpha_to_one": bool(to_one)}
+    return schedule, chosen["prediction_type"], chosen["timestep_spacing"], levels
 
 
 def _recommended(path: Path) -> tuple[dict[str, float], tuple[str, ...]]:

@@ -16,7 +16,6 @@ written to while its model lives.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import mmap
@@ -259,6 +258,8 @@ def fill(
             else:
                 if entry.path not in maps:  # one for all its tensors, which keep it open
                     with entry.path.open("rb") as f:
+                        if _state(f) != entry.state:
+                            raise OSError("the file was changed")
                         maps[entry.path] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
                 x = entry.view(maps[entry.path])
             x = x.reshape(want[k].shape)
@@ -337,15 +338,3 @@ def _fits(entry: Entry, want: Tensor) -> bool:
     if len(shape) == 4 and want.ndim == 2 and shape[2:] == (1, 1):
         shape = shape[:2]
     return shape == _wanted(entry, want)
-
-
-def fingerprint(paths: list[Path]) -> str:
-    """A short name for a set of weight files: their sizes, first and last MiB, hashed."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size, mib = path.stat().st_size, 1 << 20
-        with path.open("rb") as f:
-            digest.update(str(size).encode() + f.read(mib))
-            f.seek(max(size - mib, 0))
-            digest.update(f.read(mib))
-    return digest.hexdigest()[:16]
