@@ -62,7 +62,7 @@ def counted(monkeypatch):
     return total
 
 
-# ------------------------------------------------------------------------------------ what it sees
+# ------------------------------------------------------------------------------------- what it sees
 
 
 def big(path, middle=0):
@@ -151,7 +151,7 @@ def test_an_instruments_configs_are_seen(tmp_path):
     assert names[0].whole != names[1].whole and names[0].by_ends == names[1].by_ends
 
 
-# --------------------------------------------------------------------------------- what it costs
+# ------------------------------------------------------------------------------------ what it costs
 
 
 def test_opening_hashes_no_tensor_and_the_second_time_nothing_is_hashed(
@@ -290,7 +290,7 @@ def test_a_copy_of_a_model_keeps_it(folder):
         assert config.files.by_ends == model.config.files.by_ends
 
 
-# --------------------------------------------------------------------------------- records of before
+# -------------------------------------------------------------------------------- records of before
 
 
 def test_the_old_fingerprint_is_still_the_one_of_old_records():
@@ -323,7 +323,7 @@ def test_from_tells_other_weights_and_knows_old_pictures(folder, tmp_path, monke
     told = pictures.read_settings(png) | {"fingerprint": dnp.load(folder).config.files.by_ends}
     old = pictures.save(Image.open(png), tmp_path / "old", "x", told)
     assert not cli("--from", old)
-    changed("scheduler/scheduler_config.json", beta_end=0.02)(folder)
+    changed("scheduler/scheduler_config.json", beta_end=0.015)(folder)
     assert not cli("--from", old)  # its fingerprint is blind to that
     assert cli("--from", png)
 
@@ -333,7 +333,7 @@ def test_a_run_goes_on_with_its_own_weights_alone(folder, tmp_path):
     none = runner.Instruments(None, None, None)
     runner.run(grid, dnp.load(folder), none, tmp_path / "run", 0, 1)
     scaled(folder)
-    with pytest.raises(runner.RunError, match="holds another run.*weights"):
+    with pytest.raises(runner.RunError, match=r"holds another run.*weights"):
         runner.run(grid, dnp.load(folder), none, tmp_path / "run", 0, 1)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from dnp.errors import WeightsError
 from dnp.schedule import Schedule
-from dnp.sd import single_file, weights
+from dnp.sd import foreign, single_file, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.fingerprint import small_files
 
@@ -69,6 +69,7 @@ def read(path: Path, predicts: str | None = None) -> Parts:
 
 def folder(path: Path) -> Parts:
     """A folder in the diffusers layout."""
+    _refuse_other_kinds(path)
     stem = "diffusion_pytorch_model"
     kinds = {"text_encoder": TextConfig, "unet": UNetConfig, "vae": VAEConfig}
     configs = {
@@ -90,6 +91,14 @@ def folder(path: Path) -> Parts:
     )  # fmt: skip
 
 
+def _refuse_other_kinds(path: Path) -> None:
+    told = [path / n for n in ("model_index.json", "config.json") if (path / n).is_file()]
+    if kind := foreign.of_folder(
+        path, weights.read_json(told[0]).get("_class_name") if told else None
+    ):
+        raise WeightsError(f"{path}: {kind}.")
+
+
 def single(path: Path, predicts: str | None = None) -> Parts:
     """One file in the original layout: the architecture is read off the shapes.
 
@@ -99,16 +108,20 @@ def single(path: Path, predicts: str | None = None) -> Parts:
     """
     entries = weights.open_files([path])
     shapes = {k: e.shape for k, e in entries.items()}
-    hint = single_file.guess(shapes)
-    second = any(k.startswith(single_file.TEXT_2) for k in shapes)
-    own = _parted(path, entries, second, hint)
+    hint = foreign.of_file(shapes)
+    openclip = any(
+        k.startswith(single_file.TEXT_2) and not single_file.HARMLESS.search(k) for k in shapes
+    )
+    own = _parted(path, entries, openclip, hint)
     s = {part: {k: e.shape for k, e in own[part].items()} for part in own}
     try:
         whole = single_file.TEXT_2 + "text_projection" in entries
-        text = single_file.text_config(s["text_encoder"], second, whole)
+        second = single_file.is_second(s["text_encoder"], s["unet"], openclip)
+        text = single_file.text_config(s["text_encoder"], second, whole, openclip)
         unet, vae = single_file.unet_config(s["unet"]), single_file.vae_config(s["vae"])
     except (KeyError, IndexError, ValueError, StopIteration, WeightsError) as e:
         missing = f" ({e} is missing)" if isinstance(e, KeyError) else ""
+        missing = f" ({e})" if isinstance(e, WeightsError) else missing
         raise WeightsError(
             f"{path}: its tensors are not those of Stable Diffusion 1.x or 2.x{missing}; "
             f"{hint or 'fetch the file again'}."
@@ -132,7 +145,7 @@ def single(path: Path, predicts: str | None = None) -> Parts:
         "text_encoder": str,
     }
     if second:
-        own["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers)
+        own["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers, openclip)
     tensors = {part: weights.renamed(own[part], names[part], path) for part in own}
     side = 96 if second and chosen == "v_prediction" else 64
     if (factor := entries.get("scale_factor")) and factor.dtype and factor.shape in ((), (1,)):
@@ -146,11 +159,11 @@ def single(path: Path, predicts: str | None = None) -> Parts:
 
 
 def _parted(
-    path: Path, entries: dict[str, weights.Entry], second: bool, hint: str
+    path: Path, entries: dict[str, weights.Entry], openclip: bool, hint: str
 ) -> dict[str, dict[str, weights.Entry]]:
     """The tensors of each part under their names within it; WeightsError if others are there."""
     starts = {
-        "text_encoder": single_file.TEXT_2 if second else single_file.TEXT_1,
+        "text_encoder": single_file.TEXT_2 if openclip else single_file.TEXT_1,
         "unet": single_file.UNET,
         "vae": single_file.VAE,
     }
@@ -159,30 +172,33 @@ def _parted(
         part: {k.removeprefix(start): e for k, e in entries.items() if k.startswith(start)}
         for part, start in starts.items()
     }
-    if not second:
+    if not openclip:
         own["text_encoder"] = weights.renamed(own["text_encoder"], weights.rename, path)
     rest = sorted(k for k in entries if not k.startswith(tuple(starts.values())))
     if rest or not all(own.values()):
         gone = [part for part in own if not own[part]]
         told = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
         some = f" ({weights.examples(rest)})" if rest else ""
+        mend = "give --weights one, or a folder in the diffusers layout"
         hint = hint or (
-            "this is no Stable Diffusion 1.x or 2.x in one file" if gone
-            else "they belong to no part of Stable Diffusion 1.x or 2.x"
+            f"this is no Stable Diffusion 1.x or 2.x in one file; {mend}" if gone
+            else f"they belong to no part of Stable Diffusion 1.x or 2.x; {mend}"
         )  # fmt: skip
-        raise WeightsError(
-            f"{path}: {told}{some}; {hint}; give --weights one, or a folder in the diffusers "
-            "layout."
-        )
+        raise WeightsError(f"{path}: {told}{some}; {hint}.")
     return own
 
 
-def _text_2(entries: dict[str, weights.Entry], layers: int) -> dict[str, weights.Entry]:
+def _text_2(
+    entries: dict[str, weights.Entry], layers: int, openclip: bool
+) -> dict[str, weights.Entry]:
     """OpenCLIP's tensors under CLIP's names, without its last layer, which 2.x does not use."""
+    last = f"transformer.resblocks.{layers}." if openclip else f"encoder.layers.{layers}."
+    kept = {key: entry for key, entry in entries.items() if not key.startswith(last)}
+    if not openclip:
+        return kept
     return {
         name: replace(entry, third=third)
-        for key, entry in entries.items()
-        if not key.startswith(f"transformer.resblocks.{layers}.")
+        for key, entry in kept.items()
         for name, third in single_file.text_2_names(key)
     }
 

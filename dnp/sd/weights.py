@@ -173,6 +173,15 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
         except (SafetensorError, OSError, ValueError) as e:
             _say_what_is_wrong(path, e)
         header.pop("__metadata__", None)
+        small = {
+            k: told["dtype"] for k, told in header.items() if told["dtype"][:2] in ("F8", "F4")
+        }
+        if small:
+            raise WeightsError(
+                f"{path}: {len(small)} tensors are {next(iter(small.values()))} "
+                f"({examples(list(small))}), numbers of 8 bits or fewer, which are not read; fetch "
+                "the variant in float16 or float32."
+            )
         for key, told in header.items():
             if key in entries:
                 raise WeightsError(
