@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import dnp
-from conftest import ARCHITECTURES, make_pipeline
+from conftest import ARCHITECTURES, MINI, ROOT, make_pipeline
 from dnp.errors import SettingsError, WeightsError
 from dnp.sd import single_file
 from dnp.sd.config import SD1_TEXT, SD1_UNET, SD2_TEXT, SD2_UNET, TextConfig
@@ -790,3 +790,12 @@ def test_what_merged_files_hold_beside_the_networks_is_passed_over(family, tmp_p
     dnp.load(damaged(path, tmp_path, lambda t: t.update({k: torch.zeros(1) for k in extras})))
     with pytest.raises(WeightsError, match=r"1 unexpected tensors \(ztsnr\); they belong to no"):
         dnp.load(damaged(path, tmp_path, lambda t: t.update(ztsnr=torch.zeros(1))))
+
+
+def test_the_readme_says_how_large_the_miniature_is():
+    told = re.search(r"([\d.]+) MB, ([\d.]+) of them", (ROOT / "weights/README.md").read_text())
+    files = [p for p in MINI.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    own = "text_encoder", "tokenizer", "unet", "vae", "scheduler"
+    model = [p for p in files if p.relative_to(MINI).parts[0] in own]
+    for text, some in zip(told.groups(), (files, model)):
+        assert abs(float(text) - sum(p.stat().st_size for p in some) / 1e6) < 0.1
