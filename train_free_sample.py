@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> None:
     dtype = choose_dtype(args.dtype, device)
     model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
-    if args.fingerprint not in (None, model.config.fingerprint):
+    if args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
 
     stem, results, words = pictures.slug(args.prompt), {}, {}

@@ -106,6 +106,7 @@ def generate(
             "picture should be half made; choose 10 or more steps, best a divisor of the levels",
             stacklevel=2,
         )
+    fingerprint = model.config.fingerprint  # now: a file that was changed is told before the work
     negatives, dns, nfe = [negative] * images, [], 0
     if method in CAPTIONED and negative is None:
         captioner = _captioner(model, method, captioner)
@@ -168,7 +169,7 @@ def generate(
         "prompt": prompt, "method": method, "negative": negatives[0], "scale": s, "steps": steps,
         "eta": eta, "seed": seed, "images": images, "negative_scale": negative_scale, "size": size,
         "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type,
-        "fingerprint": model.config.fingerprint,
+        "fingerprint": fingerprint,
     }  # fmt: skip
     if method in CAPTIONED:
         settings |= {"s_dns": s_dns, "dns_images": dns_images, "caption_per": caption_per}

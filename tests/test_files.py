@@ -6,6 +6,7 @@ A single file is made here from a diffusers folder by a translation of its own, 
 
 import json
 import mmap
+import re
 import subprocess
 import sys
 import warnings
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import dnp
-from conftest import ARCHITECTURES, make_pipeline
+from conftest import ARCHITECTURES, MINI, ROOT, make_pipeline
 from dnp.errors import SettingsError, WeightsError
 from dnp.sd import single_file
 from dnp.sd.config import SD1_TEXT, SD1_UNET, SD2_TEXT, SD2_UNET, TextConfig
@@ -309,6 +310,69 @@ def test_a_2x_file_made_from_a_diffusers_folder_has_no_last_layer_to_leave_out(f
     diffusers_agrees(folder, path)
 
 
+def in_the_names_of_1x(folder, prefix, layers):
+    """A change to a 2.x file: its text encoder as converters write one of transformers."""
+
+    def convert(tensors):
+        for key in [k for k in tensors if k.startswith("cond_stage_model.")]:
+            tensors.pop(key)
+        for key, x in load_file(folder / "text_encoder" / "model.safetensors").items():
+            key = f"cond_stage_model.transformer.{prefix}{key.removeprefix('text_model.')}"
+            tensors[key] = x
+            if layers == 24 and ".22." in key:  # the last one, which is never used
+                tensors[key.replace(".22.", ".23.")] = torch.zeros_like(x)
+
+    return convert
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+@pytest.mark.parametrize("layers", [23, 24])
+def test_a_2x_file_with_the_text_encoder_under_the_names_of_1x(family, tmp_path, prefix, layers):
+    name, pipeline, folder, path = family
+    if name == "1.x":
+        pytest.skip("of 2.x")
+    path = damaged(path, tmp_path, in_the_names_of_1x(folder, prefix, layers))
+    with pytest.warns(UserWarning, match="is a Stable Diffusion 2.x, .* uses 23 layers"):
+        model = dnp.load(path)
+    text = model.config.text
+    assert (text.hidden_act, text.num_hidden_layers) == ("gelu", 23)
+    for a, b in zip(outputs(model), outputs(dnp.load(folder))):
+        assert_close(a, b, atol=5e-6, rtol=0)
+    words = ["a photo of a cat", "", "glasses"]
+    ids = pipeline.tokenizer(words, padding="max_length", return_tensors="pt").input_ids
+    want = pipeline.text_encoder(ids).last_hidden_state
+    assert_close(model.encode(words), want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_text_encoder_of_one_family_and_a_unet_of_the_other_are_refused(family, tmp_path):
+    name, _, folder, path = family
+
+    def mix(tensors):
+        if name == "2.x":  # a text encoder as short as that of 1.x
+            in_the_names_of_1x(folder, "", 23)(tensors)
+            for key in [k for k in tensors if re.search(r"encoder\.layers\.(1[2-9]|2\d)\.", k)]:
+                tensors.pop(key)
+        else:
+            for key in [k for k in tensors if "encoder.layers.0." in k]:
+                for i in range(3, 23):
+                    tensors[key.replace(".0.", f".{i}.", 1)] = tensors[key].clone()
+
+    with pytest.raises(WeightsError, match=r"\d\d layers is of 1.x or of 2.x and its U-Net of the"):
+        dnp.load(damaged(path, tmp_path, mix))
+
+
+def test_position_ids_of_any_spelling_are_passed_over(family, tmp_path):
+    *_, folder, path = family
+    keys = [
+        f"cond_stage_model.{a}transformer.{b}embeddings.position_ids"
+        for a in ("", "model.") for b in ("", "text_model.")
+    ]  # fmt: skip
+    ids = torch.arange(77)[None]
+    path = damaged(path, tmp_path, lambda t: t.update({k: ids.clone() for k in keys}))
+    for a, b in zip(outputs(dnp.load(path)), outputs(dnp.load(folder))):
+        assert_close(a, b, atol=5e-6, rtol=0)
+
+
 @pytest.mark.parametrize(("layers", "whole", "used"), [(24, True, 23), (24, False, 23),
     (23, True, 23), (23, False, 23), (3, True, 2), (3, False, 3)])  # fmt: skip
 def test_layers_of_openclip_that_are_used(layers, whole, used):
@@ -329,25 +393,93 @@ def test_missing_and_unexpected_tensors_are_counted_and_named(family, tmp_path):
         dnp.load(damaged(path, tmp_path, lose))
 
 
-@pytest.mark.parametrize(
-    ("names", "sentence"),
-    [
-        ({"conditioner.embedders.0.x": (1,)}, "SDXL"),
-        ({"lora_unet_down.lora_up.weight": (1,)}, "LoRA"),
-        ({"control_model.input_blocks.0.0.weight": (1,)}, "ControlNet"),
-        ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "Stable Diffusion 3"),
-        ({"double_blocks.0.img_attn.x": (1,)}, "Flux"),
-        ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "give the folder above"),
-        ({"decoder.conv_in.weight": (1,)}, "VAE alone"),
-        ({"text_model.x": (1,)}, "text encoder alone"),
-        ({"nothing.known": (1,)}, "no Stable Diffusion"),
-    ],
-)
+ATTN = "attentions.0.transformer_blocks.0.attn2"
+CELL = "down_blocks.0.resnets.0.conv1.weight"
+KINDS = [
+    ({"conditioner.embedders.0.x": (1,)}, "SDXL, which is not supported"),
+    ({"conditioner.embedders.0.model.ln_final.bias": (1280,)}, "the refiner of SDXL"),
+    ({"conditioner.embedders.0.open_clip.model.ln_final.bias": (4,)}, "Stable Video Diffusion"),
+    ({"model.diffusion_model.input_blocks.1.0.time_stack.x": (1,)}, "Stable Video Diffusion"),
+    ({CELL: (1,), "down_blocks.0.resnets.0.temporal_res_block.x": (1,)}, "Stable Video Diffusion"),
+    ({CELL: (1,), f"down_blocks.0.{ATTN}.to_k.weight": (8, 2048)}, "SDXL, which"),
+    ({CELL: (1,), f"down_blocks.0.{ATTN}.to_k.weight": (8, 1280)}, "refiner of SDXL"),
+    ({"add_embedding.linear_1.weight": (8, 8), CELL: (1,)}, "SDXL, which"),
+    ({"lora_unet_down.lora_up.weight": (1,)}, "a LoRA, .* merge it into its model"),
+    ({f"down_blocks.0.{ATTN}.processor.to_q_lora.down.weight": (4, 8)}, "a LoRA, .* merge it"),
+    ({f"unet.down_blocks.0.{ATTN}.to_q.lora.up.weight": (4, 8)}, "a LoRA, .* merge it"),
+    ({f"unet.down_blocks.0.{ATTN}.to_q.lora_A.weight": (4, 8)}, "a LoRA, .* merge it"),
+    ({"lora_unet_down_blocks_0_attn1_to_q.lokr_w1": (4, 8)}, "a LoKr .* merge it"),
+    ({"lycoris_down_blocks_0_attn1_to_q.lokr_w2_a": (4, 8)}, "a LoKr .* merge it"),
+    ({"lora_unet_down_blocks_0_attn1_to_q.hada_w1_a": (4, 8)}, "a LoHa .* merge it"),
+    ({"control_model.input_blocks.0.0.weight": (1,)}, "a ControlNet, .* the model that it was"),
+    ({CELL: (1,), "controlnet_cond_embedding.conv_in.weight": (1,)}, "a ControlNet, .* the model"),
+    ({CELL: (1,), "controlnet_down_blocks.0.weight": (1,)}, "a ControlNet, .* the model that"),
+    ({"ip_adapter.1.to_k_ip.weight": (4, 8)}, "an IP-Adapter, .* the model that it was"),
+    ({"image_proj.proj.weight": (4, 8), "ip_adapter.1.to_q_lora.up.weight": (4, 8)}, "an IP-Adap"),
+    ({"emb_params": (2, 768)}, "a textual inversion, .* give the model itself"),
+    ({"<my-cat>": (768,)}, "a textual inversion"),
+    ({"any word": (3, 1024)}, "a textual inversion"),
+    ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "a textual inversion"),
+    ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "Stable Diffusion 3"),
+    ({"double_blocks.0.img_attn.x": (1,)}, "Flux"),
+    ({CELL: (1,)}, "give the folder above"),
+    ({"decoder.conv_in.weight": (1,)}, "VAE alone: give the whole model"),
+    ({"text_model.x": (1,)}, "text encoder alone: give the whole model"),
+    ({"embeddings.token_embedding.weight": (9, 8)}, "text encoder alone"),
+    ({"encoder.layers.0.mlp.fc1.weight": (9, 8), "final_layer_norm.bias": (8,)}, "text encoder al"),
+    ({"transformer.resblocks.0.ln_1.bias": (8,)}, "text encoder alone"),
+    ({"shared.weight": (8, 8), "encoder.block.0.layer.0.x": (8,)}, "T5 text encoder alone"),
+    ({"model.diffusion_model.out.2.weight.quant_state.bitsandbytes__nf4": (4,)}, "quantised weigh"),
+    ({"nothing.known": (1,)}, "no Stable Diffusion"),
+]
+
+
+@pytest.mark.parametrize(("names", "sentence"), KINDS)
 def test_files_of_other_kinds_are_recognised(tmp_path, names, sentence):
     path = tmp_path / "x.safetensors"
     save_file({k: torch.zeros(v) for k, v in names.items()}, path)
-    with pytest.raises(WeightsError, match=sentence):
+    with pytest.raises(WeightsError, match=sentence) as e:
         dnp.load(path)
+    assert "U-Net" not in str(e.value) or "folder above" in sentence
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_8_bits_are_told_with_the_mend(family, folder, tmp_path, kind):
+    *_, path = family
+    told = r"\d+ tensors are F8_E\w+ .*fetch the variant in float16"
+
+    def small(tensors):
+        tensors |= {k: x.to(kind) for k, x in tensors.items() if k.endswith("to_q.weight")}
+
+    with pytest.raises(WeightsError, match=told):
+        dnp.load(damaged(path, tmp_path, small))
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: x.to(kind) for k, x in load_file(unet).items()}, unet)
+    with pytest.raises(WeightsError, match=told):
+        dnp.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("StableDiffusionXLPipeline", "SDXL, which is not"),
+        ("StableDiffusionXLImg2ImgPipeline", "the refiner of SDXL"),
+        ("StableVideoDiffusionPipeline", "Stable Video Diffusion"),
+        ("ControlNetModel", "a ControlNet, .* the model that it was"),
+        ("UNet2DConditionModel", "give the folder above"),
+    ],
+)
+def test_folders_of_other_kinds_are_recognised(tmp_path, name, sentence):
+    file = "config.json" if name.endswith("Model") else "model_index.json"
+    (tmp_path / file).write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(WeightsError, match=sentence):
+        dnp.load(tmp_path)
+
+
+def test_a_lora_in_a_folder_is_recognised(tmp_path):
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"a LoRA, .* merge it"):
+        dnp.load(tmp_path)
 
 
 # --------------------------------------------------------------------------- variants of folders
@@ -658,3 +790,12 @@ def test_what_merged_files_hold_beside_the_networks_is_passed_over(family, tmp_p
     dnp.load(damaged(path, tmp_path, lambda t: t.update({k: torch.zeros(1) for k in extras})))
     with pytest.raises(WeightsError, match=r"1 unexpected tensors \(ztsnr\); they belong to no"):
         dnp.load(damaged(path, tmp_path, lambda t: t.update(ztsnr=torch.zeros(1))))
+
+
+def test_the_readme_says_how_large_the_miniature_is():
+    told = re.search(r"([\d.]+) MB, ([\d.]+) of them", (ROOT / "weights/README.md").read_text())
+    files = [p for p in MINI.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    own = "text_encoder", "tokenizer", "unet", "vae", "scheduler"
+    model = [p for p in files if p.relative_to(MINI).parts[0] in own]
+    for text, some in zip(told.groups(), (files, model)):
+        assert abs(float(text) - sum(p.stat().st_size for p in some) / 1e6) < 0.1

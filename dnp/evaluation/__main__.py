@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.evaluation import benchmarks, methods, metrics, recogniser, report, runner
     from dnp.generation import choose_device
     from dnp.prompting import load_captioner
-    from dnp.sd.weights import fingerprint
+    from dnp.sd.fingerprint import Fingerprint, of_folder
 
     chosen = _check(args)
     rank, world = runner.share(dict(os.environ))
@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         load_captioner(captioner, device) if needs else None,
         metrics.CLIPScorer(clip, templates, str(device)) if clip else None,
         recogniser.load_recogniser(judge) if judge else None,
-        fingerprint(sorted(Path(captioner).glob("*.safetensors"))) if needs else None,
-        fingerprint([judge]) if judge else None,
+        of_folder(Path(captioner)) if needs else None,
+        Fingerprint([judge]) if judge else None,
     )
     scales = tuple(args.scale) if args.scale else (None,)
     grid = runner.Grid(tuple(prompts), chosen, scales, args.seeds, args.steps)

@@ -22,7 +22,7 @@ from dnp.evaluation.benchmarks import subjects
 from dnp.evaluation.recogniser import Recogniser
 from dnp.folders import DATA_ONLY, check_folder
 from dnp.prompting import quiet_transformers, refuse_random
-from dnp.sd.weights import fingerprint
+from dnp.sd.fingerprint import of_folder
 
 # The 80 templates of Radford et al. 2021 (github.com/openai/CLIP, MIT) for ImageNet's classes.
 TEMPLATES = (
@@ -88,7 +88,7 @@ class CLIPScorer:
         refuse_random(folder, info)
         self.model = self.model.to(device).eval()
         self.templates, self.device, self.known = list(templates), device, {}
-        self.fingerprint = fingerprint(sorted(Path(folder).glob("*.safetensors")))
+        self.files = of_folder(Path(folder))
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in pixels)
 
     @torch.inference_mode()

@@ -28,6 +28,7 @@ from dnp.evaluation.metrics import CLIPScorer, clip_score, diversity, presence
 from dnp.evaluation.recogniser import Recogniser
 from dnp.pictures import png, write
 from dnp.prompting import Captioner
+from dnp.sd.fingerprint import Fingerprint
 
 
 class RunError(DnpError):
@@ -68,13 +69,18 @@ class Instruments:
     captioner: Captioner | None
     clip: CLIPScorer | None
     recogniser: Recogniser | None
-    captioner_file: str | None = None  # fingerprints
-    recogniser_file: str | None = None
+    captioner_file: Fingerprint | None = None
+    recogniser_file: Fingerprint | None = None
 
 
-def manifest(grid: Grid, model, instruments: Instruments) -> dict:
-    """What must be the same for a run to go on in a folder; also the protocol of its numbers."""
+def manifest(grid: Grid, model, instruments: Instruments, form: str | None = None) -> dict:
+    """What must be the same for a run to go on in a folder; also the protocol of its numbers.
+    Fingerprints have the form of the one given, if any."""
     clip = instruments.clip
+
+    def named(files: Fingerprint | None) -> str | None:
+        return None if files is None else files.like(form)
+
     settled = {
         a.label: [m.settled(a, s, grid.steps, model) for s in grid.scales] for a in grid.methods
     }
@@ -86,12 +92,12 @@ def manifest(grid: Grid, model, instruments: Instruments) -> dict:
         "scales": list(grid.scales),
         "seeds": grid.seeds,
         "steps": grid.steps,
-        "weights": model.config.fingerprint,
+        "weights": named(model.config.files),
         "device": model.device.type,
         "dtype": str(model.dtype),
-        "captioner": instruments.captioner_file,
-        "recogniser": instruments.recogniser_file,
-        "clip": None if clip is None else {"file": clip.fingerprint, "templates": clip.templates},
+        "captioner": named(instruments.captioner_file),
+        "recogniser": named(instruments.recogniser_file),
+        "clip": None if clip is None else {"file": named(clip.files), "templates": clip.templates},
         "protocol": PROTOCOL,
     }
 
@@ -103,7 +109,7 @@ def run(grid: Grid, model, instruments: Instruments, folder: Path, rank: int, wo
     for method in grid.methods:
         for s in grid.scales:
             m.check(method, s, grid.steps, model, texts)
-    told = manifest(grid, model, instruments)
+    told = manifest(grid, model, instruments, _form(folder / "run.json"))
     try:
         (folder / "images").mkdir(parents=True, exist_ok=True)
         _same_run(folder / "run.json", told)
@@ -220,6 +226,14 @@ def _append(path: Path, row: dict) -> None:
         f.write(json.dumps(row).encode() + b"\n")
         f.flush()
         os.fsync(f.fileno())
+
+
+def _form(path: Path) -> str | None:
+    """The fingerprint of the weights in a manifest, whose form its others have too."""
+    try:
+        return json.loads(path.read_bytes())["weights"] if path.is_file() else None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None  # `_same_run` says what is wrong with it
 
 
 def _same_run(path: Path, told: dict) -> None:

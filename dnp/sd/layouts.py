@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from reprlib import repr as brief  # a value may be any length
@@ -17,8 +17,9 @@ import torch
 from dnp import folders
 from dnp.errors import WeightsError
 from dnp.schedule import Schedule
-from dnp.sd import single_file, weights
+from dnp.sd import foreign, single_file, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+from dnp.sd.fingerprint import small_files
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,18 @@ class Parts:
     schedule: Schedule
     prediction_type: str
     spacing: str
+    levels: dict[str, object]  # what the schedule was computed from
     tokenizer: Callable
+    tokenizer_files: dict[str, str] = field(default_factory=dict)  # their sha256
     recommended: tuple[dict[str, float], tuple[str, ...]] = ({}, ())
     captioner: Path | None = None
+
+    def settings(self) -> dict[str, object]:
+        """All that is read beside the tensors and changes a picture made with the same arguments;
+        no recommendation, since what was taken of them is an argument."""
+        told = {p: asdict(getattr(self, p)) for p in ("text", "unet", "vae")}
+        told |= {p: getattr(self, p) for p in ("prediction_type", "spacing", "levels")}
+        return told | {"tokenizer": self.tokenizer_files}
 
 
 def read(path: Path, predicts: str | None = None) -> Parts:
@@ -60,6 +70,7 @@ def read(path: Path, predicts: str | None = None) -> Parts:
 
 def folder(path: Path) -> Parts:
     """A folder in the diffusers layout."""
+    _refuse_other_kinds(path)
     stem = "diffusion_pytorch_model"
     kinds = {"text_encoder": TextConfig, "unet": UNetConfig, "vae": VAEConfig}
     configs = {
@@ -76,9 +87,17 @@ def folder(path: Path) -> Parts:
     captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
     return Parts(
         *configs.values(), tensors, files, *_schedule(path / "scheduler" / "scheduler_config.json"),
-        _tokenizer(path / "tokenizer", configs["text_encoder"]), _recommended(path),
-        captioner,
+        _tokenizer(path / "tokenizer", configs["text_encoder"]), small_files(path / "tokenizer"),
+        _recommended(path), captioner,
     )  # fmt: skip
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    told = [path / n for n in ("model_index.json", "config.json") if (path / n).is_file()]
+    if kind := foreign.of_folder(
+        path, weights.read_json(told[0]).get("_class_name") if told else None
+    ):
+        raise WeightsError(f"{path}: {kind}.")
 
 
 def single(path: Path, predicts: str | None = None) -> Parts:
@@ -90,16 +109,20 @@ def single(path: Path, predicts: str | None = None) -> Parts:
     """
     entries = weights.open_files([path])
     shapes = {k: e.shape for k, e in entries.items()}
-    hint = single_file.guess(shapes)
-    second = any(k.startswith(single_file.TEXT_2) for k in shapes)
-    own = _parted(path, entries, second, hint)
+    hint = foreign.of_file(shapes)
+    openclip = any(
+        k.startswith(single_file.TEXT_2) and not single_file.HARMLESS.search(k) for k in shapes
+    )
+    own = _parted(path, entries, openclip, hint)
     s = {part: {k: e.shape for k, e in own[part].items()} for part in own}
     try:
         whole = single_file.TEXT_2 + "text_projection" in entries
-        text = single_file.text_config(s["text_encoder"], second, whole)
+        second = single_file.is_second(s["text_encoder"], s["unet"], openclip)
+        text = single_file.text_config(s["text_encoder"], second, whole, openclip)
         unet, vae = single_file.unet_config(s["unet"]), single_file.vae_config(s["vae"])
     except (KeyError, IndexError, ValueError, StopIteration, WeightsError) as e:
         missing = f" ({e} is missing)" if isinstance(e, KeyError) else ""
+        missing = f" ({e})" if isinstance(e, WeightsError) else missing
         raise WeightsError(
             f"{path}: its tensors are not those of Stable Diffusion 1.x or 2.x{missing}; "
             f"{hint or 'fetch the file again'}."
@@ -123,7 +146,7 @@ def single(path: Path, predicts: str | None = None) -> Parts:
         "text_encoder": str,
     }
     if second:
-        own["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers)
+        own["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers, openclip)
     tensors = {part: weights.renamed(own[part], names[part], path) for part in own}
     side = 96 if second and chosen == "v_prediction" else 64
     if (factor := entries.get("scale_factor")) and factor.dtype and factor.shape in ((), (1,)):
@@ -131,17 +154,17 @@ def single(path: Path, predicts: str | None = None) -> Parts:
     return Parts(
         text, replace(unet, sample_size=(side, side)), vae,
         {part: (new, f"{path}, {part}") for part, new in tensors.items()}, [path],
-        Schedule.stable_diffusion(), chosen, "leading",
+        Schedule.stable_diffusion(), chosen, "leading", {},
         partial(single_file.clip_tokenizer, text),
     )  # fmt: skip
 
 
 def _parted(
-    path: Path, entries: dict[str, weights.Entry], second: bool, hint: str
+    path: Path, entries: dict[str, weights.Entry], openclip: bool, hint: str
 ) -> dict[str, dict[str, weights.Entry]]:
     """The tensors of each part under their names within it; WeightsError if others are there."""
     starts = {
-        "text_encoder": single_file.TEXT_2 if second else single_file.TEXT_1,
+        "text_encoder": single_file.TEXT_2 if openclip else single_file.TEXT_1,
         "unet": single_file.UNET,
         "vae": single_file.VAE,
     }
@@ -150,30 +173,33 @@ def _parted(
         part: {k.removeprefix(start): e for k, e in entries.items() if k.startswith(start)}
         for part, start in starts.items()
     }
-    if not second:
+    if not openclip:
         own["text_encoder"] = weights.renamed(own["text_encoder"], weights.rename, path)
     rest = sorted(k for k in entries if not k.startswith(tuple(starts.values())))
     if rest or not all(own.values()):
         gone = [part for part in own if not own[part]]
         told = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
         some = f" ({weights.examples(rest)})" if rest else ""
+        mend = "give --weights one, or a folder in the diffusers layout"
         hint = hint or (
-            "this is no Stable Diffusion 1.x or 2.x in one file" if gone
-            else "they belong to no part of Stable Diffusion 1.x or 2.x"
+            f"this is no Stable Diffusion 1.x or 2.x in one file; {mend}" if gone
+            else f"they belong to no part of Stable Diffusion 1.x or 2.x; {mend}"
         )  # fmt: skip
-        raise WeightsError(
-            f"{path}: {told}{some}; {hint}; give --weights one, or a folder in the diffusers "
-            "layout."
-        )
+        raise WeightsError(f"{path}: {told}{some}; {hint}.")
     return own
 
 
-def _text_2(entries: dict[str, weights.Entry], layers: int) -> dict[str, weights.Entry]:
+def _text_2(
+    entries: dict[str, weights.Entry], layers: int, openclip: bool
+) -> dict[str, weights.Entry]:
     """OpenCLIP's tensors under CLIP's names, without its last layer, which 2.x does not use."""
+    last = f"transformer.resblocks.{layers}." if openclip else f"encoder.layers.{layers}."
+    kept = {key: entry for key, entry in entries.items() if not key.startswith(last)}
+    if not openclip:
+        return kept
     return {
         name: replace(entry, third=third)
-        for key, entry in entries.items()
-        if not key.startswith(f"transformer.resblocks.{layers}.")
+        for key, entry in kept.items()
         for name, third in single_file.text_2_names(key)
     }
 
@@ -192,8 +218,8 @@ def _read(entry: weights.Entry) -> torch.Tensor:
         raise WeightsError(f"{entry.path}: cannot be read ({e}); try again.") from None
 
 
-def _schedule(path: Path) -> tuple[Schedule, str, str]:
-    """Schedule, prediction type and spacing that a scheduler config describes.
+def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
+    """Schedule, prediction type, spacing and the numbers of it that a scheduler config describes.
 
     Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM
     over explicit pairs. (diffusers' own DDIM steps by a constant stride, which is another walk for
@@ -240,7 +266,9 @@ def _schedule(path: Path) -> tuple[Schedule, str, str]:
             f"{path}: steps_offset = {brief(offset)} is not possible; restore the file."
         )
     schedule = Schedule.from_betas(betas, set_alpha_to_one=bool(to_one), steps_offset=offset)
-    return schedule, chosen["prediction_type"], chosen["timestep_spacing"]
+    levels = {"betas": (chosen["beta_schedule"], float(start), float(end), T)}
+    levels |= {"steps_offset": offset, "set_alpha_to_one": bool(to_one)}
+    return schedule, chosen["prediction_type"], chosen["timestep_spacing"], levels
 
 
 def _recommended(path: Path) -> tuple[dict[str, float], tuple[str, ...]]:

@@ -5,6 +5,8 @@
     cond_stage_model.transformer.*                   the text encoder of 1.x (CLIP ViT-L/14)
     cond_stage_model.model.*                         the text encoder of 2.x (OpenCLIP ViT-H)
 
+A 2.x that was converted from a diffusers folder of transformers 5 has its text encoder under the
+name of 1.x and in transformers' spelling, so the names do not tell the family: the shapes do.
 Names are translated by the tables below; the architecture is read off the shapes.
 """
 
@@ -15,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from dnp.errors import WeightsError
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -68,7 +71,7 @@ HARMLESS = re.compile(
     r"(logit_scale|text_projection|attn_mask)|denoiser\.sigmas$"
     r"|(betas|global_step|logvar|lvlb_weights|scale_factor|posterior_\w+"
     r"|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?)$)"
-    r"|^cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids$"
+    r"|^cond_stage_model\.(model\.)?transformer\.(text_model\.)?embeddings\.position_ids$"
 )
 
 
@@ -165,15 +168,33 @@ def vae_config(s: Shapes) -> VAEConfig:
     )
 
 
-def text_config(s: Shapes, second: bool, whole: bool) -> TextConfig:
+def is_second(text: Shapes, unet: Shapes, openclip: bool) -> bool:
+    """Whether it is a 2.x: a text encoder of 23 or 24 layers (ViT-H, 1.x has 12 of ViT-L) and
+    linear projections around the U-Net's attention. WeightsError if only one of them is so, since
+    no shape then tells how the text encoder works."""
+    layers, linear = text_layers(text, openclip), len(unet["middle_block.1.proj_in.weight"]) == 2
+    if openclip or (layers in (23, 24)) == linear:
+        return openclip or linear
+    raise WeightsError(
+        f"its text encoder of {layers} layers is of 1.x or of 2.x and its U-Net of the other"
+    )
+
+
+def text_layers(s: Shapes, openclip: bool) -> int:
+    layer = r"transformer\.resblocks\.(\d+)\." if openclip else r"encoder\.layers\.(\d+)\."
+    return 1 + max(int(m[1]) for k in s if (m := re.match(layer, k)))
+
+
+def text_config(s: Shapes, second: bool, whole: bool, openclip: bool | None = None) -> TextConfig:
     """The text encoder. That of 2.x is without its last layer, which Stable Diffusion does not use:
     a file holds the `whole` of OpenCLIP (24 layers and a projection), or was made from a diffusers
-    folder, which has 23 layers and no projection."""
-    layer = r"transformer\.resblocks\.(\d+)\." if second else r"encoder\.layers\.(\d+)\."
-    layers = 1 + max(int(m[1]) for k in s if (m := re.match(layer, k)))
-    start = "transformer.resblocks.0.mlp.c_fc" if second else "encoder.layers.0.mlp.fc1"
-    tokens = "token_embedding" if second else "embeddings.token_embedding"
-    positions = "positional_embedding" if second else "embeddings.position_embedding.weight"
+    folder, which has 23 layers and no projection. `openclip` says whose spelling the names have;
+    None is that of the family."""
+    openclip = second if openclip is None else openclip
+    layers = text_layers(s, openclip)
+    start = "transformer.resblocks.0.mlp.c_fc" if openclip else "encoder.layers.0.mlp.fc1"
+    tokens = "token_embedding" if openclip else "embeddings.token_embedding"
+    positions = "positional_embedding" if openclip else "embeddings.position_embedding.weight"
     vocabulary, width = s[f"{tokens}.weight"]
     return TextConfig(
         vocab_size=vocabulary,
@@ -184,28 +205,6 @@ def text_config(s: Shapes, second: bool, whole: bool) -> TextConfig:
         max_position_embeddings=s[positions][0],
         hidden_act="gelu" if second else "quick_gelu",
     )
-
-
-def guess(shapes: Shapes) -> str:
-    """What a file may be that is no Stable Diffusion 1.x or 2.x; "" for no idea."""
-    wide = any(k.endswith("attn2.to_k.weight") and len(v) == 2 and v[1] == 2048
-               for k, v in shapes.items())  # fmt: skip
-    kinds = {
-        "cross-attention width 2048: this looks like SDXL, which is not supported yet": wide
-        or any(k.startswith("conditioner.embedders.") for k in shapes),
-        "this looks like a LoRA, which changes a model and is none": any(
-            "lora_" in k or ".lora." in k for k in shapes
-        ),
-        "this looks like a ControlNet": any(k.startswith("control_model.") for k in shapes),
-        "this looks like Stable Diffusion 3": any("joint_blocks." in k for k in shapes),
-        "this looks like Flux": any("double_blocks." in k for k in shapes),
-        "this looks like the U-Net of a diffusers folder: give the folder above it": any(
-            k.startswith("down_blocks.") for k in shapes
-        ),
-        "this looks like a VAE alone": any(k.startswith("decoder.") for k in shapes),
-        "this looks like a text encoder alone": any(k.startswith("text_model.") for k in shapes),
-    }
-    return next((kind for kind, true in kinds.items() if true), "")
 
 
 # ------------------------------------------------------------------------------------- tokenizer

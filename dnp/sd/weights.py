@@ -16,7 +16,6 @@ written to while its model lives.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import mmap
@@ -174,6 +173,15 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
         except (SafetensorError, OSError, ValueError) as e:
             _say_what_is_wrong(path, e)
         header.pop("__metadata__", None)
+        small = {
+            k: told["dtype"] for k, told in header.items() if told["dtype"][:2] in ("F8", "F4")
+        }
+        if small:
+            raise WeightsError(
+                f"{path}: {len(small)} tensors are {next(iter(small.values()))} "
+                f"({examples(list(small))}), numbers of 8 bits or fewer, which are not read; fetch "
+                "the variant in float16 or float32."
+            )
         for key, told in header.items():
             if key in entries:
                 raise WeightsError(
@@ -259,6 +267,8 @@ def fill(
             else:
                 if entry.path not in maps:  # one for all its tensors, which keep it open
                     with entry.path.open("rb") as f:
+                        if _state(f) != entry.state:
+                            raise OSError("the file was changed")
                         maps[entry.path] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
                 x = entry.view(maps[entry.path])
             x = x.reshape(want[k].shape)
@@ -276,6 +286,9 @@ class FirstUse:
 
     `channels_last` puts convolutions so on a CPU: a VAE is a fifth faster in it. A U-Net of
     Stable Diffusion is 6 % faster at 64 x 64 latents and not at 32 x 32, for a copy of 2.2 GB.
+    In that layout oneDNN has another float32 kernel (brgemm), which rounds more: a 3x3 convolution
+    of 512 channels is off by 5.8e-7 and not 1.3e-7 (rms), the whole VAE of Stable Diffusion by
+    1.3e-5 and not 3.3e-6 (of values up to 2.3; diffusers 3.7e-6): a 600th of a pixel's step.
     """
 
     def __init__(
@@ -337,15 +350,3 @@ def _fits(entry: Entry, want: Tensor) -> bool:
     if len(shape) == 4 and want.ndim == 2 and shape[2:] == (1, 1):
         shape = shape[:2]
     return shape == _wanted(entry, want)
-
-
-def fingerprint(paths: list[Path]) -> str:
-    """A short name for a set of weight files: their sizes, first and last MiB, hashed."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size, mib = path.stat().st_size, 1 << 20
-        with path.open("rb") as f:
-            digest.update(str(size).encode() + f.read(mib))
-            f.seek(max(size - mib, 0))
-            digest.update(f.read(mib))
-    return digest.hexdigest()[:16]

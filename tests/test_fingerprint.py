@@ -1,0 +1,353 @@
+"""The fingerprint sees every byte and every setting, costs little, and trusts no doubtful cache."""
+
+import copy
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import dnp
+import train_free_sample
+from conftest import ROOT
+from dnp import pictures
+from dnp.errors import WeightsError
+from dnp.evaluation import methods, runner
+from dnp.evaluation.benchmarks import Prompt
+from dnp.sd import fingerprint
+from dnp.sd.fingerprint import Fingerprint, of_folder
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    return shutil.copytree(tiny, tmp_path / "copy")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "dnp" / "digests"
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """An hour has passed since all files were written."""
+    now = time.time_ns
+    monkeypatch.setattr(fingerprint.time, "time_ns", lambda: now() + 3600 * 10**9)
+
+
+def name(path, **kw):
+    return dnp.load(path, **kw).config.fingerprint
+
+
+def counted(monkeypatch):
+    """How many bytes are hashed from here on, in a list of one."""
+    total, sha256 = [0], hashlib.sha256
+
+    def counting(data=b""):
+        total[0] += len(data)
+        return sha256(data)
+
+    monkeypatch.setattr(fingerprint.hashlib, "sha256", counting)
+    return total
+
+
+# ------------------------------------------------------------------------------------- what it sees
+
+
+def big(path, middle=0):
+    """A file of 40 MB, with one byte of its middle."""
+    data = bytearray(40_000_000)
+    data[20_000_000] = middle
+    path.write_bytes(data)
+    return path
+
+
+def test_a_byte_in_the_middle_of_a_large_file_is_seen(tmp_path):
+    one, two = (Fingerprint([big(tmp_path / str(i), i)]) for i in range(2))
+    assert one.by_ends == two.by_ends  # what the old one was blind to
+    assert one.whole != two.whole
+
+
+def test_every_piece_and_their_order_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "PIECE", 8)
+    names = set()
+    for data in (b"a" * 8 + b"b" * 8, b"b" * 8 + b"a" * 8, b"a" * 8 + b"b" * 7, b"a" * 8):
+        (tmp_path / "x").write_bytes(data)
+        names.add(Fingerprint([tmp_path / "x"]).whole)
+        (tmp_path / "x").unlink()
+    assert len(names) == 4
+
+
+def scaled(folder):
+    path = folder / UNET
+    tensors = load_file(path)
+    save_file({k: x * 0.3 if "mid_block" in k else x for k, x in tensors.items()}, path)
+
+
+def changed(file, **entries):
+    def change(folder):
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+    return change
+
+
+CHANGES = {
+    "tensors": scaled,
+    "beta_end": changed("scheduler/scheduler_config.json", beta_end=0.013),
+    "beta_schedule": changed("scheduler/scheduler_config.json", beta_schedule="linear"),
+    "levels": changed("scheduler/scheduler_config.json", num_train_timesteps=900),
+    "prediction": changed("scheduler/scheduler_config.json", prediction_type="epsilon"),
+    "spacing": changed("scheduler/scheduler_config.json", timestep_spacing="trailing"),
+    "offset": changed("scheduler/scheduler_config.json", steps_offset=0),
+    "last level": changed("scheduler/scheduler_config.json", set_alpha_to_one=False),
+    "scaling factor": changed("vae/config.json", scaling_factor=0.6),
+    "heads": changed("unet/config.json", attention_head_dim=[3, 6]),
+    "size": changed("unet/config.json", sample_size=[8, 8]),
+    "activation": changed("text_encoder/config.json", hidden_act="quick_gelu"),
+    "tokenizer": changed("tokenizer/tokenizer_config.json", model_max_length=12),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_changes_a_picture_changes_the_fingerprint(folder, what):
+    before = name(folder)
+    CHANGES[what](folder)
+    assert name(folder) != before
+
+
+def test_the_prediction_that_the_user_says_is_seen_and_recommendations_are_not(folder):
+    before = name(folder)
+    assert name(folder, prediction_type="epsilon") != before
+    assert name(folder, prediction_type="v_prediction") == before  # as the folder says
+    (folder / "dnp.json").write_text('{"scale": {"cfg": 2.0}}')  # a record holds the scale itself
+    assert name(folder) == before
+
+
+def test_it_is_the_same_anywhere_and_for_any_type(folder, tmp_path, cache):
+    before = name(folder)
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert name(tmp_path / "elsewhere") == before == name(folder, dtype=torch.float64)
+    assert before.startswith("all-") and len(before) == 36
+
+
+def test_an_instruments_configs_are_seen(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"tensors")
+    names = []
+    for beams in (1, 3):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"num_beams": beams}))
+        names.append(of_folder(tmp_path))
+    assert names[0].whole != names[1].whole and names[0].by_ends == names[1].by_ends
+
+
+# ------------------------------------------------------------------------------------ what it costs
+
+
+def test_opening_hashes_no_tensor_and_the_second_time_nothing_is_hashed(
+    folder, cache, later, monkeypatch
+):
+    size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+    total = counted(monkeypatch)
+    model = dnp.load(folder)
+    beside = sum(p.stat().st_size for p in (folder / "tokenizer").iterdir())
+    assert total[0] <= beside < size / 10
+    first = model.config.fingerprint
+    assert total[0] > size
+    total[0] = 0
+    assert (
+        name(folder) == first and total[0] < beside + 10_000
+    )  # keys of the cache and the settings
+
+
+def test_a_changed_file_is_hashed_anew_and_the_others_are_not(folder, cache, later, monkeypatch):
+    before = name(folder)
+    scaled(folder)
+    total = counted(monkeypatch)
+    assert name(folder) != before
+    size, whole = ((folder / n).stat().st_size for n in (UNET, "text_encoder/model.safetensors"))
+    assert size < total[0] < size + whole
+
+
+def test_a_rewrite_with_the_old_size_and_time_is_seen(tmp_path, cache, later):
+    path = big(tmp_path / "x")
+    told = path.stat()
+    before = Fingerprint([path]).whole
+    assert len(list(cache.iterdir())) == 1
+    with path.open("r+b") as f:
+        f.seek(20_000_000)
+        f.write(b"x")
+    os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns))
+    assert Fingerprint([path]).whole != before
+
+
+def test_a_file_that_was_just_written_is_not_remembered(tmp_path, cache):
+    path = big(tmp_path / "x")
+    Fingerprint([path]).whole  # noqa: B018
+    assert not cache.exists()
+
+
+def test_a_file_from_the_future_is_not_remembered(tmp_path, cache, later):
+    path = big(tmp_path / "x")
+    os.utime(path, (time.time() + 10**6,) * 2)
+    Fingerprint([path]).whole  # noqa: B018
+    assert not cache.exists()
+
+
+DAMAGES = {
+    "cut": lambda p: p.write_bytes(p.read_bytes()[:40]),
+    "empty": lambda p: p.write_bytes(b""),
+    "another digest": lambda p: p.write_bytes(b"0" + p.read_bytes()[1:]),
+    "no text": lambda p: p.write_bytes(b"\xff" * 130),
+    "a folder": lambda p: (p.unlink(), p.mkdir()),
+    "a pipe": lambda p: (p.unlink(), os.mkfifo(p)),
+    "a link to itself": lambda p: (p.unlink(), p.symlink_to(p)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_not_believed(tmp_path, cache, later, damage):
+    path = big(tmp_path / "x")
+    right = Fingerprint([path]).whole
+    (entry,) = cache.iterdir()
+    DAMAGES[damage](entry)
+    assert Fingerprint([path]).whole == right
+
+
+def test_an_entry_of_another_file_is_not_believed(tmp_path, cache, later):
+    one, two = big(tmp_path / "1", 1), big(tmp_path / "2", 2)
+    Fingerprint([one]).whole  # noqa: B018
+    (first,) = cache.iterdir()
+    right = Fingerprint([two]).whole
+    (second,) = set(cache.iterdir()) - {first}
+    shutil.copy(first, second)
+    assert Fingerprint([two]).whole == right
+
+
+@pytest.mark.parametrize("where", ["a file", "/proc/nowhere", "relative"])
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, later, where):
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "a file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / where) if where == "a file" else where)
+    monkeypatch.chdir(tmp_path)
+    path = big(tmp_path / "x")
+    assert Fingerprint([path]).whole == Fingerprint([path]).whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a file", "x"]
+
+
+def test_many_at_once_leave_one_whole_entry(tmp_path, cache, later):
+    path, names = big(tmp_path / "x"), set()
+    threads = [
+        threading.Thread(target=lambda: names.add(Fingerprint([path]).whole)) for _ in range(8)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(names) == 1 and len(list(cache.iterdir())) == 1
+
+
+# --------------------------------------------------------------------------------- which file it is
+
+
+def test_a_file_written_to_while_its_model_lives_is_told(folder, cache):
+    model, path = dnp.load(folder), folder / UNET
+    with path.open("r+b") as f:
+        f.seek(-4, 2)
+        f.write(b"\0\0\0\0")
+    os.utime(path, (time.time() + 5,) * 2)
+    with pytest.raises(WeightsError, match="was written to after it was opened"):
+        dnp.generate(model, "a cat", steps=1)
+
+
+@pytest.mark.parametrize("how", ["replaced", "deleted"])
+def test_it_names_the_files_that_were_opened_and_not_their_successors(folder, cache, how, later):
+    right, model = name(folder), dnp.load(folder)
+    shutil.rmtree(cache)
+    (folder / UNET).rename(folder / "old") if how == "replaced" else None
+    if how == "replaced":
+        shutil.copy(folder / "old", folder / UNET)
+        scaled(folder)
+    else:
+        shutil.rmtree(folder)
+    assert model.config.fingerprint == right
+
+
+def test_a_copy_of_a_model_keeps_it(folder):
+    model = dnp.load(folder)
+    for config in (copy.deepcopy(model).config, pickle.loads(pickle.dumps(model.config))):
+        assert config.fingerprint == model.config.fingerprint
+        assert config.files.by_ends == model.config.files.by_ends
+
+
+# -------------------------------------------------------------------------------- records of before
+
+
+def test_the_old_fingerprint_is_still_the_one_of_old_records():
+    model = dnp.load(ROOT / "weights" / "mini")
+    parts = [
+        "text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model",
+    ]  # fmt: skip
+    digest = hashlib.sha256()
+    for part in parts:
+        data = (ROOT / "weights" / "mini" / f"{part}.safetensors").read_bytes()
+        digest.update(str(len(data)).encode() + data[: 1 << 20] + data[-(1 << 20) :])
+    old = digest.hexdigest()[:16]
+    files = model.config.files
+    assert files.by_ends == old
+    assert files.like(old) == old and files.like("0" * 16) == old
+    for other in (None, files.whole, "all-" + "0" * 32, "?", 3):
+        assert files.like(other) == files.whole == model.config.fingerprint
+
+
+def test_from_tells_other_weights_and_knows_old_pictures(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def cli(*words):
+        train_free_sample.main([str(w) for w in words])
+        return "other weights" in capsys.readouterr().err
+
+    assert not cli("a cat", "--steps", 1, "--weights", folder)
+    (png,) = (tmp_path / "outputs").glob("*.png")
+    assert not cli("--from", png)
+    told = pictures.read_settings(png) | {"fingerprint": dnp.load(folder).config.files.by_ends}
+    old = pictures.save(Image.open(png), tmp_path / "old", "x", told)
+    assert not cli("--from", old)
+    changed("scheduler/scheduler_config.json", beta_end=0.015)(folder)
+    assert not cli("--from", old)  # its fingerprint is blind to that
+    assert cli("--from", png)
+
+
+def test_a_run_goes_on_with_its_own_weights_alone(folder, tmp_path):
+    grid = runner.Grid((Prompt("a cat", "x"),), (methods.parse("cfg"),), (1.0,), 1, 1)
+    none = runner.Instruments(None, None, None)
+    runner.run(grid, dnp.load(folder), none, tmp_path / "run", 0, 1)
+    scaled(folder)
+    with pytest.raises(runner.RunError, match=r"holds another run.*weights"):
+        runner.run(grid, dnp.load(folder), none, tmp_path / "run", 0, 1)
+
+
+def test_a_run_of_before_is_known_by_its_old_fingerprints(folder, tmp_path):
+    grid = runner.Grid((Prompt("a cat", "x"),), (methods.parse("cfg"),), (1.0,), 1, 1)
+    judge = Fingerprint([folder / UNET])
+    tools = runner.Instruments(None, None, None, judge, judge)
+    model, out = dnp.load(folder), tmp_path / "run"
+    runner.run(grid, model, tools, out, 0, 1)
+    told = json.loads((out / "run.json").read_text())
+    told |= {"weights": model.config.files.by_ends}
+    told |= dict.fromkeys(("captioner", "recogniser"), judge.by_ends)
+    (out / "run.json").write_text(json.dumps(told))
+    runner.run(grid, model, tools, out, 0, 1)
+    (out / "run.json").write_text(json.dumps(told | {"recogniser": "0" * 16}))
+    with pytest.raises(runner.RunError, match=r"another run \(other recogniser\)"):
+        runner.run(grid, model, tools, out, 0, 1)
