@@ -1,8 +1,10 @@
 """Benchmarks, metrics with known values, and a runner that can be stopped and shared out."""
 
+import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,13 +88,27 @@ def test_files_of_prompts_in_both_forms(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("a.json", "{"), ("a.json", "[1]"), ("a.json", '{"a": [1]}'), ("a.txt", ""), ("b.txt", None)],
+    [
+        ("a.json", "{"),
+        ("a.json", "[" * 100_000),
+        ("a.json", '{"a":' * 100_000),
+        ("a.json", "[1]"),
+        ("a.json", '{"a": [1]}'),
+        ("a.txt", ""),
+        ("b.txt", None),
+    ],
 )
 def test_files_that_hold_no_prompts_are_refused(tmp_path, name, text):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(SettingsError, match="on each line"):
         benchmarks.read(tmp_path / name)
+
+
+def test_a_pipe_as_a_benchmark_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "prompts.txt")
+    with pytest.raises(SettingsError, match="no regular file"):
+        benchmarks.read(tmp_path / "prompts.txt")
 
 
 def test_choosing_prompts_spreads_over_each_category():
@@ -552,10 +568,164 @@ def test_a_full_disk_leaves_what_was_written_valid(finished, tmp_path, monkeypat
     assert tables(tmp_path) == tables(finished)
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / "records-0.jsonl").write_text('{"unit": 0}\n{"un\n{"unit": 2}\n')
-    with pytest.raises(runner.RunError, match="delete that line"):
-        runner.records(tmp_path)
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def change(path, old, new):
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+
+
+DAMAGES = {
+    "a line cut in the middle": (
+        lambda f: change(f / "records-0.jsonl", b'{"unit": 1,', b'{"un\n{"unit": 1,'),
+        r"records-0.jsonl: line 2 is damaged; delete that line",
+    ),
+    "a line that is JSON and no record": (
+        lambda f: change(f / "records-0.jsonl", b'{"unit": 1,', b'{}\n{"unit": 1,'),
+        r"line 2 is damaged",
+    ),
+    "a line of brackets": (
+        lambda f: change(f / "records-0.jsonl", b'{"unit": 1,', b"[" * 100_000 + b'\n{"unit": 1,'),
+        r"line 2 is damaged",
+    ),
+    "a number that was changed": (
+        lambda f: change(f / "records-0.jsonl", b'"nfe": [4,', b'"nfe": [3,'),
+        r"line 1 is damaged",
+    ),
+    "a unit out of range": (
+        lambda f: change(f / "records-0.jsonl", b'{"unit": 1,', b'{"unit": 99,'),
+        r"line 2 is damaged",
+    ),
+    "a true record of another run": (
+        lambda f: runner._append(f / "records-1.jsonl", {"unit": 99, "method": "cfg"}),
+        r"unit 99 of its records is none of this run",
+    ),
+    "a record of another method": (
+        lambda f: runner._append(
+            f / "records-1.jsonl",
+            {**runner.records(f)[0], "unit": 8, "again": 1},
+        ),
+        r"unit 8 of its records is none of this run",
+    ),
+    "{} in times": (
+        lambda f: (f / "times-0.jsonl").write_bytes(b"{}\n"),
+        r"times-0.jsonl: line 1 is damaged",
+    ),
+    "run.json a list": (lambda f: (f / "run.json").write_text("[]"), r"run.json: damaged"),
+    "run.json cut": (lambda f: (f / "run.json").write_text('{"a'), r"run.json: damaged"),
+    "run.json of brackets": (
+        lambda f: (f / "run.json").write_text("[" * 100_000),
+        r"run.json: damaged",
+    ),
+    "run.json with more in it": (
+        lambda f: change(f / "run.json", b"{", b'{"more": 1,'),
+        r"holds another run",
+    ),
+    "run.json deleted": (
+        lambda f: (f / "run.json").unlink(),
+        r"records without their run.json",
+    ),
+    "a pipe for records": (
+        lambda f: os.mkfifo(f / "records-7.jsonl"),
+        r"records-7.jsonl: a pipe or device",
+    ),
+    "a pipe for the own records": (
+        lambda f: ((f / "records-0.jsonl").unlink(), os.mkfifo(f / "records-0.jsonl")),
+        r"records-0.jsonl: a pipe or device",
+    ),
+    "a pipe for times": (
+        lambda f: os.mkfifo(f / "times-1.jsonl"),
+        r"times-1.jsonl: a pipe or device",
+    ),
+    "a pipe for run.json": (
+        lambda f: ((f / "run.json").unlink(), os.mkfifo(f / "run.json")),
+        r"run.json: a pipe or device",
+    ),
+    "a folder for records": (
+        lambda f: (f / "records-7.jsonl").mkdir(),
+        r"cannot be written \(Is a directory\)",
+    ),
+    "a file for images": (
+        lambda f: (shutil.rmtree(f / "images"), (f / "images").write_text("")),
+        r"cannot be written \(File exists\)",
+    ),
+    "a folder for tables.md": (
+        lambda f: ((f / "tables.md").unlink(), (f / "tables.md").mkdir()),
+        r"cannot be written \(Is a directory\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_folder_is_one_sentence(copy, damage):
+    hurt, sentence = DAMAGES[damage]
+    hurt(copy)
+    with pytest.raises(runner.RunError, match=sentence):
+        evaluate(copy)
+    assert not list(copy.rglob("*.partial"))
+
+
+LOSSES = {
+    "missing": lambda f: f.unlink(),
+    "cut": lambda f: f.write_bytes(f.read_bytes()[:-50]),
+    "another": lambda f: shutil.copy(f.with_name("00000-0.png"), f),
+    "empty": lambda f: f.write_bytes(b""),
+    "a pipe": lambda f: (f.unlink(), os.mkfifo(f)),
+    "images gone": lambda f: shutil.rmtree(f.parent),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_second_run_heals_a_lost_picture(finished, copy, loss, monkeypatch):
+    LOSSES[loss](copy / "images" / "00004-1.png")
+    made, unit_of = [], runner.unit_of
+    monkeypatch.setattr(runner, "unit_of", lambda i, *a: (made.append(i), unit_of(i, *a))[1])
+    evaluate(copy)
+    assert made == (list(range(9)) if loss == "images gone" else [4])
+    assert tables(copy) == tables(finished)
+    for path in (finished / "images").iterdir():
+        assert path.read_bytes() == (copy / "images" / path.name).read_bytes()
+    made.clear()
+    evaluate(copy)
+    assert made == []
+
+
+def test_of_two_records_of_a_unit_the_one_of_the_pictures_counts(copy):
+    """Another processor may have other last digits: what heals a picture replaces its record."""
+    old = runner.records(copy)[4]
+    healed = {**old, "again": 1, "full": [0.5, 0.5]}
+    path = copy / "records-0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.unlink()
+    runner._append(path, healed)  # and the older one stands in a file that is read later
+    (copy / "records-1.jsonl").write_bytes(b"".join(lines))
+    assert runner.records(copy)[4]["full"] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("at", ["tables.md", "evaluations.png", "wins", "times.md"])
+def test_a_disk_that_takes_no_report_is_one_sentence_and_the_next_run_writes_it(
+    finished, copy, monkeypatch, number, at
+):
+    (copy / "tables.md").unlink()
+    replace = os.replace
+
+    def full(source, target, **kwargs):
+        if os.path.basename(target).startswith(at):
+            raise OSError(number, os.strerror(number))
+        replace(source, target, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(runner.RunError, match=os.strerror(number) + ".*same command to go on"):
+            evaluate(copy)
+    assert not list(copy.rglob("*.partial"))
+    evaluate(copy)
+    assert tables(copy) == tables(finished)
 
 
 def test_pictures_that_overflow_are_recorded_and_do_not_stop_the_run(tmp_path):
@@ -604,6 +774,38 @@ def test_the_command_says_its_sentence_and_exits_2():
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("error: method 'dnq' is unknown")
     assert "Traceback" not in done.stderr
+
+
+INTERRUPTS = """import os, signal, sys
+os.kill(os.getpid(), signal.SIGINT)
+raise SystemExit("still here")
+"""
+
+
+@pytest.mark.parametrize("module", ["torch", "numpy", "dnp/sd/model.py", "transformers"])
+def test_ctrl_c_while_importing_is_one_sentence(tmp_path, module):
+    """A Ctrl-C comes from inside of each import, instead of at a time that a machine must keep."""
+    shutil.copytree(ROOT / "dnp", tmp_path / "dnp")
+    path = tmp_path / module
+    if path.suffix != ".py":
+        path.mkdir()
+        path /= "__init__.py"
+    path.write_text(INTERRUPTS)
+    done = subprocess.run(
+        [sys.executable, "-m", "dnp.evaluation", "--weights", MINI, "--out", tmp_path / "out"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted; type the same command to go on.\n"
+
+
+def test_nothing_heavy_is_imported_before_ctrl_c_is_met():
+    told = "import sys, dnp.evaluation.__main__; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "False"
 
 
 def test_records_are_json_lines_that_other_tools_read(finished):

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from pathlib import Path
 
 from dnp.command import Parser, run
 from dnp.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
+INTERRUPTED = "interrupted; type the same command to go on."
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -82,18 +84,21 @@ def main(argv: list[str] | None = None) -> None:
         Fingerprint([judge]) if judge else None,
     )
     scales = tuple(args.scale) if args.scale else (None,)
+    if signal.getsignal(signal.SIGINT) is at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     grid = runner.Grid(tuple(prompts), chosen, scales, args.seeds, args.steps)
     try:
         runner.run(grid, model, instruments, args.out, rank, world)
-        rows = runner.records(args.out)
+        rows = list(runner.made(grid, args.out).values())
         if len(rows) < len(grid.units()):
             told = "of the units are there; other processes are at work."
             print(f"{len(rows)} of {len(grid.units())} {told}")
             return
         baseline = args.baseline or chosen[0].label
-        print(report.make(rows, args.out, Path(args.benchmark).stem, baseline))
-        seconds = report.times(runner.records(args.out, "times"), rows)
-        runner.write(args.out / "times.md", seconds.encode())
+        with runner.writing(args.out):
+            print(report.make(rows, args.out, Path(args.benchmark).stem, baseline))
+            seconds = report.times(runner.records(args.out, "times"), rows)
+            runner.write(args.out / "times.md", seconds.encode())
         print(seconds)
         print(f"{device}, {torch.get_num_threads()} thread(s) for each of {world} process(es)")
     except torch.OutOfMemoryError:
@@ -121,5 +126,13 @@ def _check(args: argparse.Namespace) -> tuple:
     return chosen
 
 
+def at_once(*_) -> None:
+    """Ctrl-C while modules are imported and weights loaded: nothing is made yet, and what an
+    interrupted import prints or swallows is its libraries' choice."""
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
 if __name__ == "__main__":
-    run(main, "interrupted; type the same command to go on.")
+    signal.signal(signal.SIGINT, at_once)  # `main` puts Python's own back
+    run(main, INTERRUPTED)

@@ -141,6 +141,8 @@ def read(path: str | Path) -> list[Prompt]:
     SettingsError if there are none, or the file is of another kind.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("no regular file")  # a pipe could keep us waiting for ever
         text = Path(path).read_text(encoding="utf-8-sig")
         if str(path).endswith(".json"):
             lists = json.loads(text)
@@ -149,7 +151,7 @@ def read(path: str | Path) -> list[Prompt]:
             prompts = [Prompt(t.strip(), c) for c, texts in lists.items() for t in texts]
         else:
             prompts = [Prompt(t.strip(), "prompts") for t in text.splitlines() if t.strip()]
-    except (OSError, ValueError, AttributeError, TypeError) as e:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as e:
         raise SettingsError(
             f"{path}: no list of prompts ({e}); give a text file with one prompt on each line, or "
             "a JSON object of lists."

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dnp.evaluation.metrics import bootstrap, paired
+from dnp.evaluation.runner import picture
 from dnp.pictures import contact_sheet, png, write
 
 COLUMNS = {  # column: (heading, factor, digits)
@@ -286,10 +287,7 @@ def _sheets(rows: Rows, base: tuple, key: tuple, folder: Path) -> list[str]:
     if not _have(rows, column):
         return []
     before, after = _values(rows[base], column), _values(rows[key], column)
-    images = [
-        {(r["prompt"], i): file for r in rows[k] for i, file in enumerate(r["images"])}
-        for k in (base, key)
-    ]
+    made = [{r["prompt"]: r for r in rows[k]} for k in (base, key)]
     change = {k: after[k] - before[k] for k in before.keys() & after.keys()}
     order = sorted(change, key=lambda k: (change[k], k))
     told = []
@@ -299,12 +297,7 @@ def _sheets(rows: Rows, base: tuple, key: tuple, folder: Path) -> list[str]:
     ):
         if not keys:
             continue
-        pictures = []
-        for of in images:
-            pictures.append([])
-            for k in keys:
-                with Image.open(folder / "images" / of[k]) as image:
-                    pictures[-1].append(image.convert("RGB"))
+        pictures = [[picture(folder, of[p], i) for p, i in keys] for of in made]
         heads = [f"before\n{name(base, rows)[:30]}", f"after\n{name(key, rows)[:30]}"]
         columns = [f"{change[k]:+.3f}, seed {k[1]}" for k in keys]
         what = f"{title} of {name(key, rows)} over {name(base, rows)} by {COLUMNS[column][0]}"

@@ -2,18 +2,22 @@
 
 The unit of work is one (method, scale, prompt) with all its seeds. A finished unit is one line in
 `records-RANK.jsonl`, its pictures are in `images/`, its times in `times-RANK.jsonl`. A line cut off
-by a crash is dropped when the run goes on. Process RANK of WORLD_SIZE takes every WORLD_SIZE-th
-unit; what a unit holds depends on the grid alone, so the tables do too.
+by a crash is dropped when the run goes on; every line carries its own digest, so one that was
+changed is named, and a unit whose pictures are missing or damaged is made again. Process RANK of
+WORLD_SIZE takes every WORLD_SIZE-th unit; what a unit holds depends on the grid alone, so the
+tables do too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,20 +114,31 @@ def run(grid: Grid, model, instruments: Instruments, folder: Path, rank: int, wo
         for s in grid.scales:
             m.check(method, s, grid.steps, model, texts)
     told = manifest(grid, model, instruments, _form(folder / "run.json"))
-    try:
+    with writing(folder):
         (folder / "images").mkdir(parents=True, exist_ok=True)
-        _same_run(folder / "run.json", told)
+        _same_run(folder, told)
         for name in ("records", "times"):
             _drop_cut_line(folder / f"{name}-{rank}.jsonl")
-        done = {r["unit"] for r in records(folder)}
-        units = [(i, u) for i, u in enumerate(grid.units()) if i % world == rank and i not in done]
+        units = list(enumerate(grid.units()))[rank::world]
+        before = made(grid, folder)
+        kept = {i for i, _ in units if i in before and _has_pictures(before[i], folder)}
+        units = [(i, unit) for i, unit in units if i not in kept]
         bar = tqdm(units, desc=f"process {rank + 1} of {world}", unit="unit", disable=not units)
         for index, unit in bar:
             record, pictures, seconds = unit_of(index, unit, grid, model, instruments, texts)
+            if index in before:  # its pictures were lost; the latest record counts
+                record["again"] = before[index].get("again", 0) + 1
             for name, data in pictures.items():
                 write(folder / "images" / name, data)
             _append(folder / f"times-{rank}.jsonl", {"unit": index, "seconds": seconds})
             _append(folder / f"records-{rank}.jsonl", record)  # last: it says that all is there
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what a disk says, full or read-only, into a RunError."""
+    try:
+        yield
     except OSError as e:
         raise RunError(
             f"{folder}: cannot be written ({e.strerror or e}); make room or give --out another "
@@ -175,7 +190,7 @@ def unit_of(index, unit, grid, model, instruments, texts) -> tuple[dict, dict[st
         share = there / there.sum(1, keepdim=True)
         record["classes"] = [[round(p, 5) for p in row] for row in share.tolist()]
     data = {name: png(image) for name, image in zip(names, images)}
-    record["sha256"] = [hashlib.sha256(data[name]).hexdigest()[:16] for name in names]
+    record["sha256"] = [_digest(data[name]) for name in names]
     return record, data, seconds / grid.seeds
 
 
@@ -194,27 +209,75 @@ def clip_metrics(clip: CLIPScorer, images: Sequence[Image.Image], prompt: str) -
 
 
 def records(folder: Path, name: str = "records") -> list[dict]:
-    """All whole lines of all processes, in the order of the units, each unit once."""
+    """All whole lines of all processes, in the order of the units, each unit once: the latest.
+
+    RunError names a line that is not as it was written.
+    """
     rows: dict[int, dict] = {}
     for path in sorted(folder.glob(f"{name}-*.jsonl")):
         for row in _lines(path):
-            rows.setdefault(row["unit"], row)
+            known = rows.setdefault(row["unit"], row)
+            if row.get("again", 0) > known.get("again", 0):
+                rows[row["unit"]] = row
     return [rows[i] for i in sorted(rows)]
 
 
-def _lines(path: Path) -> Iterator[dict]:
-    data = path.read_bytes()
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
+def made(grid: Grid, folder: Path) -> dict[int, dict]:
+    """The records by unit; RunError if one is of no unit of the grid."""
+    units, rows = grid.units(), {row["unit"]: row for row in records(folder)}
+    for i, row in rows.items():
+        method, s, prompt = units[i] if i < len(units) else (None, None, None)
+        if method is None or (row["method"], row["scale"], row["prompt"]) != (
+            method.label, s, prompt.text,
+        ):  # fmt: skip
             raise RunError(
-                f"{path}: a line in the middle is damaged; delete that line and run again."
-            ) from None
+                f"{folder}: unit {i} of its records is none of this run; give --out another folder."
+            )
+    return rows
+
+
+def picture(folder: Path, record: dict, seed: int) -> Image.Image:
+    """A picture of a record; RunError if it is not there as it was made."""
+    path = folder / "images" / record["images"][seed]
+    data = regular(path).read_bytes() if path.exists() else b""
+    if _digest(data) != record["sha256"][seed]:
+        raise RunError(f"{path}: missing or damaged; type the same command to make it again.")
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _has_pictures(record: dict, folder: Path) -> bool:
+    try:
+        return all(picture(folder, record, seed) for seed in range(len(record["images"])))
+    except RunError:
+        return False
+
+
+def regular(path: Path) -> Path:
+    """The path; RunError if it is a pipe or a device, from which reading would wait for ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise RunError(f"{path}: a pipe or device, no file; remove it and run again.")
+    return path
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    data = regular(path).read_bytes()
+    for i, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            written = row.pop("digest") == _digest(json.dumps(row).encode())
+        except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
+            written = False
+        if not written:
+            raise RunError(f"{path}: line {i} is damaged; delete that line and run again.")
+        yield row
 
 
 def _drop_cut_line(path: Path) -> None:
-    if path.exists():
+    if regular(path).exists():
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
@@ -222,6 +285,7 @@ def _drop_cut_line(path: Path) -> None:
 
 
 def _append(path: Path, row: dict) -> None:
+    row = {**row, "digest": _digest(json.dumps(row).encode())}
     with path.open("ab") as f:
         f.write(json.dumps(row).encode() + b"\n")
         f.flush()
@@ -236,18 +300,26 @@ def _form(path: Path) -> str | None:
         return None  # `_same_run` says what is wrong with it
 
 
-def _same_run(path: Path, told: dict) -> None:
-    told = json.loads(json.dumps(told))
+def _same_run(folder: Path, told: dict) -> None:
+    path, told = folder / "run.json", json.loads(json.dumps(told))
+    old = any(folder.glob("records-*.jsonl"))  # asked first: another process may begin just now
     try:
-        before = json.loads(path.read_text()) if path.exists() else None
-    except ValueError:
-        raise RunError(f"{path}: damaged; give --out another folder.") from None
+        before = json.loads(regular(path).read_bytes()) if path.exists() else None
+    except (ValueError, RecursionError):
+        before = ()
+    if before is None and old:
+        raise RunError(
+            f"{folder} holds records without their run.json, so nobody knows their settings; "
+            "restore that file, or give --out another folder."
+        )
     if before is None:
         write(path, (json.dumps(told, indent=1) + "\n").encode())
+    elif not isinstance(before, dict):
+        raise RunError(f"{path}: damaged; restore that file, or give --out another folder.")
     elif before != told:
-        other = [key for key in told if before.get(key) != told[key]]
+        other = [key for key in told if before.get(key) != told[key]] or ["keys in run.json"]
         raise RunError(
-            f"{path.parent} holds another run (other {', '.join(other)}); give --out another "
+            f"{folder} holds another run (other {', '.join(other)}); give --out another "
             "folder, or the settings of that run."
         )
 
