@@ -8,20 +8,36 @@ result.images[0].show()
 from importlib import import_module
 
 __version__ = "0.1.0"
-_HOMES = {  # imported when first asked for: torch takes a second, which --help need not wait for
-    "dnp.errors": ["DnpError", "NonFiniteError", "PictureError", "SettingsError", "WeightsError"],
-    "dnp.generation": ["METHODS", "Result", "batch_size", "generate"],
-    "dnp.sd.model": ["StableDiffusion", "load"],
+_HOME = {  # name: the module that has it; imported when it is first used, so that --help is instant
+    "METHODS": "methods",
+    "DnpError": "errors",
+    "NonFiniteError": "errors",
+    "PictureError": "errors",
+    "Result": "generation",
+    "SettingsError": "errors",
+    "StableDiffusion": "sd.model",
+    "WeightsError": "errors",
+    "batch_size": "generation",
+    "check_rule": "checks",
+    "generate": "generation",
+    "load": "sd.model",
+    "trajectory": "generation",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("answer", "energy", "errors", "generation", "guidance", "pictures", "prompting",
-          "sampling", "schedule", "sd", "toy")  # fmt: skip
-__all__ = sorted(_HOME)
+__all__ = [*_HOME]
+_MODULES = (
+    "answer", "checks", "command", "contract", "energy", "errors", "folders", "generation",
+    "guidance", "guided", "methods", "pictures", "prompting", "readings", "rules", "sampling",
+    "schedule", "sd", "settings", "toy",
+)  # fmt: skip
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str):
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    if name in _ROOMS:
+        return getattr(import_module(f"dnp.{_HOME[name]}"), name)
+    if name in _MODULES:
         return import_module(f"dnp.{name}")
     raise AttributeError(f"module 'dnp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})

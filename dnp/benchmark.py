@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
     import torch
 
-    from dnp.generation import choose_device
+    from dnp.sd.device import choose_device
 
     args.device = str(choose_device(args.device))
     if args.dtype != "float32" and args.device.startswith("cpu"):

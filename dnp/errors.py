@@ -3,6 +3,11 @@
 The command line prints the sentence without a traceback and exits with code 2.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class DnpError(Exception):
     """Something the user gave cannot be used; the message says what and how to mend it."""
@@ -22,3 +27,10 @@ class PictureError(DnpError):
 
 class NonFiniteError(DnpError):
     """A network returned NaN or infinity; the message names the step."""
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a misspelt name: the nearest known one, or all of them."""
+    known = list(known)
+    near = get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}."

@@ -1,42 +1,42 @@
-"""A prompt, a method and a seed -> pictures: `dnp.generate`."""
+"""A prompt, a method and a seed -> pictures: `dnp.generate`, and its steps: `dnp.trajectory`.
+
+    generate = negatives (words for n, if the method makes them) + trajectory (one chain for each
+               batch) + the decoder
+    trajectory = a guided model (`Guided`: conditions, rule, intervals) under a sampler
+
+A model is whatever has `eps(z_t, t, c)` and `schedule`: a Stable Diffusion, a toy, one's own.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dnp import answer, guidance, prompting
+from dnp import contract, prompting
+from dnp import settings as table
+from dnp.answer import LatentNegative
 from dnp.errors import NonFiniteError, SettingsError
-from dnp.sampling import ddim_sample, noise_like
+from dnp.guided import Guided, together
+from dnp.methods import METHODS, Method
+from dnp.readings import RULES as FORMS
+from dnp.sampling import SAMPLERS, noise_like
+from dnp.settings import DEFAULT_SCALE, SEEDS
 
-# Each method: the conditions that the network is asked for, and the rule on their noises. ANSWER
-# asks for more as it goes, in dnp/answer.py.
-METHODS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {
-    "cfg": (("phi", "p"), guidance.cfg),
-    "np": (("phi", "p", "n"), guidance.negative_prompt),
-    "np2": (("p", "n"), guidance.negative_prompt_two_term),
-    "dns": (("phi", "p"), guidance.dns),
-    "dnp": (("phi", "p", "n"), guidance.negative_prompt),
-    "auto-dnp": (("phi", "p", "n"), guidance.negative_prompt),
-    "answer": (("phi", "p"), answer.answer),
-}
-DEFAULT_SCALE = 7.5  # where the weights recommend none; Stable Diffusion's own
-NEEDS_NEGATIVE, TAKES_NEGATIVE = ("np", "np2"), ("np", "np2", "dnp", "auto-dnp")
-CAPTIONED, TWO_SCALE = ("dnp", "auto-dnp"), ("np", "dnp", "auto-dnp")
 FAR = 1_000_003  # between the seeds of a picture's first, second, ... DNS image
-SEEDS = 2**32  # torch seeds its CPU generator with 32 bits, so more would repeat
+Row = tuple[int, Tensor, Tensor, Tensor | None]  # (t, z_t, z0_hat, eps)
 
 
 @dataclass
 class Result:
     """What `generate` returns: k pictures and all that is needed to make them again."""
 
-    images: list[Image.Image]
+    images: list[Image.Image]  # none of a toy
     latents: tuple[Tensor, Tensor]  # z_T and z_0, float32 on the CPU, each (k, C, H, W)
     negatives: list[str | None]  # of each picture
     nfe: float  # network evaluations per picture, one for each condition and step: their mean
@@ -48,194 +48,305 @@ class Result:
         """The negative prompt, where it is the same for every picture; else that of the first."""
         return self.negatives[0]
 
+    def sheet(self) -> Image.Image:
+        """The pictures side by side, with the DNS images above them where there are any."""
+        from dnp.pictures import contact_sheet  # what it draws is no part of a picture's key
+
+        s, k = self.settings, len(self.images)
+        heads = [f"seed {s['seed'] + i}" for i in range(k)]
+        label = f"{s['method']}\ns = {s['scale']:g}" if s["scale"] is not None else s["method"]
+        rows = [(f"{label}\n{self.nfe:g} evaluations", self.images)]
+        if len(self.dns_images) == k:
+            rows.insert(0, ("DNS image", self.dns_images))
+        n = f'    n = "{self.negative}"' if self.negative is not None else ""
+        return contact_sheet(rows, heads, f'p = "{s["prompt"]}"{n}')
+
+    def _repr_png_(self) -> bytes | None:
+        """How a notebook shows it."""
+        from dnp.pictures import png
+
+        return png(self.sheet()) if self.images else None
+
 
 def generate(
-    model,
-    prompt: str,
-    method: str = "cfg",
-    negative: str | None = None,
-    s: float | None = None,
-    steps: int = 50,
-    seed: int = 0,
-    images: int = 1,
-    captioner: Callable | None = None,
-    *,
-    eta: float = 0.0,
-    negative_scale: float | None = None,
-    size: tuple[int, int] | None = None,
-    s_dns: float | None = None,
-    dns_images: int = 1,
-    caption_per: str = "seed",
-    progress: Callable[[int], None] | None = None,
-    **options,
-) -> Result:
+    model, prompt, method: str | None = None, negative=None, s: float | None = None,
+    steps: int = 50, seed: int = 0, images: int = 1, captioner: Callable | None = None, *,
+    progress: Callable[[int], None] | None = None, **settings,
+) -> Result:  # fmt: skip
     """Samples `images` pictures of `prompt`, with the seeds seed, seed + 1, ...
 
-    method    cfg Eq. (3), np Eq. (4), np2 the two-term form, dns Eq. (19), dnp and auto-dnp Eq. (4)
-              with the words for a DNS image, of arXiv:2411.05473; answer, arXiv:2508.02973
+    method    a row of `dnp.methods.METHODS`; None is cfg, np2 where a negative is given, or what
+              the signature of `rule` asks for
     negative  the negative prompt n; "" is phi. np and np2 need one; dnp and auto-dnp take it as n*
               and then make no DNS image
     s         guidance scale; None is the weights' recommendation for the method, else 7.5
     captioner dnp: a callable picture -> text. auto-dnp: pictures -> texts; None is the weights' own
-    eta       0 is DDIM, 1 is DDPM
-    negative_scale  np, dnp, auto-dnp: the scale h of n in the two-scale form; None is Eq. (4)
-    size      (height, width) in pixels; None is the size that the U-Net was trained on
-    s_dns     dnp, auto-dnp: scale of the DNS image; None is the recommendation for dns, else s.
-              answer: scale of the inner chain; None is s
-    dns_images  dnp, auto-dnp: DNS images for each n*, which is their captions joined by commas; the
-              first starts at the picture's own z_T
-    caption_per  "seed": every picture has its own n*; "prompt": all have that of the first, and
-              share what its DNS images cost
     progress  called after every step with the number of pictures that made it
-    options   answer: K, K_until, tensor, form, normalize (dnp/answer.py)
+    settings  rule, rule_options, negative_scale, interval, negative_interval, sampler, eta, size,
+              s_dns, dns_images, caption_per, K, K_until, tensor, form, normalize: see
+              `dnp/settings.py`. A rule is a name of `dnp.rules.RULES`, FILE.py:NAME, or a function
+              by the contract of `dnp/contract.py`
 
     The initial noise of a picture comes from its own CPU generator, so a seed means one picture,
     whatever its batch. SettingsError for what is not possible; NonFiniteError names the step.
     """
-    s = model.config.scales.get(method, DEFAULT_SCALE) if s is None else s
-    T = len(model.schedule.abar)
-    check_settings(
-        T, method, negative, s, steps, seed, images, eta, negative_scale,
-        s_dns, dns_images, caption_per, options,
-    )  # fmt: skip
-    shape, spacing = model.latent_shape(size), model.config.spacing
-    pairs = model.schedule.pairs(steps, spacing)
-    if pairs[0][0] < 0.9 * T:
-        warnings.warn(
-            f"with steps = {steps}, {spacing} spacing starts at t = {pairs[0][0]} of {T}, where a "
-            "picture should be half made; choose 10 or more steps, best a divisor of the levels",
-            stacklevel=2,
-        )
-    fingerprint = model.config.fingerprint  # now: a file that was changed is told before the work
-    negatives, dns, nfe = [negative] * images, [], 0
-    if method in CAPTIONED and negative is None:
-        captioner = _captioner(model, method, captioner)
-        s_dns = model.config.scales.get("dns", s) if s_dns is None else s_dns
-        same = {"s": s_dns, "steps": steps, "eta": eta, "size": size, "progress": progress}
-        same["images"] = images if caption_per == "seed" else 1
-        rounds = [
-            generate(model, prompt, "dns", seed=(seed + FAR * j) % SEEDS, **same).images
-            for j in range(dns_images)
-        ]
-        dns = [image for of_one_picture in zip(*rounds) for image in of_one_picture]
-        texts = prompting.describe(captioner, dns)
-        groups = [texts[i : i + dns_images] for i in range(0, len(texts), dns_images)]
-        joined = [", ".join(filter(None, group)) for group in groups]
-        negatives = joined if caption_per == "seed" else joined * images
-        made = 2 * steps * len(dns)  # for all pictures together, which may share an n*
-        nfe = made / images if made % images else made // images
+    given = {**settings, "negative": negative, "s": s, "steps": steps, "seed": seed}
+    plan = Plan.of(model, prompt, method, {**given, "images": images})
+    record = plan.record()  # now: a weight file that was changed is told before the work
+    words, dns, evaluated = negatives(plan, captioner, progress)
+    latents, pictures, decode = [], [], getattr(model, "decode", lambda z_0: [])
+    batch = batch_size(plan.device)
+    for first in range(0, images, batch):
+        rows = range(first, min(first + batch, images))
+        with torch.no_grad():
+            guided, generators, z_T = plan.chain([seed + i for i in rows], [words[i] for i in rows])
+            for t, z_0, _, _ in plan.walk(guided, z_T, generators):  # noqa: B007
+                if t >= 0 and progress:
+                    progress(len(rows))
+            latents.append((z_T.float().cpu(), z_0.float().cpu()))
+            pictures += decode(z_0)
+            evaluated += guided.evaluations * len(rows)
+    z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
+    record["negative"] = words[0]
+    return Result(pictures, (z_T, z_0), words, _whole(evaluated / images), record, dns)
 
-    chosen = {**answer.DEFAULTS, **options}
-    conditions, rule = METHODS[method]
-    scales = (s,)
-    if negative_scale is not None:
-        rule, scales = guidance.negative_prompt_two_scale, (s, negative_scale)
-    latents, pictures = [], []
+
+def trajectory(
+    model, prompt, method: str | None = None, negative=None, s: float | None = None,
+    steps: int = 50, seed: int = 0, images: int = 1, captioner: Callable | None = None, *,
+    z_T: Tensor | None = None, **settings,
+) -> Iterator[Row]:  # fmt: skip
+    """The chain of `generate` as rows (t, z_t, z0_hat, eps), of all pictures in one batch.
+
+    steps + 1 rows; the last is (-1, z_0, z_0, None). `model` may be a toy: its prompts are integers
+    and phi is None. `z_T` (B, *S) is where the chain starts; None draws it from the seeds, for a
+    toy from its own law at the first level, since its noisiest level is not quite N(0, I).
+    """
+    given = {**settings, "negative": negative, "s": s, "steps": steps, "seed": seed}
+    plan = Plan.of(
+        model, prompt, method, {**given, "images": len(z_T) if z_T is not None else images}
+    )
+    words, _, _ = negatives(plan, captioner)
+    seeds = [seed + i for i in range(plan.chosen["images"])]
     with torch.no_grad():
-        batch = batch_size(model.device)
-        for first in range(0, images, batch):
-            rows = range(first, min(first + batch, images))
-            texts = {"phi": [""] * len(rows), "p": [prompt] * len(rows)}
-            texts["n"] = [negatives[i] for i in rows]
-            context = [model.encode(texts[c]) for c in conditions]  # (B, L, D) each
-            if method == "answer":
-                guided = answer.answer(
-                    model.eps, *context, s, model.schedule, pairs,
-                    s_dns=s_dns, **chosen, evaluate=together,
-                )  # fmt: skip
-                counted = answer.evaluations(
-                    steps, *(chosen[k] for k in ("K", "K_until", "tensor"))
-                )
-            else:
-                guided = guided_model(model.eps, context, lambda *eps: rule(*eps, *scales))
-                counted = len(conditions) * steps
-            generators = [torch.Generator().manual_seed(seed + i) for i in rows]
-            z_T = noise_like(torch.empty(len(rows), *shape), generators)
-            z_0 = z_T.to(model.device, model.dtype)
-            chain = ddim_sample(guided, z_0, model.schedule, steps, eta, generators, spacing)
-            for step, (_, z_0, _) in enumerate(chain, start=1):
-                if not torch.isfinite(z_0).all():
+        guided, generators, drawn = plan.chain(seeds, words, draw=z_T is None)
+        start = drawn if z_T is None else z_T
+    return plan.walk(guided, start, generators)
+
+
+def negatives(
+    plan: Plan, captioner: Callable | None = None, progress: Callable[[int], None] | None = None
+) -> tuple[list, list[Image.Image], int]:
+    """The words n of each picture; the DNS images that they describe; the evaluations of all.
+
+    DNP and auto-DNP, arXiv:2411.05473: DNS from the picture's own z_T, then words for it.
+    """
+    chosen, images = plan.chosen, plan.chosen["images"]
+    if not plan.row.makes_dns_image or chosen["negative"] is not None:
+        return [chosen["negative"]] * images, [], 0
+    captioner = _captioner(plan.model, plan.row, captioner)
+    count = images if chosen["caption_per"] == "seed" else 1
+    same = {k: chosen[k] for k in ("steps", "eta", "size", "sampler")}
+    rounds = [
+        generate(
+            plan.model, plan.prompt, "dns", s=plan.s_dns, seed=(chosen["seed"] + FAR * j) % SEEDS,
+            images=count, progress=progress, **same,
+        )
+        for j in range(chosen["dns_images"])
+    ]  # fmt: skip
+    dns = [image for of_one_picture in zip(*(r.images for r in rounds)) for image in of_one_picture]
+    texts = prompting.describe(captioner, dns)
+    groups = [texts[i : i + len(rounds)] for i in range(0, len(texts), len(rounds))]
+    words = [", ".join(filter(None, group)) for group in groups]
+    words = words if chosen["caption_per"] == "seed" else words * images
+    return words, dns, sum(r.nfe * count for r in rounds)
+
+
+@dataclass
+class Plan:
+    """Checked settings of one call: all that a chain needs but its seeds and its negatives."""
+
+    model: object
+    prompt: object
+    row: Method
+    rule: contract.Rule
+    chosen: dict  # every setting by its name in `generate`, defaults filled in
+    named: bool  # whether the rule was given, not the method's own
+
+    @classmethod
+    def of(cls, model, prompt, method: str | None, given: dict) -> Plan:
+        """SettingsError, one sentence with the mend, for settings that are not possible."""
+        options = given.get("rule_options")
+        rule = given.get("rule")
+        rule = None if rule is None else contract.read(rule, options)
+        if rule is None and options:
+            raise SettingsError("rule_options belong to a rule; give one with --rule.")
+        negative = given.get("negative")
+        method = table.choose_method(method, rule and rule.needs, negative)
+        row = METHODS[method]
+        table.check({**given, "rule_options": None}, method, len(model.schedule.abar), rule)
+        chosen = {**table.arguments(), **{k: v for k, v in given.items() if v is not None}}
+        config = getattr(model, "config", None)
+        if chosen["s"] is None and (rule is None or "s" in rule.needs):
+            chosen["s"] = getattr(config, "scales", {}).get(method, DEFAULT_SCALE)
+        if chosen["sampler"] != "ddim" and chosen["eta"]:
+            raise SettingsError(f"sampler {chosen['sampler']} has no eta; leave it out.")
+        needed = getattr(rule and rule.function, "chain_eta", None)
+        if needed is not None and (chosen["eta"], chosen["sampler"]) != (needed, "ddim"):
+            raise SettingsError(
+                f"rule {rule.name} follows the noise of the chain, so it needs --eta {needed:g} "
+                "with sampler ddim."
+            )
+        own = rule or contract.read(_own_rule(row, chosen))
+        plan = cls(model, prompt, row, own, chosen, rule is not None)
+        if chosen["negative_interval"] is not None and "eps_n" not in own.needs:
+            raise SettingsError(
+                f"rule {own.name} has no eps_n for a negative interval; leave it out."
+            )
+        plan.warn_of_a_low_start()
+        return plan
+
+    @property
+    def s_dns(self) -> float | None:
+        """The scale of the DNS image, or of ANSWER's inner chain."""
+        if self.chosen["s_dns"] is not None or not self.row.makes_dns_image:
+            return self.chosen["s_dns"]
+        scales = getattr(getattr(self.model, "config", None), "scales", {})
+        fallback = DEFAULT_SCALE if self.chosen["s"] is None else self.chosen["s"]
+        return scales.get("dns", fallback)
+
+    @property
+    def device(self) -> torch.device:
+        return getattr(self.model, "device", torch.device("cpu"))
+
+    @property
+    def spacing(self) -> str:
+        return getattr(getattr(self.model, "config", None), "spacing", "leading")
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return self.model.schedule.pairs(self.chosen["steps"], self.spacing)
+
+    def warn_of_a_low_start(self) -> None:
+        start, T = self.pairs[0][0], len(self.model.schedule.abar)
+        if start < 0.9 * T:
+            warnings.warn(
+                f"with steps = {self.chosen['steps']}, {self.spacing} spacing starts at t = "
+                f"{start} of {T}, where a picture should be half made; choose 10 or more steps, "
+                "best a divisor of the levels",
+                stacklevel=4,
+            )
+
+    def chain(
+        self, seeds: Sequence[int], words: Sequence, draw: bool = True
+    ) -> tuple[Guided, list[torch.Generator], Tensor | None]:
+        """The guided model of a batch, the generator of each sample, and its z_T if `draw`."""
+        model, chosen = self.model, self.chosen
+        encode = getattr(model, "encode", lambda prompts: prompts[0])
+        empty = "" if hasattr(model, "encode") else None
+        conditions = {"phi": encode([empty] * len(seeds)), "p": encode([self.prompt] * len(seeds))}
+        if self.row.takes_words:
+            conditions["n"] = encode(list(words))
+        evaluate, chain_of = partial(together, model.eps), None
+        if self.row.negative == "chain":
+            inner = {k: chosen[k] for k in ("K", "K_until", "tensor", "normalize")}
+            scale = chosen["s"] if chosen["s"] is not None else DEFAULT_SCALE
+            scale = scale if chosen["s_dns"] is None else chosen["s_dns"]
+            chain_of = partial(
+                LatentNegative, c_phi=conditions["phi"], c_p=conditions["p"],
+                schedule=model.schedule, pairs=self.pairs, s_dns=scale, **inner,
+            )  # fmt: skip
+        guided = Guided(
+            evaluate, conditions, self.rule, model.schedule, self.pairs, self.row.positive,
+            s=chosen["s"], h=chosen["negative_scale"], interval=chosen["interval"],
+            negative_interval=chosen["negative_interval"], latent_negative=chain_of,
+        )  # fmt: skip
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return guided, generators, self._draw(generators) if draw else None
+
+    def _draw(self, generators: list[torch.Generator]) -> Tensor:
+        model = self.model
+        if hasattr(model, "latent_shape"):
+            shape = model.latent_shape(self.chosen["size"])
+            z_T = noise_like(torch.empty(len(generators), *shape), generators)
+            return z_T.to(model.device, model.dtype)
+        t, c = self.pairs[0][0], self.prompt if self.row.positive == "p" else None
+        return torch.cat([model.sample(1, t, c, generator=g) for g in generators])
+
+    def walk(self, guided: Guided, z_T: Tensor, generators) -> Iterator[Row]:
+        """The rows of `trajectory` from z_T on. NonFiniteError names a step that overflows."""
+        steps, z_t = self.chosen["steps"], z_T
+        sample = SAMPLERS[self.chosen["sampler"]]
+        at_fault = f", rule {self.rule.name}" if self.named else ""
+        guided.reset(z_T)
+        with torch.no_grad():
+            chain = sample(
+                guided,
+                z_T,
+                self.model.schedule,
+                steps,
+                self.chosen["eta"],
+                generators,
+                self.spacing,
+            )
+            for step, ((t, t_next), (_, z_next, z0_hat)) in enumerate(zip(self.pairs, chain), 1):
+                if not torch.isfinite(z_next).all():
                     raise NonFiniteError(
                         f"eps is not finite at step {step} of {steps}: the weights are damaged, or "
-                        "the scale or the half precision overflows; try a smaller --scale or "
-                        "--dtype float32."
+                        f"the scale{at_fault} or the half precision overflows; try a smaller "
+                        "--scale or --dtype float32."
                     )
-                if progress:
-                    progress(len(rows))
-            latents.append((z_T, z_0.float().cpu()))
-            pictures += model.decode(z_0)
-    z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
-    settings = {
-        "prompt": prompt, "method": method, "negative": negatives[0], "scale": s, "steps": steps,
-        "eta": eta, "seed": seed, "images": images, "negative_scale": negative_scale, "size": size,
-        "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type,
-        "fingerprint": fingerprint,
-    }  # fmt: skip
-    if method in CAPTIONED:
-        settings |= {"s_dns": s_dns, "dns_images": dns_images, "caption_per": caption_per}
-    if method == "answer":
-        settings |= {"s_dns": s_dns, **chosen}
-    return Result(pictures, (z_T, z_0), negatives, nfe + counted, settings, dns)
+                eps = guided.observe(z_t, z_next, t, t_next)
+                yield t, z_t, z0_hat, eps
+                z_t = z_next
+        yield -1, z_t, z_t, None
+
+    def record(self) -> dict:
+        """The settings as a PNG holds them, by their names there."""
+        chosen, model, row = self.chosen, self.model, self.row
+        belong = [
+            x for x in table.of_group("how", "which").values() if x.of(row) or x.of is table.every
+        ]
+        record = {"prompt": self.prompt, "method": row.name}
+        record |= {
+            x.name: chosen[x.argument] for x in belong if x.name not in ("compare", "rule_options")
+        }
+        record["negative_scale"] = chosen["negative_scale"]
+        if row.makes_dns_image and chosen["negative"] is None:
+            record["s_dns"] = self.s_dns
+        record["rule"] = self.rule.name if self.named else None
+        if self.named:
+            record |= {"rule_options": self.rule.options, "rule_sha256": self.rule.sha256}
+            record["rule_file"] = contract.file_sha256(self.rule.name)
+        if hasattr(model, "config"):
+            record["dtype"] = str(model.dtype).removeprefix("torch.")
+            record["device"] = model.device.type
+            record["fingerprint"] = model.config.fingerprint
+        return record
 
 
-def _captioner(model, method: str, captioner: Callable | None) -> prompting.Captioner:
-    """A captioner of batches: the given one, or with auto-dnp the weights' own."""
-    if captioner is None and method == "auto-dnp":
-        if model.config.captioner is None:
+def _own_rule(row: Method, chosen: dict) -> str:
+    """The rule of a method, by name; its aliases are the two-scale form and ANSWER's form."""
+    if chosen["negative_scale"] is not None:
+        return "negative_prompt_two_scale"
+    return FORMS[chosen["form"]] if row.negative == "chain" else row.rule
+
+
+def _captioner(model, row: Method, captioner: Callable | None) -> prompting.Captioner:
+    """A captioner of batches: the given one, or with auto-dnp the model's own."""
+    if captioner is None and row.negative == "captioned":
+        captioner = getattr(model, "captioner", None)
+        if captioner is None:
             raise SettingsError(
                 "these weights have no captioner; give auto-dnp one with --captioner FOLDER."
             )
-        if model.own_captioner is None:
-            model.own_captioner = prompting.load_captioner(model.config.captioner, model.device)
-        return model.own_captioner
+        return captioner
     if captioner is None:
         raise SettingsError(
             "method dnp needs words for its DNS image: give a captioner (picture -> text), or the "
             "words as the negative prompt."
         )
-    return prompting.one_by_one(captioner) if method == "dnp" else captioner
-
-
-def together(
-    eps_fn: Callable[[Tensor, Tensor, Tensor], Tensor],
-    z_t: Tensor,
-    t: Tensor,
-    conditions: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
-    """The noises of k conditions, each (B, L, D), in one batched forward."""
-    k = len(conditions)
-    return eps_fn(z_t.repeat(k, 1, 1, 1), t, torch.cat(list(conditions))).chunk(k)
-
-
-def guided_model(
-    eps_fn: Callable[[Tensor, Tensor, Tensor], Tensor],
-    conditions: Sequence[Tensor],
-    rule: Callable[..., Tensor],
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """eps_fn and a rule of k noises -> a guided model (z_t, t) -> eps, in one batched forward.
-
-    `conditions` holds one (B, L, D) for each argument of `rule`.
-    """
-    return lambda z_t, t: rule(*together(eps_fn, z_t, t, conditions))
-
-
-def choose_device(name: str = "auto", rank: int = 0) -> torch.device:
-    """The device of a name; auto is the CUDA device of this process, else MPS, else the CPU.
-
-    SettingsError if it cannot be used.
-    """
-    if name == "auto" and torch.cuda.is_available():
-        name = f"cuda:{rank % torch.cuda.device_count()}"
-    elif name == "auto":
-        name = "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise SettingsError(
-            f"device {name!r} cannot be used here; choose cpu, or leave --device out."
-        ) from None
-    return device
+    return prompting.one_by_one(captioner) if row.negative == "asked" else captioner
 
 
 def batch_size(device: torch.device) -> int:
@@ -247,59 +358,6 @@ def batch_size(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 16
 
 
-def check_settings(
-    T, method, negative, s, steps, seed, images, eta, negative_scale,
-    s_dns=None, dns_images=1, caption_per="seed", options=None,
-) -> None:  # fmt: skip
-    """SettingsError, one sentence with the mend, for settings that are not possible."""
-
-    def require(possible: bool, sentence: str) -> None:
-        if not possible:
-            raise SettingsError(sentence)
-
-    def belongs(name: str, given: bool, methods: Sequence[str]) -> None:
-        told = f"{name} belongs to method {' or '.join(methods)}, not {method}; leave it out."
-        require(not given or method in methods, told)
-
-    require(method in METHODS, f"method {method!r} is unknown; choose {', '.join(METHODS)}.")
-    if method in NEEDS_NEGATIVE:
-        told = f"method {method} needs a negative prompt; add --negative TEXT."
-        require(negative is not None, told)
-    elif method not in TAKES_NEGATIVE:
-        told = f"method {method} takes no negative prompt; leave it out or choose "
-        require(negative is None, told + " or ".join(NEEDS_NEGATIVE) + ".")
-    belongs("a negative scale", negative_scale is not None, TWO_SCALE)
-    belongs("s_dns", s_dns is not None, (*CAPTIONED, "answer"))
-    belongs("dns_images", dns_images != 1, CAPTIONED)
-    belongs("caption_per", caption_per != "seed", CAPTIONED)
-    for name in options or {}:
-        known = ", ".join(answer.DEFAULTS)
-        require(
-            name in answer.DEFAULTS, f"{name} is no setting; the options of answer are {known}."
-        )
-        belongs(name, True, ("answer",))
-    if method == "answer":
-        try:
-            answer.check(**{**answer.DEFAULTS, **(options or {})})
-        except ValueError as e:
-            raise SettingsError(str(e)) from None
-    for name, value in (("negative scale", negative_scale), ("s_dns", s_dns), ("scale", s)):
-        told = f"{name} {value} is not finite; give a number such as 1."
-        require(value is None or _finite(value), told)
-    require(_whole(steps, 1, T), f"{steps} steps are not possible; choose 1 to {T}.")
-    require(_whole(images, 1, 10_000), f"{images} images are not possible; choose 1 to 10000.")
-    told = f"{dns_images} DNS images for a caption are not possible; choose 1 to 100."
-    require(_whole(dns_images, 1, 100), told)
-    told = f"caption_per = {caption_per!r} is unknown; choose seed or prompt."
-    require(caption_per in ("seed", "prompt"), told)
-    told = f"seed {seed} is not possible; choose a whole number from 0 to 2^32 - 1."
-    require(_whole(seed, 0, SEEDS - 1), told)
-    require(_finite(eta) and 0 <= eta <= 1, f"eta {eta} is not possible; choose 0 to 1.")
-
-
-def _finite(x: object) -> bool:
-    return isinstance(x, int | float) and abs(x) < 1e30  # also false for NaN
-
-
-def _whole(x: object, least: int, most: int) -> bool:
-    return type(x) is int and least <= x <= most
+def _whole(x: float) -> float:
+    """7.0 as 7."""
+    return int(x) if x == int(x) else x

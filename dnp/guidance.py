@@ -19,7 +19,8 @@ or a tensor that broadcasts. Every linear rule is a row of coefficients on (phi,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 from torch import Tensor
 
@@ -56,15 +57,28 @@ def negative_prompt_two_term(eps_p: Tensor, eps_n: Tensor, s: float) -> Tensor:
     return eps
 
 
-def negative_prompt_two_scale(
-    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, g: float, h: float
-) -> Tensor:
-    """Negative prompting with a scale g for p and a scale h for n.
+def _g_is_s(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The first scale was called g until version 0.2; as a keyword it still is."""
 
-    eps = eps_phi + g * (eps_p - eps_phi) - h * (eps_n - eps_phi)
-    Contains Eq. (4), arXiv:2411.05473, at h = g, the two-term form at h = g - 1, Eq. (3) at h = 0.
+    @wraps(rule)
+    def renamed(*args: Tensor, **scales: float) -> Tensor:
+        if "g" in scales:
+            scales["s"] = scales.pop("g")
+        return rule(*args, **scales)
+
+    return renamed
+
+
+@_g_is_s
+def negative_prompt_two_scale(
+    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float, h: float
+) -> Tensor:
+    """Negative prompting with a scale s for p and a scale h for n.
+
+    eps = eps_phi + s * (eps_p - eps_phi) - h * (eps_n - eps_phi)
+    Contains Eq. (4), arXiv:2411.05473, at h = s, the two-term form at h = s - 1, Eq. (3) at h = 0.
     """
-    eps = eps_phi + g * (eps_p - eps_phi) - h * (eps_n - eps_phi)
+    eps = eps_phi + s * (eps_p - eps_phi) - h * (eps_n - eps_phi)
     return eps
 
 

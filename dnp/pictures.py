@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from dnp.errors import PictureError
 from dnp.folders import open_regular
 
+GREY = (90, 90, 90)
 CHUNK = "dnp"  # the PNG text chunk that holds the settings as JSON
 MOST_TEXT = 2**20  # bytes of such a chunk
 MOST_CHUNKS = 10**6  # 13,000 x 13,700 pixels that cannot be compressed take 70,000 of libpng's
@@ -196,37 +197,52 @@ def slug(text: str, length: int = 40) -> str:
     return re.sub(r"[\W_]+", "-", text.lower())[:length].strip("-") or "empty"
 
 
-def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str], title: str
-) -> Image.Image:
-    """A labelled grid: one row per (label, pictures), one label per column.
+def contact_sheet(rows: Sequence[tuple], columns: Sequence[str], title: str) -> Image.Image:
+    """A labelled grid: one row per (label, pictures) or (label, pictures, words under each).
 
     Pictures smaller than 160 pixels are enlarged by a whole factor, so that they can be judged.
     """
+    rows = [(label, pictures, next(iter(words), None)) for label, pictures, *words in rows]
     width, height = rows[0][1][0].size
     factor = max(1, -(-160 // max(width, height)))
-    cell_w, cell_h, gap = width * factor, height * factor, 8
+    cell_w, cell_h, gap, line_h = width * factor, height * factor, 8, 18
     font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
-    labels = [label.split("\n") for label, _ in rows]
+    labels = [label.split("\n") for label, _, _ in rows]
     widths = [max([font.getlength(name), *map(small.getlength, rest)]) for name, *rest in labels]
-    left = 3 * gap + int(max(widths))
-    top = 64
+    left, y = 3 * gap + int(max(widths)), 64
     title = title if len(title) <= 120 else title[:119] + "…"
+    under = [_lines(words, small, cell_w) for _, _, words in rows]
+    bottom = y + sum(cell_h + gap + line_h * max(map(len, texts), default=0) for texts in under)
     wide = max(left + len(columns) * (cell_w + gap), int(font.getlength(title)) + 2 * gap)
-    sheet = Image.new("RGB", (wide, top + len(rows) * (cell_h + gap)), "white")
+    sheet = Image.new("RGB", (wide, bottom), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, gap), title, fill="black", font=font)
     for j, label in enumerate(columns):
         x = left + j * (cell_w + gap) + cell_w / 2
-        draw.text((x, top - 20), label, fill=(90, 90, 90), font=small, anchor="ma")
-    for i, (_, pictures) in enumerate(rows):
-        y = top + i * (cell_h + gap)
-        for k, line in enumerate(labels[i]):
-            place = (gap, y + cell_h / 2 + 22 * (k - len(labels[i]) / 2))
-            draw.text(
-                place, line, fill="black" if k == 0 else (90, 90, 90), font=small if k else font
-            )
+        draw.text((x, y - 20), label, fill=GREY, font=small, anchor="ma")
+    for label, (_, pictures, _), texts in zip(labels, rows, under):
+        for k, line in enumerate(label):
+            place = (gap, y + cell_h / 2 + 22 * (k - len(label) / 2))
+            draw.text(place, line, fill=GREY if k else "black", font=small if k else font)
         for j, picture in enumerate(pictures):
-            enlarged = picture.resize((cell_w, cell_h), Image.Resampling.BICUBIC)
-            sheet.paste(enlarged, (left + j * (cell_w + gap), y))
+            x = left + j * (cell_w + gap)
+            sheet.paste(picture.resize((cell_w, cell_h), Image.Resampling.BICUBIC), (x, y))
+            for k, line in enumerate(texts[j] if texts else []):
+                draw.text((x, y + cell_h + 2 + line_h * k), line, fill=GREY, font=small)
+        y += cell_h + gap + line_h * max(map(len, texts), default=0)
     return sheet
+
+
+def _lines(words: Sequence[str] | None, font: ImageFont.ImageFont, width: int) -> list[list[str]]:
+    """Each text as at most three lines that fit a cell."""
+    wrapped = []
+    for text in words or ():
+        lines = [""]
+        for word in text.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if font.getlength(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        wrapped.append([*lines[:2], lines[2] + " …"] if len(lines) > 3 else lines)
+    return wrapped

@@ -12,11 +12,11 @@ A guided model is a callable (z_t, t) -> eps: a sampler never sees a prompt or a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dnp.energy import z0_from_eps
 from dnp.schedule import Schedule, column
 
 
@@ -39,14 +39,21 @@ def ddim_step(
     """
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 adds noise at every step: pass `noise`, shaped like z_t")
-    a_t, a_next = (
+    abar_t, abar_next = (
         torch.as_tensor(a, dtype=torch.float64, device="cpu") for a in (abar_t, abar_next)
     )
-    z0_hat = z0_from_eps(z_t, eps, a_t)
-    tau = eta * ((1 - a_next) / (1 - a_t)).sqrt() * (1 - a_t / a_next).sqrt() if eta else 0 * a_t
-    signal, direction = a_next.sqrt(), (1 - a_next - tau**2).clamp(min=0).sqrt()
-    z_next = column(signal, z_t) * z0_hat + column(direction, z_t) * eps
-    return (z_next + column(tau, z_t) * noise if eta else z_next), z0_hat
+    c = partial(column, z=z_t)  # coefficients are rooted in float64, then cast
+    z0_hat = (z_t - c(sqrt(1 - abar_t)) * eps) / c(sqrt(abar_t))
+    tau = eta * sqrt((1 - abar_next) / (1 - abar_t)) * sqrt(1 - abar_t / abar_next)
+    if eta == 0:  # also from a clean level, where the ratio is not a number
+        tau, noise = 0.0 * abar_t, 0.0
+    z_next = c(sqrt(abar_next)) * z0_hat + c(sqrt(1 - abar_next - tau**2)) * eps + c(tau) * noise
+    return z_next, z0_hat
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """The root; of a negative number, which only rounding can make here, zero."""
+    return x.clamp(min=0).sqrt()
 
 
 def ddim_sample(
@@ -73,6 +80,9 @@ def ddim_sample(
         noise = noise_like(z_t, generators) if eta > 0 else None
         z_t, z0_hat = ddim_step(z_t, eps, schedule.level(t), schedule.level(t_next), eta, noise)
         yield t_next, z_t, z0_hat
+
+
+SAMPLERS = {"ddim": ddim_sample}  # name: a generator with ddim_sample's arguments and rows
 
 
 def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

@@ -9,7 +9,7 @@ sqrt((1 - abar_t) / abar_t).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,11 @@ class Schedule:
         abar_t = column(self.level(t), z_0)
         return abar_t.sqrt() * z_0 + (1 - abar_t).sqrt() * eps
 
+    def sigma_ve(self, t: int | Tensor) -> Tensor:
+        """sqrt((1 - abar_t) / abar_t), the variance-exploding sigma; float64, shaped like `t`."""
+        abar_t = self.level(t)
+        return ((1 - abar_t) / abar_t).sqrt()
+
     def pairs(self, steps: int, spacing: str = "leading") -> list[tuple[int, int]]:
         """The walk from noise to data as explicit (t, t_next) pairs; the last t_next is -1, clean.
 
@@ -82,6 +87,17 @@ class Schedule:
             raise ValueError(f"spacing must be leading, trailing or linspace, not {spacing!r}")
         ts = [int(x) for x in t]
         return list(zip(ts, [*ts[1:], -1]))
+
+
+def step_at(pairs: Sequence[tuple[int, int]], t: int) -> int:
+    """The index of the step of `pairs` that a level t belongs to: the last with t_i >= t > t_next.
+
+    A solver may evaluate between the two levels of a step. ValueError above the first level.
+    """
+    found = [i for i, (t_i, t_next) in enumerate(pairs) if t_i >= t > t_next]
+    if not found:
+        raise ValueError(f"t = {t} is in none of the steps, from {pairs[0][0]} to {pairs[-1][1]}")
+    return found[-1]
 
 
 def training_loss(

@@ -1,7 +1,8 @@
 """Toy models with exact density, score and noise prediction at every level, in float64.
 
 They satisfy the contract of a denoiser, `eps(z_t, t, c)`, with an integer for a prompt and None
-for phi, so every rule and sampler runs on them unchanged and can be checked against formulas.
+for phi, so every rule and sampler runs on them unchanged and can be checked against formulas. A
+pair (p, n) is the law of "p and not n", exact because what is left of a mixture is a mixture.
 If z_0 has components N(m_k, C_k), then z_t has components N(sqrt(abar) m_k, abar C_k + sigma^2 I).
 """
 
@@ -21,7 +22,8 @@ class Mixture:
     """A Gaussian mixture; prompt c keeps the components `prompts[c]`, phi keeps all.
 
     `weights` (K,), `means` (K, D), `covariances` (K, D, D). A conditional is a sub-mixture, with
-    its weights renormalised, so p(c | z_t) is exact too.
+    its weights renormalised, so p(c | z_t) is exact too. The condition (p, n) keeps p's components
+    that are not n's: "p and not n".
     """
 
     def __init__(
@@ -45,12 +47,22 @@ class Mixture:
     def score(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
         """grad log p_t(z_t | c) = -sum_k r_k C_k^-1 (z_t - m_k), r_k = p(k | z_t): (B, D)."""
         log_parts, pulls = self._components(z_t, t, c)
-        return -(torch.softmax(log_parts, dim=-1)[..., None] * pulls).sum(-2).reshape(z_t.shape)
+        r = torch.softmax(log_parts, dim=-1)
+        return -torch.einsum("bk,bki->bi", r, pulls).reshape(z_t.shape)
 
     def eps(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
         """The ideal noise prediction, -sigma_t score: (B, D)."""
         sigma_t = (1 - self.schedule.level(t)).sqrt()
         return eps_from_score(self.score(z_t, t, c), sigma_t)
+
+    def posterior(self, z_t: Tensor, t: int | Tensor, c: int | tuple | None) -> Tensor:
+        """P(c | z_t) = w_c p_t(z_t | c) / p_t(z_t), the share of c's components in z_t: (B,).
+
+        ValueError for a toy whose phi does not contain its prompts: they have no share in it.
+        """
+        self._require_share(c)
+        r = torch.softmax(self._components(z_t, t, None)[0], dim=-1)  # (B, K)
+        return r[:, self._keep(c)].sum(-1)
 
     def sample(self, n: int, t: int = -1, c: int | None = None, *, generator: torch.Generator):
         """n draws from p_t(. | c), (n, D); t = -1 is the clean end of the schedule."""
@@ -63,23 +75,39 @@ class Mixture:
 
     def _at(self, t: int | Tensor, c: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights (K,), means (..., K, D) and covariances (..., K, D, D) of p_t(. | c)."""
-        if c not in self.prompts:
-            raise ValueError(f"the toy has prompts 0 ... {len(self.prompts) - 2} and None, not {c}")
-        keep = self.prompts[c]
+        keep = self._keep(c)
         abar = self.schedule.level(t)[..., None, None]  #            (..., 1, 1)
         eye = torch.eye(self.means.shape[-1], dtype=torch.float64)
         cov = abar[..., None] * self.covariances[keep] + (1 - abar[..., None]) * eye
         log_w = self.log_w[keep] - torch.logsumexp(self.log_w[keep], 0)
         return log_w, abar.sqrt() * self.means[keep], cov
 
+    def _keep(self, c: int | tuple | None) -> list[int]:
+        """The components of a prompt, of phi, or of "p and not n"."""
+        if isinstance(c, tuple):
+            p, n = c
+            self._require_share(p, n)
+            keep = [k for k in self._keep(p) if k not in self._keep(n)]
+            if not keep:
+                raise ValueError(f"nothing is {p} and not {n}; choose another negative.")
+            return keep
+        if c not in self.prompts:
+            raise ValueError(f"the toy has prompts 0 ... {len(self.prompts) - 2} and None, not {c}")
+        return self.prompts[c]
+
+    def _require_share(self, *conditions: int | tuple | None) -> None:
+        if any(not set(self._keep(c)) <= set(self.prompts[None]) for c in conditions):
+            raise ValueError("this toy's phi does not contain its prompts; use a Mixture.")
+
     def _components(self, z_t: Tensor, t: int | Tensor, c: int | None) -> tuple[Tensor, Tensor]:
         """log w_k N(z_t; m_k, C_k), (B, K), and C_k^-1 (z_t - m_k), (B, K, D)."""
         log_w, means, cov = self._at(t, c)
         d = z_t.flatten(1)[:, None] - means  #                       (B, K, D)
-        pulls = torch.linalg.solve(cov, d[..., None])[..., 0]
+        each = "kij,bkj->bki" if cov.ndim == 3 else "bkij,bkj->bki"
+        pulls = torch.einsum(each, torch.linalg.inv(cov), d)
         log_det = torch.linalg.slogdet(cov).logabsdet
         log_norm = -0.5 * (log_det + d.shape[-1] * math.log(2 * math.pi))
-        return log_w + log_norm - 0.5 * (d * pulls).sum(-1), pulls
+        return log_w + log_norm - 0.5 * torch.einsum("bki,bki->bk", d, pulls), pulls
 
 
 class Gaussian(Mixture):

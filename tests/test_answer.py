@@ -1,5 +1,6 @@
 """ANSWER on toy models, in float64: what holds in every reading, and its mutants."""
 
+import inspect
 import itertools
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from torch.testing import assert_close
 
 from dnp import answer as module
-from dnp import guidance, sampling, toy
-from dnp.answer import FORMS, NORMALIZE, TENSORS, answer, dns_chain, evaluations, jump, match
-from dnp.schedule import Schedule
+from dnp import guidance, readings, sampling, settings, toy
+from dnp.answer import FORMS, TENSORS, answer, dns_chain, evaluations
+from dnp.readings import jump, match
+from dnp.schedule import Schedule, step_at
 
 SCHEDULE = Schedule(Schedule.stable_diffusion().abar, abar_final=1.0)
 PAIRS = SCHEDULE.pairs(8)
@@ -70,7 +72,7 @@ def test_next_is_last_with_one_inner_step_more():
     for K in (1, 2, 3):  # none of these chains is cut
         longer = one(image_like, K=K + 1, tensor="last")(z, t)
         assert_close(one(image_like, K=K, tensor="next")(z, t), longer)
-        costs = evaluations(8, K, 0.5, "next"), evaluations(8, K + 1, 0.5, "last")
+        costs = evaluations(PAIRS, K, 0.5, "next"), evaluations(PAIRS, K + 1, 0.5, "last")
         assert costs[0] == costs[1]
 
 
@@ -106,7 +108,7 @@ def test_evaluations_are_as_documented(tensor, K, K_until):
     calls = []
     eps_fn = lambda z, t, c: (calls.append(int(t)), image_like(z, t, c))[1]
     run(one(eps_fn, K=K, K_until=K_until, tensor=tensor), start(1, 2, 3, 3))
-    assert len(calls) == evaluations(len(PAIRS), K, K_until, tensor)
+    assert len(calls) == evaluations(PAIRS, K, K_until, tensor)
     assert min(calls) >= 0  # never at the clean end, where no network is defined
     if K == 2 and K_until == 0.5:  # the table in the README, in closed form
         assert len(calls) == 16 + 4 * {"last": 2, "jump": 2, "unconditional": 3, "next": 4}[tensor]
@@ -237,7 +239,7 @@ def over_the_batch(eps, reference, normalize):
     return (eps - eps.mean()) / eps.std() * reference.std() + reference.mean()
 
 
-right_match, right_jump = match, jump
+right_match, right_jump, inner = match, jump, module.inner_pairs
 MUTANTS = {
     "inner chain is CFG": ("dns", guidance.cfg),
     "inner chain ignores s": ("dns", lambda phi, p, s: guidance.dns(phi, p, 1.0)),
@@ -254,11 +256,11 @@ MUTANTS = {
     "jump of the wrong sign": ("jump", lambda *a: -right_jump(*a)),
     "inner chain one step too long": (
         "inner_pairs",
-        lambda i, pairs, K, until, _: [] if i >= until * len(pairs) else pairs[i : i + K + 1],
+        lambda t, pairs, K, until, _: inner(t, pairs, K + 1, until, "last"),
     ),
     "inner chain from the first step": (
         "inner_pairs",
-        lambda i, pairs, K, until, _: [] if i >= until * len(pairs) else pairs[:K],
+        lambda t, pairs, K, until, how: inner(t, pairs, K, until, how) and pairs[:K],
     ),
 }  # fmt: skip
 
@@ -266,9 +268,12 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_version_of_answer_fails_an_identity(name, monkeypatch):
     attribute, wrong = MUTANTS[name]
-    monkeypatch.setattr(module, attribute, wrong)
+    for room in (module, readings):
+        if hasattr(room, attribute):
+            monkeypatch.setattr(room, attribute, wrong)
     for names in ("jump", "match", "dns_chain"):  # what this file imported by name
-        monkeypatch.setitem(globals(), names, getattr(module, names))
+        room = module if hasattr(module, names) else readings
+        monkeypatch.setitem(globals(), names, getattr(room, names))
     failed = 0
     for identity in IDENTITIES:
         try:
@@ -283,6 +288,62 @@ def test_the_right_version_passes_every_identity():
         identity()
 
 
-def test_normalize_and_the_other_choices_are_all_listed():
-    assert set(module.DEFAULTS) == {"K", "K_until", "tensor", "form", "normalize"}
-    assert module.DEFAULTS["tensor"] in TENSORS and module.DEFAULTS["normalize"] in NORMALIZE
+def test_defaults_and_choices_are_those_of_the_table_of_settings():
+    signature = inspect.signature(answer).parameters
+    for name in ("K", "K_until", "tensor", "form", "normalize"):
+        assert settings.SETTINGS[name].default == signature[name].default
+    assert settings.SETTINGS["tensor"].choices == TENSORS
+    assert settings.SETTINGS["form"].choices == tuple(FORMS) == tuple(readings.RULES)
+    assert settings.SETTINGS["normalize"].choices == readings.NORMALIZE
+    assert tuple(sampling.SAMPLERS) == settings.SAMPLERS
+
+
+# ----------------------------------------------------------------------- levels between two steps
+
+
+@pytest.mark.parametrize("steps", [1, 7, 600, 1000])
+def test_every_level_finds_its_own_step(steps):
+    """Leading spacing has t = 999 twice at 1000 steps, and starts at 600 of 600."""
+    schedule = Schedule.stable_diffusion()
+    pairs = schedule.pairs(steps)
+    for i, (t, t_next) in enumerate(pairs):
+        found = step_at(pairs, t)
+        assert pairs[found][0] == t and (found == i or pairs[i] == (t, t))
+        if t > t_next + 1:
+            assert step_at(pairs, t - 1) == i
+    calls = []
+    eps_fn = lambda z, t, c: (calls.append(int(t)), 0.1 * z)[1]
+    guided = answer(eps_fn, None, 0, 2.0, schedule, pairs, K=2, K_until=1.0)
+    z = start(1, 3)
+    for t, _ in pairs[:3]:
+        guided(z, torch.tensor(t))
+    assert calls[:2] == [pairs[0][0]] * 2
+    assert len(calls) <= 3 * 4
+
+
+def test_answer_runs_under_a_sampler_that_evaluates_at_midpoints():
+    """Heun at the middle of each step: the inner chain starts at the level that it is called at."""
+    z = start(2, 3)
+    starts = []
+    chain = module.dns_chain
+
+    def spied(noises, z, pairs, *rest):
+        starts.append(pairs[0])
+        return chain(noises, z, pairs, *rest)
+
+    guided = one(MODEL.eps, K=2, K_until=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "dns_chain", spied)
+        for t, t_next in PAIRS[:-1]:
+            half, levels = (t + t_next) // 2, SCHEDULE.level
+            eps = guided(z, torch.tensor(t))
+            middle, _ = sampling.ddim_step(z, eps, levels(t), levels(half))
+            eps = guided(middle, torch.tensor(half))
+            z, _ = sampling.ddim_step(z, eps, levels(t), levels(t_next))
+    assert torch.isfinite(z).all()
+    assert starts == [p for t, n in PAIRS[:-1] for p in ((t, n), ((t + n) // 2, n))]
+
+
+def test_a_level_outside_the_steps_is_told():
+    with pytest.raises(ValueError, match="in none of the steps"):
+        one(MODEL.eps)(start(1, 3), torch.tensor(PAIRS[0][0] + 1))

@@ -1,12 +1,7 @@
 """Benchmarks, metrics with known values, and a runner that can be stopped and shared out."""
 
-import errno
-import json
 import math
 import os
-import shutil
-import signal
-import subprocess
 import sys
 from collections import Counter
 
@@ -19,10 +14,8 @@ from torch.testing import assert_close
 
 import dnp
 from conftest import MINI, ROOT
-from dnp import prompting
 from dnp.errors import SettingsError, WeightsError
-from dnp.evaluation import benchmarks, methods, metrics, report, runner
-from dnp.evaluation.__main__ import main
+from dnp.evaluation import benchmarks, methods, metrics, report, scores
 from dnp.evaluation.recogniser import load_recogniser
 
 sys.path.append(str(ROOT / "weights" / "mini" / "training"))
@@ -161,7 +154,7 @@ def test_templates_are_averaged_as_unit_vectors(clip):
 def test_clip_metrics_follow_their_recipes(clip):
     images = [Image.new("RGB", (64, 64), c) for c in ("red", "white")]
     prompt = "a cat and a red car"
-    out = runner.clip_metrics(clip, images, prompt)
+    out = scores.clip_metrics(clip, images, prompt)
     u = clip.images(images)
     assert_close(torch.tensor(out["full"]), (u @ clip.texts([prompt]).T)[:, 0], atol=1e-5, rtol=0)
     halves = (u @ clip.texts(["a cat", "a red car"]).T).min(1).values
@@ -171,7 +164,7 @@ def test_clip_metrics_follow_their_recipes(clip):
         torch.tensor(out["clipscore"]), 2.5 * (u @ depicts.T)[:, 0].clamp(min=0), atol=1e-5, rtol=0
     )
     assert out["diversity"] == pytest.approx(1 - (u[0] @ u[1]).item(), abs=1e-5)
-    one = runner.clip_metrics(clip, images[:1], "a cat")
+    one = scores.clip_metrics(clip, images[:1], "a cat")
     assert "minimum" not in one and one["diversity"] is None
 
 
@@ -317,34 +310,73 @@ def test_methods_are_parsed_and_unknown_ones_refused():
 )
 def test_a_method_that_cannot_run_is_refused_before_anything_is_made(model, label, sentence):
     with pytest.raises(SettingsError, match=sentence):
-        methods.check(methods.parse(label), None, 3, model, ["a cat and a red car"])
+        methods.check(methods.parse(label), None, 3, model, ["a cat and a red car"], [])
 
 
 def test_every_method_that_can_run_passes_the_check(model):
     prompts = list(methods.SEMANTIC)
     for name in methods.METHODS:
-        methods.check(methods.parse(name), 2.0, 3, model, prompts)
+        methods.check(methods.parse(name), 2.0, 3, model, prompts, prompts)
     benchmarks.require_drawable(
         [benchmarks.Prompt(n, "n") for n in methods.SEMANTIC.values()], model.config.words
     )
     assert set(prompts) <= {p.text for p in benchmarks.attend_excite()}
 
 
+def sample(model, label, prompt, seeds, steps, captioner, others):
+    """As the runner does it, without its files."""
+    method = methods.parse(label)
+    settings = methods.settled(method, None, steps, model)
+    if method.name not in methods.FROM_DNS:
+        negatives = [methods.negative(method, prompt, k, others) for k in seeds]
+        return methods.sample(model, method, prompt, seeds, settings, negatives, captioner)
+
+    def describe(prompt, seeds, own):
+        made = [dnp.generate(model, prompt, "dns", seed=k, **own) for k in seeds]
+        captions = captioner([r.images[0] for r in made])
+        return [methods.Words(c, r.nfe, 0.0) for c, r in zip(captions, made)]
+
+    words = methods.n_stars(prompt, seeds, settings, describe)
+    made = methods.sample(model, method, prompt, seeds, settings, [w.text for w in words])
+    return [methods.Sample(m.image, m.negative, m.nfe + w.nfe) for m, w in zip(made, words)]
+
+
 def make(model, label, prompt="a cat and a red car", steps=3, captioner=None, others=()):
     captioner = captioner or (lambda images: ["a green bowl"] * len(images))
-    method = methods.parse(label)
-    (made,) = methods.sample(model, method, prompt, 1, None, steps, captioner, others)
+    (made,) = sample(model, label, prompt, [0], steps, captioner, others)
     return made
 
 
 def test_a_unit_makes_the_pictures_of_its_seeds(model):
     captioner = lambda images: [f"a {w}" for w in ("dog", "bear", "lion")[: len(images)]]
     for label in ("cfg", "auto-dnp", "random", "negative-alone", "cnp"):
-        method, others = methods.parse(label), ["a lion", "a frog"]
-        made = methods.sample(model, method, "a cat", 3, None, 2, captioner, others)
+        made = sample(model, label, "a cat", [0, 1, 2], 2, captioner, ["a lion", "a frog"])
         assert len({m.image.tobytes() for m in made}) == 3
         if label in ("auto-dnp", "negative-alone"):
             assert [m.negative for m in made] == ["a dog", "a bear", "a lion"]
+        (alone,) = sample(
+            model, label, "a cat", [1], 2, lambda images: ["a bear"], ["a lion", "a frog"]
+        )
+        if label != "cnp":
+            assert alone.image.tobytes() == made[1].image.tobytes()
+
+
+@pytest.mark.parametrize("option", ["", "dns_images=2", "s_dns=0.5,eta=0.3", "negative_scale=1"])
+def test_kept_words_make_the_pictures_of_auto_dnp(model, option):
+    """The DNS images are made and described apart from the pictures: nothing else is changed."""
+
+    def captioner(images):
+        return [f"a {benchmarks.COLOURS[int(np.asarray(im).sum()) % 11]} bowl" for im in images]
+
+    label = f"auto-dnp:{option}" if option else "auto-dnp"
+    made = sample(model, label, "a cat and a red car", [3, 4], 3, captioner, [])
+    r = dnp.generate(
+        model, "a cat and a red car", "auto-dnp", captioner=captioner, seed=3, images=2, steps=3,
+        **dict(methods.parse(label).options),
+    )  # fmt: skip
+    assert [m.negative for m in made] == r.negatives and len(set(r.negatives)) == 2
+    assert [m.nfe for m in made] == [r.nfe, r.nfe]
+    assert [m.image.tobytes() for m in made] == [image.tobytes() for image in r.images]
 
 
 def test_baselines_are_the_rules_they_name(model):
@@ -388,426 +420,3 @@ def test_cnp_runs_a_whole_chain_at_every_step(model, steps):
         np.asarray(made.image, dtype=float), np.asarray(same_words.images[0], dtype=float),
         atol=2, rtol=0,
     )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------ runner
-
-GRID = (
-    "--method",
-    "cfg",
-    "auto-dnp",
-    "answer:K=1",
-    "--per-category",
-    1,
-    "--seeds",
-    2,
-    "--steps",
-    2,
-)
-TABLES = ("tables.md", "evaluations.png")
-
-
-def evaluate(out, *words, **environment):
-    before = {k: os.environ.pop(k, None) for k in ("RANK", "WORLD_SIZE")}
-    os.environ.update(environment)
-    try:
-        main([str(w) for w in (*GRID, *words, "--out", out)])
-    finally:
-        for k, v in before.items():
-            os.environ.pop(k, None)
-            if v is not None:
-                os.environ[k] = v
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished")
-    evaluate(folder)
-    return folder
-
-
-def tables(folder):
-    """Every file that the tables are: they must be the same to the byte."""
-    sheets = [p.name for kind in ("wins", "losses") for p in folder.glob(f"{kind}-*.png")]
-    assert len(sheets) >= 2
-    return {name: (folder / name).read_bytes() for name in (*TABLES, *sheets)}
-
-
-def test_a_run_holds_records_pictures_and_tables(finished):
-    rows = runner.records(finished)
-    assert [r["unit"] for r in rows] == list(range(9))
-    assert {len(r["full"]) for r in rows} == {2} and rows[0]["nfe"] == [4, 4]
-    for r in rows:
-        for name in r["images"]:
-            assert Image.open(finished / "images" / name).size == (64, 64)
-    text = (finished / "tables.md").read_text()
-    scales = dnp.load(MINI).config.scales
-    assert f"| cfg, s = {scales['cfg']:g} |" in text and "Differences to cfg" in text
-    assert "0.242 / 0.335 / 13.17" in text and "| - |" in text  # the paper's, where it has some
-    assert "things and colours, %" in text and "animals_objects" in text and "IS" in text
-    assert "CLIPScore" in text and "3 prompts x 2 seeds" in text
-    seconds = runner.records(finished, "times")
-    assert len(seconds) == 9 and all(t["seconds"] > 0 for t in seconds)
-    assert "answer:K=1" in (finished / "times.md").read_text()
-
-
-def test_a_run_cut_in_the_middle_of_a_line_goes_on_to_the_same_tables(finished, tmp_path):
-    evaluate(tmp_path)
-    path = tmp_path / "records-0.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:4]) + lines[4][:50])
-    times = tmp_path / "times-0.jsonl"
-    times.write_bytes(times.read_bytes()[:-3])
-    for name in TABLES:
-        (tmp_path / name).unlink()
-    evaluate(tmp_path)
-    assert path.read_bytes().count(b"\n") == 9
-    assert tables(tmp_path) == tables(finished)
-
-
-def test_shares_make_the_tables_of_one_process(finished, tmp_path):
-    evaluate(tmp_path, RANK="1", WORLD_SIZE="2")
-    assert not (tmp_path / "tables.md").exists() and len(runner.records(tmp_path)) == 4
-    evaluate(tmp_path, RANK="0", WORLD_SIZE="3")  # a run may go on with another number of them
-    assert not (tmp_path / "tables.md").exists() and len(runner.records(tmp_path)) == 6
-    evaluate(tmp_path)
-    assert tables(tmp_path) == tables(finished)
-
-
-@pytest.mark.slow
-def test_two_processes_at_once_make_the_tables_of_one(finished, tmp_path):
-    command = [sys.executable, "-m", "dnp.evaluation", *map(str, GRID), "--out", str(tmp_path)]
-    both = [
-        subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}
-        )
-        for rank in range(2)
-    ]
-    assert [p.wait(timeout=300) for p in both] == [0, 0]
-    assert tables(tmp_path) == tables(finished)
-
-
-@pytest.mark.slow
-def test_kill_9_at_any_moment_and_go_on(finished, tmp_path):
-    command = [sys.executable, "-m", "dnp.evaluation", *map(str, GRID), "--out", str(tmp_path)]
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=7 + 3 * rng.random())
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    else:
-        process = subprocess.run(command, cwd=ROOT, timeout=300, stderr=subprocess.DEVNULL)
-    assert process.returncode == 0 and tables(tmp_path) == tables(finished)
-
-
-def test_a_folder_of_another_run_is_refused(finished):
-    with pytest.raises(runner.RunError, match=r"holds another run.*steps"):
-        evaluate(finished, "--steps", 3)
-    with pytest.raises(runner.RunError, match=r"holds another run.*scales"):
-        evaluate(finished, "--scale", 3)
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--benchmark", "hh"], "no word of their world"),
-        (["--benchmark", "nothing.txt"], "no list of prompts"),
-        (["--method", "dnq"], "choose cfg"),
-        (["--seeds", "0"], "choose 1 to 1000"),
-        (["--captioner", "nowhere"], "no captioner is there"),
-        (["--per-category", "0"], "choose 1 or more"),
-        (["--method", "cfg", "cfg"], "named twice"),
-        (["--scale", "2", "2"], "named twice"),
-        (["--scale", "2", "--method", "cfg:s=3"], "has a scale of its own"),
-        (["--baseline", "np"], "is no --method"),
-        (["--device", "nowhere"], "cannot be used here"),
-        (["--recogniser", "nowhere"], "no recogniser"),
-        (["--clip", "nowhere"], "no CLIP model"),
-        (["--method", "semantic"], "nobody has written"),
-        (["--what"], "--help"),
-    ],
-)
-def test_bad_input_is_one_sentence(tmp_path, words, sentence):
-    with pytest.raises(dnp.DnpError, match=sentence):
-        evaluate(tmp_path / "x", *words)
-    assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize("share", [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")])
-def test_a_share_that_cannot_be_is_refused(share):
-    with pytest.raises(SettingsError, match="RANK from 0"):
-        runner.share({"RANK": share[0], "WORLD_SIZE": share[1]})
-
-
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(runner.RunError, match="type the same command to go on"):
-        evaluate(tmp_path / "file")
-
-
-def test_a_full_disk_leaves_what_was_written_valid(finished, tmp_path, monkeypatch):
-    calls, append = [], runner._append
-
-    def full(path, row):
-        calls.append(path)
-        if len(calls) > 5:
-            raise OSError(28, "No space left on device")
-        append(path, row)
-
-    monkeypatch.setattr(runner, "_append", full)
-    with pytest.raises(runner.RunError, match="No space left on device"):
-        evaluate(tmp_path)
-    assert len(runner.records(tmp_path)) == 2
-    monkeypatch.undo()
-    assert not list(tmp_path.rglob("*.partial"))
-    evaluate(tmp_path)
-    assert tables(tmp_path) == tables(finished)
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
-def change(path, old, new):
-    data = path.read_bytes()
-    assert old in data
-    path.write_bytes(data.replace(old, new, 1))
-
-
-DAMAGES = {
-    "a line cut in the middle": (
-        lambda f: change(f / "records-0.jsonl", b'{"unit": 1,', b'{"un\n{"unit": 1,'),
-        r"records-0.jsonl: line 2 is damaged; delete that line",
-    ),
-    "a line that is JSON and no record": (
-        lambda f: change(f / "records-0.jsonl", b'{"unit": 1,', b'{}\n{"unit": 1,'),
-        r"line 2 is damaged",
-    ),
-    "a line of brackets": (
-        lambda f: change(f / "records-0.jsonl", b'{"unit": 1,', b"[" * 100_000 + b'\n{"unit": 1,'),
-        r"line 2 is damaged",
-    ),
-    "a number that was changed": (
-        lambda f: change(f / "records-0.jsonl", b'"nfe": [4,', b'"nfe": [3,'),
-        r"line 1 is damaged",
-    ),
-    "a unit out of range": (
-        lambda f: change(f / "records-0.jsonl", b'{"unit": 1,', b'{"unit": 99,'),
-        r"line 2 is damaged",
-    ),
-    "a true record of another run": (
-        lambda f: runner._append(f / "records-1.jsonl", {"unit": 99, "method": "cfg"}),
-        r"unit 99 of its records is none of this run",
-    ),
-    "a record of another method": (
-        lambda f: runner._append(
-            f / "records-1.jsonl",
-            {**runner.records(f)[0], "unit": 8, "again": 1},
-        ),
-        r"unit 8 of its records is none of this run",
-    ),
-    "{} in times": (
-        lambda f: (f / "times-0.jsonl").write_bytes(b"{}\n"),
-        r"times-0.jsonl: line 1 is damaged",
-    ),
-    "run.json a list": (lambda f: (f / "run.json").write_text("[]"), r"run.json: damaged"),
-    "run.json cut": (lambda f: (f / "run.json").write_text('{"a'), r"run.json: damaged"),
-    "run.json of brackets": (
-        lambda f: (f / "run.json").write_text("[" * 100_000),
-        r"run.json: damaged",
-    ),
-    "run.json with more in it": (
-        lambda f: change(f / "run.json", b"{", b'{"more": 1,'),
-        r"holds another run",
-    ),
-    "run.json deleted": (
-        lambda f: (f / "run.json").unlink(),
-        r"records without their run.json",
-    ),
-    "a pipe for records": (
-        lambda f: os.mkfifo(f / "records-7.jsonl"),
-        r"records-7.jsonl: a pipe or device",
-    ),
-    "a pipe for the own records": (
-        lambda f: ((f / "records-0.jsonl").unlink(), os.mkfifo(f / "records-0.jsonl")),
-        r"records-0.jsonl: a pipe or device",
-    ),
-    "a pipe for times": (
-        lambda f: os.mkfifo(f / "times-1.jsonl"),
-        r"times-1.jsonl: a pipe or device",
-    ),
-    "a pipe for run.json": (
-        lambda f: ((f / "run.json").unlink(), os.mkfifo(f / "run.json")),
-        r"run.json: a pipe or device",
-    ),
-    "a folder for records": (
-        lambda f: (f / "records-7.jsonl").mkdir(),
-        r"cannot be written \(Is a directory\)",
-    ),
-    "a file for images": (
-        lambda f: (shutil.rmtree(f / "images"), (f / "images").write_text("")),
-        r"cannot be written \(File exists\)",
-    ),
-    "a folder for tables.md": (
-        lambda f: ((f / "tables.md").unlink(), (f / "tables.md").mkdir()),
-        r"cannot be written \(Is a directory\)",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_run_folder_is_one_sentence(copy, damage):
-    hurt, sentence = DAMAGES[damage]
-    hurt(copy)
-    with pytest.raises(runner.RunError, match=sentence):
-        evaluate(copy)
-    assert not list(copy.rglob("*.partial"))
-
-
-LOSSES = {
-    "missing": lambda f: f.unlink(),
-    "cut": lambda f: f.write_bytes(f.read_bytes()[:-50]),
-    "another": lambda f: shutil.copy(f.with_name("00000-0.png"), f),
-    "empty": lambda f: f.write_bytes(b""),
-    "a pipe": lambda f: (f.unlink(), os.mkfifo(f)),
-    "images gone": lambda f: shutil.rmtree(f.parent),
-}
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_second_run_heals_a_lost_picture(finished, copy, loss, monkeypatch):
-    LOSSES[loss](copy / "images" / "00004-1.png")
-    made, unit_of = [], runner.unit_of
-    monkeypatch.setattr(runner, "unit_of", lambda i, *a: (made.append(i), unit_of(i, *a))[1])
-    evaluate(copy)
-    assert made == (list(range(9)) if loss == "images gone" else [4])
-    assert tables(copy) == tables(finished)
-    for path in (finished / "images").iterdir():
-        assert path.read_bytes() == (copy / "images" / path.name).read_bytes()
-    made.clear()
-    evaluate(copy)
-    assert made == []
-
-
-def test_of_two_records_of_a_unit_the_one_of_the_pictures_counts(copy):
-    """Another processor may have other last digits: what heals a picture replaces its record."""
-    old = runner.records(copy)[4]
-    healed = {**old, "again": 1, "full": [0.5, 0.5]}
-    path = copy / "records-0.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.unlink()
-    runner._append(path, healed)  # and the older one stands in a file that is read later
-    (copy / "records-1.jsonl").write_bytes(b"".join(lines))
-    assert runner.records(copy)[4]["full"] == [0.5, 0.5]
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
-@pytest.mark.parametrize("at", ["tables.md", "evaluations.png", "wins", "times.md"])
-def test_a_disk_that_takes_no_report_is_one_sentence_and_the_next_run_writes_it(
-    finished, copy, monkeypatch, number, at
-):
-    (copy / "tables.md").unlink()
-    replace = os.replace
-
-    def full(source, target, **kwargs):
-        if os.path.basename(target).startswith(at):
-            raise OSError(number, os.strerror(number))
-        replace(source, target, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(runner.RunError, match=os.strerror(number) + ".*same command to go on"):
-            evaluate(copy)
-    assert not list(copy.rglob("*.partial"))
-    evaluate(copy)
-    assert tables(copy) == tables(finished)
-
-
-def test_pictures_that_overflow_are_recorded_and_do_not_stop_the_run(tmp_path):
-    words = ("--method", "cfg:s=1e25", "--per-category", 1, "--seeds", 1, "--steps", 10)
-    evaluate(tmp_path, *words)
-    rows = runner.records(tmp_path)
-    assert len(rows) == 3 and all(r["failed"] for r in rows)
-    assert "3 prompts overflowed" in (tmp_path / "tables.md").read_text()
-
-
-def test_empty_and_cut_captions_are_counted(tmp_path, monkeypatch):
-    said = lambda images: ["" if i % 2 else "a cat " * 40 for i in range(len(images))]
-    monkeypatch.setattr(prompting, "load_captioner", lambda *a: said)
-    evaluate(tmp_path, "--method", "auto-dnp")
-    text = (tmp_path / "tables.md").read_text()
-    assert "3 empty captions (phi)" in text and "3 captions cut" in text
-
-
-def test_differences_are_taken_at_the_same_scale(tmp_path):
-    evaluate(tmp_path, "--method", "cfg", "answer:K=1", "--scale", 1, 2, "--baseline", "cfg")
-    text = (tmp_path / "tables.md").read_text()
-    assert "answer:K=1, s = 2" in text and (tmp_path / "scales.png").exists()
-    rows = runner.records(tmp_path)
-    of = lambda m, s: {(r["prompt"], i): v for r in rows if (r["method"], r["scale"]) == (m, s)
-                       for i, v in enumerate(r["full"])}  # fmt: skip
-    mean, _, _ = metrics.paired(of("answer:K=1", 2.0), of("cfg", 2.0), group=lambda k: k[0])
-    table = text[text.index("Differences to cfg") :]
-    line = next(x for x in table.splitlines() if x.startswith("| answer:K=1, s = 2 "))
-    assert f"{mean:+.3f} [" in line
-
-
-def test_a_plot_has_its_lines_and_legend():
-    assert report.ticks(1, 7.5).tolist() == [0, 2, 4, 6, 8]
-    assert report.ticks(26.7, 97).tolist() == [20, 40, 60, 80, 100]
-    assert report.ticks(0.5, 0.5) == pytest.approx([0.4, 0.6]) and len(report.ticks(-3, 40)) < 11
-    image = report.plot({"a": [(1, 2, 1, 3), (2, 3, 2, 4)], "b": [(1, 1, 0, 2)]}, "x", "y")
-    colours = {c for _, c in image.getcolors(100_000)}
-    assert image.size == (760, 460)
-    assert {(0x1B, 0x6C, 0xA8), (0xD1, 0x49, 0x5B)} <= colours
-
-
-def test_the_command_says_its_sentence_and_exits_2():
-    done = subprocess.run(
-        [sys.executable, "-m", "dnp.evaluation", "--method", "dnq"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2 and done.stderr.startswith("error: method 'dnq' is unknown")
-    assert "Traceback" not in done.stderr
-
-
-INTERRUPTS = """import os, signal, sys
-os.kill(os.getpid(), signal.SIGINT)
-raise SystemExit("still here")
-"""
-
-
-@pytest.mark.parametrize("module", ["torch", "numpy", "dnp/sd/model.py", "transformers"])
-def test_ctrl_c_while_importing_is_one_sentence(tmp_path, module):
-    """A Ctrl-C comes from inside of each import, instead of at a time that a machine must keep."""
-    shutil.copytree(ROOT / "dnp", tmp_path / "dnp")
-    path = tmp_path / module
-    if path.suffix != ".py":
-        path.mkdir()
-        path /= "__init__.py"
-    path.write_text(INTERRUPTS)
-    done = subprocess.run(
-        [sys.executable, "-m", "dnp.evaluation", "--weights", MINI, "--out", tmp_path / "out"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "interrupted; type the same command to go on.\n"
-
-
-def test_nothing_heavy_is_imported_before_ctrl_c_is_met():
-    told = "import sys, dnp.evaluation.__main__; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.strip() == "False"
-
-
-def test_records_are_json_lines_that_other_tools_read(finished):
-    rows = [json.loads(line) for line in (finished / "records-0.jsonl").open()]
-    assert len(rows) == 9 and {"prompt", "method", "nfe", "sha256"} <= rows[0].keys()

@@ -21,6 +21,8 @@ from dnp import pictures
 from dnp.errors import WeightsError
 from dnp.evaluation import methods, runner
 from dnp.evaluation.benchmarks import Prompt
+from dnp.evaluation.scores import Instruments
+from dnp.evaluation.work import Grid, Run
 from dnp.sd import fingerprint
 from dnp.sd.fingerprint import Fingerprint, of_folder
 
@@ -328,26 +330,18 @@ def test_from_tells_other_weights_and_knows_old_pictures(folder, tmp_path, monke
     assert cli("--from", png)
 
 
-def test_a_run_goes_on_with_its_own_weights_alone(folder, tmp_path):
-    grid = runner.Grid((Prompt("a cat", "x"),), (methods.parse("cfg"),), (1.0,), 1, 1)
-    none = runner.Instruments(None, None, None)
-    runner.run(grid, dnp.load(folder), none, tmp_path / "run", 0, 1)
+def test_a_run_of_other_weights_makes_records_of_its_own(folder, tmp_path, capsys):
+    grid = Grid((Prompt("a cat", "x"),), (methods.parse("cfg"),), (1.0,), (0,), 1)
+    out = tmp_path / "run"
+
+    def images():
+        work = Run(grid, dnp.load(folder), Instruments(None, None, None), out)
+        runner.run(work, 0, 1)
+        return [row["sha256"] for row in work.rows()]
+
+    first = images()
+    assert images() == first and len(list((out / "records").iterdir())) == 1
     scaled(folder)
-    with pytest.raises(runner.RunError, match=r"holds another run.*weights"):
-        runner.run(grid, dnp.load(folder), none, tmp_path / "run", 0, 1)
-
-
-def test_a_run_of_before_is_known_by_its_old_fingerprints(folder, tmp_path):
-    grid = runner.Grid((Prompt("a cat", "x"),), (methods.parse("cfg"),), (1.0,), 1, 1)
-    judge = Fingerprint([folder / UNET])
-    tools = runner.Instruments(None, None, None, judge, judge)
-    model, out = dnp.load(folder), tmp_path / "run"
-    runner.run(grid, model, tools, out, 0, 1)
-    told = json.loads((out / "run.json").read_text())
-    told |= {"weights": model.config.files.by_ends}
-    told |= dict.fromkeys(("captioner", "recogniser"), judge.by_ends)
-    (out / "run.json").write_text(json.dumps(told))
-    runner.run(grid, model, tools, out, 0, 1)
-    (out / "run.json").write_text(json.dumps(told | {"recogniser": "0" * 16}))
-    with pytest.raises(runner.RunError, match=r"another run \(other recogniser\)"):
-        runner.run(grid, model, tools, out, 0, 1)
+    assert "note" not in capsys.readouterr().err
+    assert images() != first and len(list((out / "records").iterdir())) == 2
+    assert "1 pictures were made with other weights" in capsys.readouterr().err

@@ -11,17 +11,19 @@ import torch
 
 import test_energy
 import test_guidance
+import test_rules
 import test_sampling
-from dnp import energy, guidance, sampling
+import test_toy
+from dnp import energy, guidance, rules, sampling, toy
 from dnp.schedule import Schedule, column
 
 # The fast identity tests: everything named after an equation, without arguments.
 IDENTITIES = [
     f
-    for module in (test_guidance, test_energy, test_sampling)
+    for module in (test_guidance, test_energy, test_sampling, test_rules, test_toy)
     for name, f in vars(module).items()
     if name.startswith(
-        ("test_eq", "test_two", "test_ddim", "test_compo", "test_coeff", "test_rules")
+        ("test_eq", "test_two", "test_ddim", "test_compo", "test_coeff", "test_rules", "test_p")
     )
     and not inspect.signature(f).parameters
     and not hasattr(f, "hypothesis")
@@ -75,6 +77,81 @@ def with_sqrt_abar(z_t, eps, abar_t, abar_next, *args, **kw):
 
 def one_t_early(guided, *args, **kw):
     return sample(lambda z, t: guided(z, (t - 1).clamp(min=0)), *args, **kw)
+
+
+along, clip, dot = rules.along, rules.clip, rules.dot
+log_p_of = toy.Mixture.log_p
+
+
+def perp_on(a, b):
+    """Perp-Neg whose dn loses another part than the one along dp."""
+
+    def mutant(phi, p, n, s, w=1.0):
+        parts = {"dp": p - phi, "dn": n - phi, "p": p}
+        return phi + s * (p - phi - w * (n - phi - along(parts[a], parts[b])))
+
+    return mutant
+
+
+def along_unsquared(a, b):
+    return column(dot(a, b) / dot(b, b).sqrt(), b) * b
+
+
+def ccfg(near=1, far=-1, power=1.0):
+    """CCFG with another sign in a sigmoid, or the norm without its square."""
+
+    def mutant(phi, p, n, s, tau=0.2, plain=False):
+        dp, dn = p - phi, n - phi
+        a = 1 if plain else column(2 * torch.sigmoid(near * tau * dot(dp, dp) ** power), dp)
+        return phi + s * (
+            a * dp - column(2 * torch.sigmoid(far * tau * dot(dn, dn) ** power), dn) * dn
+        )
+
+    return mutant
+
+
+def apg(base="p", on="p", cut="before"):
+    def mutant(phi, p, s, eta=0.0, r=2.5, d=None):
+        d = p - phi if d is None else d
+        d = clip(d, r) if cut == "before" else d
+        par = along(d, {"p": p, "phi": phi}[on])
+        push = d - par + eta * par
+        return {"p": p, "phi": phi}[base] + (s - 1) * (clip(push, r) if cut == "after" else push)
+
+    return mutant
+
+
+class Backwards(rules.DNG):
+    """Tracking with the sign swapped."""
+
+    def observe(self, *args, eps_phi, eps_n, **eps):
+        super().observe(*args, eps_phi=eps_n, eps_n=eps_phi, **eps)
+
+
+class Unclamped(rules.DNG):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.clamp = (1e-300, None)
+
+
+class Forgetful(rules.APG):
+    def observe(self, *args, **eps):
+        self.last = 0.0
+
+
+class Eager(rules.APG):
+    """A momentum that counts a look as a step."""
+
+    def __call__(self, *args, **kw):
+        eps = super().__call__(*args, **kw)
+        self.last = self.d
+        return eps
+
+
+def plus_plus_vp(phi, p, sigma_t, sigma_next, lam=0.6):
+    if sigma_next is None or sigma_next >= sigma_t:
+        raise ValueError("cleaner level")
+    return cfg(phi, p, lam * sigma_t / (sigma_t - sigma_next))
 
 
 MUTANTS = {
@@ -139,6 +216,54 @@ MUTANTS = {
     "ddim: one step short": (Schedule, "pairs", lambda self, *a, **k: pairs(self, *a, **k)[:-1]),
     "ddim: constant stride": (Schedule, "pairs", constant_stride),
     "schedule: sqrt(abar) for abar": (Schedule, "level", lambda self, t: level(self, t).sqrt()),
+    "perp: flipped sign": (rules, "perp_neg", lambda a, b, c, s, w=1: np3(a, c, b, s)),
+    "perp: is Eq. 4": (rules, "perp_neg", lambda a, b, c, s, w=1.0: np3(a, b, c, s)),
+    "perp: dp along dn": (rules, "perp_neg", perp_on("dp", "dn")),
+    "perp: along p, not dp": (rules, "perp_neg", perp_on("dn", "p")),
+    "perp: missing square": (rules, "along", along_unsquared),
+    "dot: over the batch": (rules, "dot", lambda a, b: (a * b).sum().expand(len(a))),
+    "dot: mean over the batch": (rules, "dot", lambda a, b: dot(a, b).mean().expand(len(a))),
+    "along: NaN at zero": (rules, "along", lambda a, b: column(dot(a, b) / dot(b, b), b) * b),
+    "ccfg: missing square": (rules, "ccfg", ccfg(power=0.5)),
+    "ccfg: sign of the negative's sigmoid": (rules, "ccfg", ccfg(far=1)),
+    "ccfg: sign of the positive's sigmoid": (rules, "ccfg", ccfg(near=-1)),
+    "dng: P for the odds": (
+        rules, "dng", lambda a, b, c, s, P, g=1: cfg(a, b, s) - column(g * P, c) * (c - a)
+    ),
+    "dng: flipped sign": (
+        rules, "dng",
+        lambda a, b, c, s, P, g=1: cfg(a, b, s) + column(g * P / (1 - P), c) * (c - a),
+    ),
+    "dng: tracked with the sign swapped": (rules, "DNG", Backwards),
+    "dng: clamp forgotten": (rules, "DNG", Unclamped),
+    "bounded: no bound": (
+        rules, "bounded", lambda a, b, c, s, h=None, r=1: cfg(a, b, s) - (h or s) * (c - a)
+    ),
+    "bounded: by |dp|, not |s dp|": (
+        rules, "bounded",
+        lambda a, b, c, s, h=None, r=0.25: cfg(a, b, s)
+        - clip((s if h is None else h) * (c - a), r * dot(b - a, b - a).sqrt()),
+    ),
+    "apg: base phi": (rules, "apg", apg(base="phi")),
+    "apg: projection on phi": (rules, "apg", apg(on="phi")),
+    "apg: cut after the projection": (rules, "apg", apg(cut="after")),
+    "apg: never cut": (rules, "apg", apg(cut="never")),
+    "apg: no momentum": (rules, "APG", Forgetful),
+    "apg: a look is a step": (rules, "APG", Eager),
+    "zero*: a over |p|^2": (
+        rules, "cfg_zero_star",
+        lambda a, b, s: cfg(column(dot(a, b) / dot(b, b), a) * a, b, s),
+    ),
+    "zero*: a = 1": (rules, "cfg_zero_star", cfg),
+    "++: the other sigma": (rules, "cfg_plus_plus", plus_plus_vp),
+    "toy: not n keeps n": (
+        toy.Mixture, "log_p",
+        lambda self, z, t, c=None: log_p_of(self, z, t, c[0] if isinstance(c, tuple) else c),
+    ),
+    "toy: posterior without the weights": (
+        toy.Mixture, "posterior",
+        lambda self, z, t, c: (self.log_p(z, t, c) - self.log_p(z, t)).exp(),
+    ),
     "schedule: add_noise without the root": (
         Schedule,
         "add_noise",
@@ -167,4 +292,6 @@ def test_the_identities_hold_without_a_mutant():
 def test_mutant_fails_an_identity(name, monkeypatch):
     owner, attribute, mutant = MUTANTS[name]
     monkeypatch.setattr(owner, attribute, mutant)
-    assert not all(survives(f) for f in IDENTITIES), f"no identity test noticed {name!r}"
+    own = "test_" + getattr(owner, "__module__", owner.__name__).split(".")[-1]
+    ordered = sorted(IDENTITIES, key=lambda f: f.__module__ != own)  # likely to notice: first
+    assert not all(survives(f) for f in ordered), f"no identity test noticed {name!r}"

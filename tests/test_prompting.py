@@ -215,7 +215,7 @@ def test_a_captioner_of_each_kind_loads_and_answers_in_batches(folders, kind):
 def test_the_miniature_has_a_captioner_of_its_own(model):
     captioner = prompting.load_captioner(MINI / "captioner")
     r = dnp.generate(model, "a cat", "auto-dnp", steps=2)
-    assert r.negatives == captioner(r.dns_images) and model.own_captioner is not None
+    assert r.negatives == captioner(r.dns_images) and model.captioner is model.captioner
 
 
 def test_weights_without_a_captioner_ask_for_one(tiny):

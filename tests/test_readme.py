@@ -6,9 +6,8 @@ import shlex
 
 import pytest
 
-import train_free_sample
 from conftest import ROOT
-from dnp import guidance
+from dnp import cli, guidance
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLE = re.findall(
@@ -68,7 +67,7 @@ def test_commands_parse_and_the_ci_runs_them():
     commands = re.findall(r"^python train_free_sample\.py (.*?)(?:  +#.*)?$", README, re.M)
     assert len(commands) >= 6
     for command in commands:
-        assert train_free_sample.parse(shlex.split(command))
+        assert cli.parse(shlex.split(command))
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert commands[0] in ci
     assert "pip install -q -r requirements-test.txt && python -m pytest" in ci
@@ -76,7 +75,7 @@ def test_commands_parse_and_the_ci_runs_them():
 
 def test_help_names_every_method_and_option(capsys):
     with pytest.raises(SystemExit) as done:
-        train_free_sample.main(["--help"])
+        cli.main(["--help"])
     text = capsys.readouterr().out
     assert done.value.code == 0
     for word in ("cfg", "np2", "dns", "--negative", "--scale", "--compare", "--from", "--weights"):

@@ -119,3 +119,54 @@ def test_samples_of_a_mixture_and_of_a_point():
 def test_an_unknown_prompt_is_named():
     with pytest.raises(ValueError, match=r"prompts 0 \.\.\. 1 and None, not 2"):
         toys()["mixture"].log_p(randn(1, 2), 5, 2)
+
+
+def test_posterior_is_bayes_rule():
+    model, z = toys()["mixture"], 2 * randn(50, 2)
+    for t in (0, 300, 999):
+        for c, share in ((None, 1.0), (0, 0.5), (1, 0.5)):
+            want = (math.log(share) + model.log_p(z, t, c) - model.log_p(z, t)).exp()
+            assert_close(model.posterior(z, t, c), want)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "points"])
+def test_a_toy_whose_phi_does_not_contain_its_prompts_has_no_posterior(name):
+    model = toys()[name]
+    for ask in (
+        lambda: model.posterior(randn(2, 2), 5, 0),
+        lambda: model.eps(randn(2, 2), 5, (0, 1)),
+    ):
+        with pytest.raises(ValueError, match="does not contain its prompts"):
+            ask()
+
+
+def overlapping():
+    """Four components; prompts {0, 1} and {0, 3}."""
+    cov = torch.tensor([[1.0, 0.3], [0.3, 0.4]])
+    covs = torch.stack([cov, 0.2 * cov, torch.eye(2), 2 * cov])
+    return toy.Mixture([0.1, 0.2, 0.3, 0.4], 3 * randn(4, 2, seed=5), covs, [[0, 1], [0, 3]])
+
+
+def test_p_and_not_n_is_what_is_left_of_p():
+    """p(z | p) = P(n | p) p(z | p and n) + P(not n | p) p(z | p, not n), at every level."""
+    model, z = overlapping(), randn(30, 2)
+    only_1 = toy.Mixture([1.0], model.means[[1]], model.covariances[[1]], [[0]])
+    for t in (0, 500, 999):
+        assert_close(model.log_p(z, t, (0, 1)), only_1.log_p(z, t))
+        assert_close(model.eps(z, t, (0, 1)), only_1.eps(z, t))
+        not_n = (model.log_p(z, t).exp() - 0.5 * model.log_p(z, t, 1).exp()) / 0.5
+        assert_close(model.log_p(z, t, (None, 1)).exp(), not_n)
+        x = z.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(model.log_p(x, t, (None, 1)).sum(), x)
+        assert_close(model.score(z, t, (None, 1)), grad)
+        assert_close(model.posterior(z, t, (None, 1)), 1 - model.posterior(z, t, 1))
+
+
+def test_samples_of_p_and_not_n_are_of_what_is_left():
+    model, g = overlapping(), torch.Generator().manual_seed(0)
+    x = model.sample(50_000, c=(0, 1), generator=g)
+    assert_close(x.mean(0), model.means[1], atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match="nothing is 0 and not None"):
+        model.sample(3, c=(0, None), generator=g)
+    with pytest.raises(ValueError, match="None, not 7"):
+        model.sample(3, c=(0, 7), generator=g)

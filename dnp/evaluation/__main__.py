@@ -4,19 +4,23 @@
         --method cfg auto-dnp answer --out runs/ae
     torchrun --nproc-per-node 2 -m dnp.evaluation ...   # the same tables, in half the time
 
-Stop it at any time and type the same command to go on.
+Stop it at any time and type the same command to go on. What stands in the folder is kept: ask for
+more methods, scales, prompts or seeds, and only those are made. Changed code makes new pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from dnp.command import Parser, run
 from dnp.errors import SettingsError
 
+DTYPES = ("float64", "float32", "float16", "bfloat16")
 ROOT = Path(__file__).resolve().parents[2]
 INTERRUPTED = "interrupted; type the same command to go on."
 
@@ -37,14 +41,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the method that differences are taken to; default: the first",
     )
     add("--scale", nargs="+", type=float, metavar="S", help="default: the weights' own")
-    add("--seeds", type=int, default=4, metavar="N", help="seeds 0 to N - 1; default 4")
+    add("--seeds", type=int, default=4, metavar="N", help="N pictures of each prompt; default 4")
+    add("--seed-from", type=int, default=0, metavar="N", help="the first seed; default 0")
     add("--steps", type=int, default=20, metavar="N", help="DDIM steps; default 20")
+    size_help = "height and width in pixels; default: as the weights were trained"
+    add("--size", nargs=2, type=int, metavar=("H", "W"), help=size_help)
     add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
     add("--captioner", type=Path, metavar="FOLDER", help="default: the weights' own")
     add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
     add("--recogniser", type=Path, metavar="FILE", help="default: the weights' own, if there")
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    add("--dtype", default="float32", choices=DTYPES, help="default float32; halves on a GPU only")
+    rescore_help = "sample nothing; score the pictures that are there anew"
+    add("--rescore", action="store_true", help=rescore_help)
     return p.parse_args(argv)
 
 
@@ -54,16 +64,26 @@ def main(argv: list[str] | None = None) -> None:
 
     import dnp
     from dnp.evaluation import benchmarks, methods, metrics, recogniser, report, runner
-    from dnp.generation import choose_device
+    from dnp.evaluation.scores import Instruments
+    from dnp.evaluation.store import writing
+    from dnp.evaluation.work import Grid, Run
+    from dnp.pictures import write
     from dnp.prompting import load_captioner
+    from dnp.sd.device import choose_device
     from dnp.sd.fingerprint import Fingerprint, of_folder
+    from dnp.settings import SEEDS
 
     chosen = _check(args)
+    if not 0 <= args.seed_from <= SEEDS - args.seeds:
+        raise SettingsError(f"seeds from {args.seed_from} are not possible; choose 0 to 2^32 - 1.")
     rank, world = runner.share(dict(os.environ))
-    prompts = benchmarks.choose(benchmarks.load(args.benchmark), args.per_category)
-    device = choose_device(args.device, rank)
+    every = benchmarks.load(args.benchmark)
+    prompts = benchmarks.choose(every, args.per_category)
+    device, dtype = choose_device(args.device, rank), getattr(torch, args.dtype)
+    if device.type == "cpu" and dtype.itemsize == 2:
+        raise SettingsError(f"{args.dtype} is slow and inexact on a CPU; choose --dtype float32.")
     runner.threads(device)
-    model = dnp.load(args.weights, device)
+    model = dnp.load(args.weights, device, dtype)
     benchmarks.require_drawable(prompts, model.config.words)
     needs = [c.label for c in chosen if c.name in methods.CAPTIONED]
     captioner = args.captioner or model.config.captioner
@@ -76,29 +96,35 @@ def main(argv: list[str] | None = None) -> None:
     templates = metrics.ONE_TEMPLATE if closed else metrics.TEMPLATES
     own_judge = args.weights / "training" / "recogniser.safetensors"
     judge = args.recogniser or (own_judge if own_judge.is_file() else None)
-    instruments = runner.Instruments(
-        load_captioner(captioner, device) if needs else None,
+    instruments = Instruments(
+        load_captioner(captioner, device) if needs and not args.rescore else None,
         metrics.CLIPScorer(clip, templates, str(device)) if clip else None,
         recogniser.load_recogniser(judge) if judge else None,
-        of_folder(Path(captioner)) if needs else None,
-        Fingerprint([judge]) if judge else None,
+        of_folder(Path(captioner)).whole if needs else None,
+        Fingerprint([judge]).whole if judge else None,
     )
     scales = tuple(args.scale) if args.scale else (None,)
+    seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
+    size = tuple(args.size) if args.size else None
+    scales, others = tuple(args.scale or (None,)), tuple(p.text for p in every)
+    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    grid = runner.Grid(tuple(prompts), chosen, scales, args.seeds, args.steps)
     try:
-        runner.run(grid, model, instruments, args.out, rank, world)
-        rows = list(runner.made(grid, args.out).values())
+        work = Run(grid, model, instruments, args.out)
+        runner.run(work, rank, world, args.rescore)
+        rows = work.rows()
         if len(rows) < len(grid.units()):
             told = "of the units are there; other processes are at work."
             print(f"{len(rows)} of {len(grid.units())} {told}")
             return
         baseline = args.baseline or chosen[0].label
-        with runner.writing(args.out):
+        with writing(args.out):
+            told = json.dumps(runner.manifest(work), indent=1) + "\n"
+            write(args.out / "run.json", told.encode())
             print(report.make(rows, args.out, Path(args.benchmark).stem, baseline))
-            seconds = report.times(runner.records(args.out, "times"), rows)
-            runner.write(args.out / "times.md", seconds.encode())
+            seconds = report.times(rows)
+            write(args.out / "times.md", seconds.encode())
         print(seconds)
         print(f"{device}, {torch.get_num_threads()} thread(s) for each of {world} process(es)")
     except torch.OutOfMemoryError:
@@ -129,7 +155,8 @@ def _check(args: argparse.Namespace) -> tuple:
 def at_once(*_) -> None:
     """Ctrl-C while modules are imported and weights loaded: nothing is made yet, and what an
     interrupted import prints or swallows is its libraries' choice."""
-    os.write(2, f"{INTERRUPTED}\n".encode())
+    with suppress(OSError):  # standard error may be closed
+        os.write(2, f"{INTERRUPTED}\n".encode())
     os._exit(130)
 
 

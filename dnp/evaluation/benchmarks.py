@@ -123,6 +123,22 @@ a hand signing a letter with a fountain pen
 """.strip().split("\n")
 
 
+SEMANTIC = {  # what a person might write against the usual failure of each prompt
+    "a cat and a dog": "a cat and a cat",
+    "a cat and a bird": "a bird and a bird",
+    "a bear and a turtle": "a frog",
+    "a lion and a horse": "a lion and a lion",
+    "a horse and a frog": "a turtle",
+    "a rabbit and a mouse": "a rabbit and a rabbit",
+    "a cat with a crown": "a cat on a plain background",
+    "a dog with a glasses": "a glasses on a plain background",
+    "a monkey with a bow": "a red apple",
+    "a bird and a brown balloon": "a brown bird",
+    "a red backpack and a orange glasses": "a orange backpack and a red glasses",
+    "a black backpack and a white clock": "a white backpack and a black clock",
+}
+
+
 def people_and_hands() -> list[Prompt]:
     """H&H: 45 prompts of people and 25 of hands."""
     return [Prompt(t, "people") for t in PEOPLE] + [Prompt(t, "hands") for t in HANDS]
@@ -130,8 +146,6 @@ def people_and_hands() -> list[Prompt]:
 
 def hand_made() -> list[Prompt]:
     """The prompts for which somebody has written a semantic negative."""
-    from dnp.evaluation.methods import SEMANTIC
-
     return [Prompt(text, "semantic") for text in SEMANTIC]
 
 

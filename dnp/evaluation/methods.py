@@ -1,7 +1,8 @@
 """What the experiments compare: the methods of `dnp.generate`, and the baselines of the papers.
 
-A method is written `name` or `name:option=value,option=value`, such as `cfg:steps=30` or
-`auto-dnp:negative_scale=1`. Options are those of `dnp.generate`.
+A method is written `name` or `name:option=value,option=value`, such as `cfg:steps=30`,
+`auto-dnp:negative_scale=1`, `cfg:interval=0.3:5` or `auto-dnp:rule=mine.py:bounded,o.tau=0.3`.
+Options are those of `dnp.generate` (`dnp/settings.py`, group how); `o.KEY` is one of the rule's.
 
     unconditional   no prompt at all (phi, evaluated twice a step)
     universal       Eq. (4) with a fixed negative prompt; universal2 is the two-term form
@@ -14,45 +15,35 @@ A method is written `name` or `name:option=value,option=value`, such as `cfg:ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from dnp import answer, generation, guidance, prompting
+from dnp import contract, generation, guidance, prompting
+from dnp import settings as table
 from dnp.answer import dns_chain
-from dnp.errors import SettingsError
-from dnp.evaluation.benchmarks import subjects
+from dnp.errors import SettingsError, meant
+from dnp.evaluation.benchmarks import SEMANTIC, subjects
+from dnp.guided import together
+from dnp.methods import METHODS as ROWS
 from dnp.sampling import ddim_sample, noise_like
 
 # Words that people put against any picture. A miniature that never read them sees untrained tokens.
 UNIVERSAL = "ugly, deformed, disfigured, blurry, bad anatomy, low quality"
-SEMANTIC = {  # what a person might write against the usual failure of each prompt
-    "a cat and a dog": "a cat and a cat",
-    "a cat and a bird": "a bird and a bird",
-    "a bear and a turtle": "a frog",
-    "a lion and a horse": "a lion and a lion",
-    "a horse and a frog": "a turtle",
-    "a rabbit and a mouse": "a rabbit and a rabbit",
-    "a cat with a crown": "a cat on a plain background",
-    "a dog with a glasses": "a glasses on a plain background",
-    "a monkey with a bow": "a red apple",
-    "a bird and a brown balloon": "a brown bird",
-    "a red backpack and a orange glasses": "a orange backpack and a red glasses",
-    "a black backpack and a white clock": "a white backpack and a black clock",
-}
 BASELINES = {  # the method of `dnp.generate` that each is made with
     "unconditional": "cfg", "universal": "np", "universal2": "np2", "random": "np",
     "random2": "np2", "semantic": "np", "negative-alone": "dns", "cnp": "np",
 }  # fmt: skip
-METHODS = ("cfg", "dns", "auto-dnp", "answer", *BASELINES)
-CAPTIONED = ("auto-dnp", "negative-alone", "cnp")
-KINDS = {
-    "steps": int, "K": int, "dns_images": int, "K_until": float, "s": float, "s_dns": float,
-    "negative_scale": float, "eta": float, "tensor": str, "form": str, "normalize": str,
-    "caption_per": str,
-}  # fmt: skip
+# The methods that ask nobody and are given no words, and the baselines.
+METHODS = (*(m.name for m in ROWS.values() if m.negative not in ("given", "asked")), *BASELINES)
+CAPTIONED = (
+    *(m.name for m in ROWS.values() if m.negative == "captioned"), "negative-alone", "cnp",
+)  # fmt: skip
+OPTIONS = {x.argument: x for x in table.of_group("how").values() if x.kind != "options"}
+FROM_DNS = ("auto-dnp", "negative-alone")  # n* are words for DNS images, which variants share
+OF_WORDS = ("s_dns", "dns_images", "caption_per")  # options that only n* depends on
 OF_CNP, OF_ALONE = ("steps", "s", "s_dns", "negative_scale"), ("steps", "s", "s_dns", "eta")
 
 
@@ -71,104 +62,171 @@ class Method:
 
 
 @dataclass
+class Words:
+    """The n* of a picture, the evaluations of its DNS images, and the seconds that it took."""
+
+    text: str
+    nfe: int
+    seconds: float
+
+
+@dataclass
 class Sample:
-    """One picture, the words it was kept away from, and the evaluations that it cost."""
+    """One picture, the words it was kept away from, and the evaluations of it alone."""
 
     image: Image.Image
     negative: str | None
-    nfe: int
+    nfe: float
 
 
 def parse(text: str) -> Method:
     """`name:option=value,...` as a Method; SettingsError for a name or option that is unknown."""
     name, _, rest = text.partition(":")
     if name not in METHODS:
-        raise SettingsError(f"method {name!r} is unknown; choose {', '.join(METHODS)}.")
-    options = []
+        raise SettingsError(f"method {name!r} is unknown; {meant(name, METHODS)}")
+    options, of_rule = [], {}
     for item in filter(None, rest.split(",")):
         key, _, value = item.partition("=")
+        if key.startswith("o."):
+            of_rule.update([table.option(item.removeprefix("o."))])
+            continue
         try:
-            options.append((key, KINDS[key](value)))
+            options.append((key, table.from_text(OPTIONS[key], value)))
         except (KeyError, ValueError):
             raise SettingsError(
                 f"{item!r} in {text!r} is no option; write option=value with one of "
-                f"{', '.join(KINDS)}."
+                f"{', '.join(OPTIONS)}, or o.KEY=value for a rule's."
             ) from None
+    if of_rule:
+        options.append(("rule_options", tuple(of_rule.items())))
+    rule = dict(options).get("rule")
+    if rule is not None and contract.read(rule, of_rule).sha256 == contract.UNKNOWN:
+        raise SettingsError(
+            f"the source of rule {rule} cannot be read, so its records could not be told apart; "
+            "put it into a file."
+        )
     return Method(text, name, tuple(options))
 
 
-def settled(method: Method, s: float | None, steps: int, model) -> dict:
-    """Every setting that a method's pictures depend on, defaults and recommendations filled in."""
+def settled(method: Method, s: float | None, steps: int, model, size=None) -> dict:
+    """Every setting that a method's pictures depend on, defaults and recommendations filled in.
+
+    `size` is (height, width) in pixels; None, as the weights were trained, is left out.
+    """
     scales, options = model.config.scales, dict(method.options)
     s = options.pop("s", scales.get(method.name, scales.get(method.rule)) if s is None else s)
-    s = generation.DEFAULT_SCALE if s is None else s
+    s = table.DEFAULT_SCALE if s is None else s
     s = 1.0 if method.name == "unconditional" else s
     out = {"s": s, "steps": steps, **options}
     if method.name in CAPTIONED:
         out.setdefault("s_dns", scales.get("dns", s))
-    if method.name == "answer":
-        out = {**answer.DEFAULTS, **out}
+    if method.name in ROWS and ROWS[method.name].negative == "chain":
+        chain = {x.argument: x.default for x in OPTIONS.values() if x.of is table.of_chain}
+        out = {**chain, **out}
+        if "rule" in out:
+            out.pop("form")
+    if "rule" in out:
+        rule = contract.read(out["rule"], dict(out.get("rule_options", ())))
+        out["rule_options"], out["rule_sha256"] = rule.options, rule.sha256
     if method.name == "negative-alone":
         out["s"] = out["s_dns"]
-    return out
+    return out | ({} if size is None else {"size": tuple(size)})
 
 
-def check(method: Method, s: float | None, steps: int, model, prompts: Sequence[str]) -> None:
+def check(
+    method: Method, s: float | None, steps: int, model, prompts: Sequence[str],
+    others: Sequence[str], size: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
     """SettingsError, before anything is sampled, for a method that cannot run on these prompts."""
     settings = settled(method, s, steps, model)
+    model.latent_shape(size)
     allowed = {"cnp": OF_CNP, "negative-alone": OF_ALONE, "unconditional": ("steps", "eta")}
-    wrong = [k for k, _ in method.options if k not in allowed.get(method.name, KINDS)]
+    wrong = [
+        k
+        for k, _ in method.options
+        if k not in allowed.get(method.name, (*OPTIONS, "rule_options"))
+    ]
     if wrong:
         raise SettingsError(f"{wrong[0]} is no option of {method.name}; leave it out.")
-    rule, given, T = method.rule, dict(settings), len(model.schedule.abar)
+    row, given = ROWS[method.rule], dict(settings)
+    given.pop("rule_sha256", None)
     if method.name in ("negative-alone", "cnp"):
-        generation.check_settings(T, "dns", None, given.pop("s_dns"), steps, 0, 1, 0.0, None)
-    generation.check_settings(
-        T, rule, "" if rule in generation.NEEDS_NEGATIVE else None,
-        given.pop("s"), given.pop("steps"), 0, 1, given.pop("eta", 0.0),
-        given.pop("negative_scale", None), given.pop("s_dns", None), given.pop("dns_images", 1),
-        given.pop("caption_per", "seed"), given,
-    )  # fmt: skip
+        generation.Plan.of(model, "", "dns", {"s": given.pop("s_dns"), "steps": steps})
+    words = "" if row.negative == "given" else None
+    generation.Plan.of(model, "", method.rule, {**given, "negative": words})
     for prompt in prompts:
-        if method.name == "semantic":
-            semantic_negative(prompt)
-        if method.name.startswith("random"):
-            random_negative(prompt, 0, prompts)
+        negative(method, prompt, 0, others)
+
+
+def negative(method: Method, prompt: str, seed: int, others: Sequence[str]) -> str | None:
+    """The negative prompt of a picture, where it is known before anything is sampled."""
+    if method.name.startswith("universal"):
+        return UNIVERSAL
+    if method.name == "semantic":
+        return semantic_negative(prompt)
+    if method.name.startswith("random"):
+        return random_negative(prompt, seed, others)
+    return None
 
 
 def sample(
-    model, method: Method, prompt: str, seeds: int, s: float | None, steps: int,
-    captioner: prompting.Captioner | None, others: Sequence[str],
+    model, method: Method, prompt: str, seeds: Sequence[int], settings: dict,
+    negatives: Sequence[str | None], captioner: prompting.Captioner | None = None,
 ) -> list[Sample]:  # fmt: skip
-    """Pictures of `prompt` for the seeds 0 to `seeds` - 1; random negatives come from `others`."""
-    name, settings = method.name, settled(method, s, steps, model)
+    """Pictures of `prompt`, one for each of `seeds`, by `settled` settings.
+
+    `negatives` holds the negative prompt of each: `negative`'s, n* with auto-dnp and
+    negative-alone, else None. cnp asks the captioner as it goes.
+    """
+    name = method.name
+    settings = {k: v for k, v in settings.items() if name == "cnp" or not _of_words(method, k)}
+    settings.pop("rule_sha256", None)  # what the record is told by, and no setting
     if name == "cnp":
-        return [Sample(*cnp(model, prompt, k, captioner, **settings)) for k in range(seeds)]
-    if name.startswith("random"):
-        return [
-            _generate(
-                model, prompt, method.rule, 1, random_negative(prompt, k, others), k, settings
-            )[0]
-            for k in range(seeds)
-        ]
-    if name == "negative-alone":
-        s_dns = settings.pop("s_dns")
-        dns = _generate(model, prompt, "dns", seeds, None, 0, {**settings, "s": s_dns})
-        words = prompting.describe(captioner, [made.image for made in dns])
-        alone = [_generate(model, w, "dns", 1, None, k, settings)[0] for k, w in enumerate(words)]
-        return [Sample(a.image, w, a.nfe + d.nfe) for a, w, d in zip(alone, words, dns)]
-    negative = UNIVERSAL if name.startswith("universal") else None
-    if name == "semantic":
-        negative = semantic_negative(prompt)
-    if name == "auto-dnp":
-        settings["captioner"] = captioner
-    prompt = "" if name == "unconditional" else prompt
-    return _generate(model, prompt, method.rule, seeds, negative, 0, settings)
+        return [Sample(*cnp(model, prompt, seed, captioner, **settings)) for seed in seeds]
+    made, pairs = [], list(zip(seeds, negatives, strict=True))
+    while pairs:  # neighbours with the same negative are sampled together
+        (seed, n), k = pairs[0], 1
+        while k < len(pairs) and pairs[k] == (seed + k, n):
+            k += 1
+        positive = {"unconditional": "", "negative-alone": n}.get(name, prompt)
+        given = None if name == "negative-alone" else n
+        r = generation.generate(
+            model, positive, method.rule, given, seed=seed, images=k, **settings
+        )
+        made += [Sample(image, n, r.nfe) for image in r.images]
+        pairs = pairs[k:]
+    return made
 
 
-def _generate(model, prompt, rule, images, negative, seed, settings) -> list[Sample]:
-    r = generation.generate(model, prompt, rule, negative, seed=seed, images=images, **settings)
-    return [Sample(image, n, r.nfe) for image, n in zip(r.images, r.negatives)]
+def _of_words(method: Method, option: str) -> bool:
+    return method.name in FROM_DNS and option in OF_WORDS
+
+
+def dns_settings(settings: dict) -> dict:
+    """The settings of the DNS images that the words of a method's settings are for."""
+    same = {k: settings[k] for k in ("steps", "eta", "size", "sampler") if k in settings}
+    return {"s": settings["s_dns"], **same}
+
+
+def n_stars(
+    prompt: str, seeds: Sequence[int], settings: dict,
+    describe: Callable[[str, Sequence[int], dict], Sequence[Words]],
+) -> list[Words]:  # fmt: skip
+    """The n* of each picture: the words for its DNS images, joined by commas.
+
+    `describe` gives those for the DNS images of (prompt, seeds, settings); the first one of a
+    picture has its seed, so that it starts at its z_T.
+    """
+    own, count = dns_settings(settings), settings.get("dns_images", 1)
+    of = lambda j: [(seed + generation.FAR * j) % table.SEEDS for seed in seeds]  # noqa: E731
+    return [
+        Words(
+            ", ".join(part.text for part in parts if part.text),
+            sum(part.nfe for part in parts),
+            sum(part.seconds for part in parts),
+        )
+        for parts in zip(*(describe(prompt, of(j), own) for j in range(count)))
+    ]
 
 
 def random_negative(prompt: str, seed: int, others: Sequence[str]) -> str:
@@ -196,7 +254,7 @@ def semantic_negative(prompt: str) -> str:
 @torch.no_grad()
 def cnp(
     model, prompt: str, seed: int, captioner: prompting.Captioner, s: float, steps: int,
-    s_dns: float, negative_scale: float | None = None,
+    s_dns: float, negative_scale: float | None = None, size: tuple[int, int] | None = None,
 ) -> tuple[Image.Image, str, int]:  # fmt: skip
     """Complete negative prompting: at every step t a complete DNS chain from z_t, a caption of its
     picture, and Eq. (4) with it. Returns the picture, the last caption, and the evaluations.
@@ -212,7 +270,7 @@ def cnp(
     def noises(z, t, *conditions):
         nonlocal nfe
         nfe += len(conditions)
-        return generation.together(model.eps, z, torch.as_tensor(t), conditions)
+        return together(model.eps, z, torch.as_tensor(t), conditions)
 
     def both(z, t):
         return noises(z, t, c_phi, c_p)
@@ -226,7 +284,7 @@ def cnp(
         return guidance.negative_prompt_two_scale(eps_phi, eps_p, eps_n, s, h)
 
     generator = torch.Generator().manual_seed(seed)
-    z_T = noise_like(torch.empty(1, *model.latent_shape()), [generator])
+    z_T = noise_like(torch.empty(1, *model.latent_shape(size)), [generator])
     z_T = z_T.to(model.device, model.dtype)
     *_, (_, z_0, _) = ddim_sample(guided, z_T, model.schedule, steps, spacing=spacing)
     return model.decode(z_0)[0], captions[-1], nfe

@@ -1,16 +1,22 @@
-"""Tables, plots and contact sheets of a finished run. They depend on its records alone."""
+"""Tables, plots and contact sheets of a finished run. They depend on its records alone.
+
+`tables.md` is for readers; `tables.csv` holds the same cells, one on each line, and `pictures.csv`
+a line for each picture.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from dnp.evaluation.metrics import bootstrap, paired
-from dnp.evaluation.runner import picture
-from dnp.pictures import contact_sheet, png, write
+from dnp.evaluation.plots import plot
+from dnp.evaluation.sheets import sheets
+from dnp.pictures import png, write
 
 COLUMNS = {  # column: (heading, factor, digits)
     "minimum": ("min. object", 1, 3),
@@ -21,12 +27,17 @@ COLUMNS = {  # column: (heading, factor, digits)
     "asked": ("asked things per picture", 1, 2),
 }
 BY_CATEGORY = ("minimum", "full", "colours")
-PAPER = {  # arXiv:2411.05473, Table 2, Stable Diffusion: (min. object /) full prompt / IS
-    ("ae", "cfg"): "0.242 / 0.335 / 13.17",
-    ("ae", "auto-dnp"): "0.258 / 0.346 / 13.35",
-    ("hh", "cfg"): "people 0.322 / 9.95, hands 0.309 / 12.04",
-    ("hh", "auto-dnp"): "people 0.331 / 10.13, hands 0.321 / 12.39",
-}
+PUBLISHED = {  # arXiv:2411.05473, Table 2, Stable Diffusion
+    "ae": ("min. object / full prompt / IS", {
+        "CFG": "0.242 / 0.335 / 13.17", "auto-DNP": "0.258 / 0.346 / 13.35",
+    }),
+    "hh": ("full prompt / IS", {
+        "CFG": "people 0.322 / 9.95, hands 0.309 / 12.04",
+        "auto-DNP": "people 0.331 / 10.13, hands 0.321 / 12.39",
+    }),
+}  # fmt: skip
+PICTURES = ("wins-*.png", "losses-*.png", "scales.png", "evaluations.png")
+PER_PICTURE = ("full", "clipscore", "minimum", "things", "colours", "asked", "shown")
 Rows = dict[tuple[str, float | None], list[dict]]  # (method, scale) -> the records of its prompts
 
 
@@ -41,24 +52,82 @@ def baseline_of(key: tuple, rows: Rows, baseline: str) -> tuple:
     return next((k for k in own if k[1] == key[1]), own[0])
 
 
-def make(records: Sequence[dict], folder: Path, benchmark: str, baseline: str) -> str:
-    """Writes `tables.md`, plots and sheets into `folder`; returns the text of the tables."""
+def grouped(records: Sequence[dict]) -> Rows:
     rows: Rows = {}
     for record in records:
         rows.setdefault((record["method"], record["scale"]), []).append(record)
-    text = [*_table(rows, benchmark), *_differences(rows, baseline)]
+    return rows
+
+
+def make(records: Sequence[dict], folder: Path, benchmark: str, baseline: str) -> str:
+    """Writes tables, plots and sheets into `folder`; returns the text of `tables.md`."""
+    rows, cells = grouped(records), Cells()
+    text = [*_table(rows, cells), *_differences(rows, baseline, cells)]
     for column in BY_CATEGORY:
-        text += _categories(rows, column)
+        text += _categories(rows, column, cells)
     text += _plots(rows, folder)
+    by = "full" if _have(rows, "full") else "colours"
     for key in rows:
-        if key[0] != baseline:
-            text += _sheets(rows, baseline_of(key, rows, baseline), key, folder)
+        base = baseline_of(key, rows, baseline)
+        if key[0] != baseline and _have(rows, by):
+            names = name(base, rows), name(key, rows)
+            text += sheets(rows[base], rows[key], names, by, COLUMNS[by][0], folder)
+    text += _published(benchmark)
     whole = "\n".join(text) + "\n"
-    write(folder / "tables.md", whole.encode())
+    for pattern in PICTURES:  # of a grid that was reported here before
+        for path in folder.glob(pattern):
+            if f"`{path.name}`" not in whole:
+                path.unlink(missing_ok=True)
+    for file, data in (
+        ("tables.md", whole), ("tables.csv", cells.csv()), ("pictures.csv", _pictures(records)),
+    ):  # fmt: skip
+        write(folder / file, data.encode())
     return whole
 
 
 # ----------------------------------------------------------------------------------------- tables
+
+
+class Cells:
+    """Collects what stands in the tables, for the CSV."""
+
+    def __init__(self):
+        self.rows: list[list] = []
+
+    def add(
+        self, table: str, key: tuple, rows: Rows, heading: str, interval: Sequence[float],
+        factor: float = 1, digits: int = 3, sign: str = "",
+    ) -> str:  # fmt: skip
+        """The text of a cell: a mean and its interval."""
+        values = [factor * v for v in interval]
+        numbers = [f"{v:.6g}" for v in values]
+        self.rows.append([table, key[0], f"{rows[key][0]['s']:g}", heading, *numbers])
+        mean, low, high = (f"{v:{sign}.{digits}f}" for v in values)
+        return f"{mean} [{low}, {high}]"
+
+    def csv(self) -> str:
+        return _csv(["table", "method", "s", "column", "mean", "low", "high"], self.rows)
+
+
+def _csv(heads: Sequence[str], body: Sequence[Sequence]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([heads, *body])
+    return file.getvalue()
+
+
+def _pictures(records: Sequence[dict]) -> str:
+    """A line for each picture: how it was made, and its numbers."""
+    columns = [c for c in PER_PICTURE if any(c in r for r in records)]
+    body = []
+    for r in records:
+        for i, seed in enumerate(r["seeds"]):
+            numbers = [r[c][i] if r.get(c) is not None else "" for c in columns]
+            numbers = [int(v) if isinstance(v, bool) else v for v in numbers]
+            line = [r["method"], f"{r['s']:g}", r["prompt"], r["category"], seed]
+            line += [r["negatives"][i], f"{r['nfe'][i]:g}", r["failed"][i], *numbers]
+            body.append([*line, r["images"][i]])
+    heads = ["method", "s", "prompt", "category", "seed", "negative", "evaluations", "failed"]
+    return _csv([*heads, *columns, "image"], body)
 
 
 def _lines(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -70,11 +139,6 @@ def _lines(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _cell(interval: Sequence[float], factor: float, digits: int, sign: str = "") -> str:
-    mean, low, high = (f"{factor * v:{sign}.{digits}f}" for v in interval)
-    return f"{mean} [{low}, {high}]"
-
-
 def _have(rows: Rows, column: str) -> bool:
     return any(r.get(column) is not None for records in rows.values() for r in records)
 
@@ -84,43 +148,50 @@ def _groups(records: Sequence[dict], column: str) -> list[Sequence[float]]:
     return [np.atleast_1d(r[column]) for r in records if r.get(column) is not None]
 
 
-def _table(rows: Rows, benchmark: str) -> list[str]:
+def _table(rows: Rows, out: Cells) -> list[str]:
     columns = [c for c in COLUMNS if _have(rows, c)]
     heads = ["method", *(COLUMNS[c][0] for c in columns)]
     heads += ["IS"] * _have(rows, "classes") + ["diversity"] * _have(rows, "diversity")
-    paper = any((benchmark, key[0]) in PAPER for key in rows)
-    heads += ["evaluations", *["paper: min. object / full prompt / IS"] * paper]
     body = []
     for key, records in rows.items():
         cells = [name(key, rows)]
-        for c in columns:
+        for c in [*columns, *["diversity"] * _have(rows, "diversity")]:
+            heading, factor, digits = COLUMNS.get(c, (c, 1, 3))
             groups = _groups(records, c)
-            cells.append(_cell(bootstrap(groups), *COLUMNS[c][1:]) if groups else "-")
+            told = (
+                out.add("all", key, rows, heading, bootstrap(groups), factor, digits)
+                if groups
+                else "-"
+            )
+            cells.append(told)
         if _have(rows, "classes"):
-            cells.append(_cell(inception_interval(records), 1, 2))
-        if _have(rows, "diversity"):
-            groups = _groups(records, "diversity")
-            cells.append(_cell(bootstrap(groups), 1, 3) if groups else "-")
-        cells.append(f"{cost(records):g}")
-        body.append(cells + [PAPER.get((benchmark, key[0]), "-")] * paper)
+            place = 1 + len(columns)
+            told = out.add("all", key, rows, "IS", inception_interval(records), 1, 2)
+            cells.insert(place, told)
+        n = cost(records)
+        out.rows.append(["all", key[0], f"{rows[key][0]['s']:g}", "evaluations", f"{n:g}", "", ""])
+        body.append([*cells, f"{n:g}"])
     first = next(iter(rows.values()))
-    notes = [f"{len(first)} prompts x {len(first[0]['nfe'])} seeds; 95 % intervals over prompts."]
+    seeds = first[0]["seeds"]
+    notes = [
+        f"{len(first)} prompts x {len(seeds)} seeds, from {seeds[0]}; 95 % intervals over prompts."
+    ]
     halves = len(_groups(first, "minimum"))
     if 0 < halves < len(first):
         notes.append(f'min. object: the {halves} prompts with " and " or " with ".')
     for key, records in rows.items():
-        told = [note for r in records for note in r["notes"]]
-        empty, cut = (sum(w in note for note in told) for w in ("no words", "cut off"))
-        failed = sum(r["failed"] is not None for r in records)
+        cut = sum("cut off" in note for r in records for note in r["notes"])
+        failed = sum(f is not None for r in records for f in r["failed"])
         for count, what in (
-            (empty, "empty captions (phi)"), (cut, "captions cut"), (failed, "prompts overflowed"),
+            (sum(r["empty"] for r in records), "empty captions (phi)"), (cut, "captions cut"),
+            (failed, "pictures overflowed"),
         ):  # fmt: skip
             if count:
                 notes.append(f"{name(key, rows)}: {count} {what}.")
-    return [*_lines(heads, body), *notes, ""]
+    return [*_lines([*heads, "evaluations"], body), *notes, ""]
 
 
-def _differences(rows: Rows, baseline: str) -> list[str]:
+def _differences(rows: Rows, baseline: str, out: Cells) -> list[str]:
     columns = [c for c in COLUMNS if _have(rows, c)]
     body = []
     for key, records in rows.items():
@@ -132,7 +203,9 @@ def _differences(rows: Rows, baseline: str) -> list[str]:
             a, b = _values(records, c), _values(base, c)
             both = bool(a.keys() & b.keys())
             told = paired(a, b, group=lambda k: k[0]) if both else None
-            cells.append(_cell(told, *COLUMNS[c][1:], "+") if told else "-")
+            table, (heading, factor, digits) = f"minus {baseline}", COLUMNS[c]
+            put = told and out.add(table, key, rows, heading, told, factor, digits, "+")
+            cells.append(put or "-")
         body.append(cells)
     if not body:
         return []
@@ -140,7 +213,7 @@ def _differences(rows: Rows, baseline: str) -> list[str]:
     return [told, "", *_lines(["method", *(COLUMNS[c][0] for c in columns)], body)]
 
 
-def _categories(rows: Rows, column: str) -> list[str]:
+def _categories(rows: Rows, column: str, out: Cells) -> list[str]:
     kinds = list(dict.fromkeys(r["category"] for records in rows.values() for r in records))
     if len(kinds) < 2 or not _have(rows, column):
         return []
@@ -150,9 +223,23 @@ def _categories(rows: Rows, column: str) -> list[str]:
         cells = [name(key, rows)]
         for kind in kinds:
             groups = _groups([r for r in records if r["category"] == kind], column)
-            cells.append(_cell(bootstrap(groups), factor, digits) if groups else "-")
+            put = groups and out.add(kind, key, rows, heading, bootstrap(groups), factor, digits)
+            cells.append(put or "-")
         body.append(cells)
     return [f"{heading}, by category:", "", *_lines(["method", *kinds], body)]
+
+
+def _published(benchmark: str) -> list[str]:
+    """A table of its own: other weights, other prompts of that form, and another CLIP."""
+    if benchmark not in PUBLISHED:
+        return []
+    heading, numbers = PUBLISHED[benchmark]
+    return [
+        "What arXiv:2411.05473 prints for Stable Diffusion (Table 2). Its weights, prompts and "
+        "CLIP are others, so it is no row of the tables above:",
+        "",
+        *_lines(["method", heading], list(numbers.items())),
+    ]
 
 
 def inception_interval(records: Sequence[dict], draws: int = 1000) -> tuple[float, float, float]:
@@ -180,25 +267,22 @@ def inception_interval(records: Sequence[dict], draws: int = 1000) -> tuple[floa
 
 def cost(records: Sequence[dict]) -> float:
     """Mean network evaluations for a picture that was made."""
-    made = [n for r in records if r["failed"] is None for n in r["nfe"]]
+    made = [n for r in records for n, failed in zip(r["nfe"], r["failed"]) if failed is None]
     return sum(made) / len(made) if made else float("nan")
 
 
 def _values(records: Sequence[dict], column: str) -> dict[tuple, float]:
-    return {(r["prompt"], i): v for r in records for i, v in enumerate(r.get(column) or [])}
+    return {(r["prompt"], i): v for r in records for i, v in zip(r["seeds"], r.get(column) or [])}
 
 
-def times(seconds: Sequence[dict], records: Sequence[dict]) -> str:
+def times(records: Sequence[dict]) -> str:
     """Seconds for a picture of each method, which no other table depends on."""
-    of = {t["unit"]: t["seconds"] for t in seconds}
-    rows: Rows = {}
-    for r in records:
-        rows.setdefault((r["method"], r["scale"]), []).append(r)
-    body = []
-    for key, own in rows.items():
-        known = [of[r["unit"]] for r in own if r["unit"] in of]
-        body.append([name(key, rows), f"{np.median(known):.2f}" if known else "-"])
-    return "\n".join(_lines(["method", "seconds for a picture, median over prompts"], body))
+    rows = grouped(records)
+    body = [
+        [name(key, rows), f"{np.median([t for r in own for t in r['seconds']]):.2f}"]
+        for key, own in rows.items()
+    ]
+    return "\n".join(_lines(["method", "seconds for a picture, median"], body))
 
 
 # ------------------------------------------------------------------------------------------ plots
@@ -211,100 +295,21 @@ def _plots(rows: Rows, folder: Path) -> list[str]:
         return []
     heading, factor, _ = COLUMNS[column]
     scales: dict[str, list[tuple]] = {}
-    costs: dict[str, list[tuple]] = {}
-    for (method, scale), records in rows.items():
+    best: dict[str, tuple] = {}
+    for key, records in rows.items():
+        method, scale = key
         interval = [factor * v for v in bootstrap(_groups(records, column))]
-        costs.setdefault(method, []).append((cost(records), *interval))
         if scale is not None:
             scales.setdefault(method, []).append((scale, *interval))
+        if method not in best or interval[0] > best[method][1][1]:
+            best[method] = name(key, rows), (cost(records), *interval)
     told = []
     curves = {k: sorted(v) for k, v in scales.items() if len(v) > 1}
     if curves:
         write(folder / "scales.png", png(plot(curves, "guidance scale s", heading)))
         told += ["`scales.png`: " + heading + " by scale."]
-    if len(costs) > 1:
-        best = {k: [max(v, key=lambda point: point[1])] for k, v in costs.items()}
-        write(folder / "evaluations.png", png(plot(best, "evaluations per picture", heading)))
+    if len(best) > 1:
+        points = {label: [point] for label, point in best.values()}
+        write(folder / "evaluations.png", png(plot(points, "evaluations per picture", heading)))
         told += ["`evaluations.png`: each method at the scale where it is best on these pictures."]
-    return [*told, ""] if told else []
-
-
-PALETTE = ["#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#e08e0b", "#444444", "#00a6a6", "#a0522d"]
-
-
-def ticks(low: float, high: float) -> np.ndarray:
-    """Round numbers (1, 2 or 5 times a power of ten) from below `low` to above `high`, 4 to 10."""
-    rough = ((high - low) or 1) / 6
-    power = 10 ** np.floor(np.log10(rough))
-    step = power * next(n for n in (1, 2, 5, 10) if n * power >= rough)
-    first, last = np.floor(low / step + 1e-9), np.ceil(high / step - 1e-9)
-    return step * np.arange(first, max(last, first + 1) + 1)
-
-
-def plot(curves: dict[str, list[tuple]], x_label: str, y_label: str) -> Image.Image:
-    """Lines of (x, y, low, high) points with their intervals, and a legend."""
-    k = 2  # drawn larger and made smaller, so that lines are smooth
-    w, h, left, right, top, bottom = (k * n for n in (760, 460, 60, 200, 26, 60))
-    image = Image.new("RGB", (w, h), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=14 * k)
-    points = [p for curve in curves.values() for p in curve]
-    xs = ticks(min(p[0] for p in points), max(p[0] for p in points))
-    ys = ticks(min(p[2] for p in points), max(p[3] for p in points))
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            left + (x - xs[0]) / (xs[-1] - xs[0]) * (w - left - right),
-            h - bottom - (y - ys[0]) / (ys[-1] - ys[0]) * (h - top - bottom),
-        )
-
-    for x in xs:
-        draw.text((place(x, 0)[0], h - bottom + 6 * k), f"{x:.4g}", "black", font, anchor="ma")
-    for y in ys:
-        draw.text((left - 6 * k, place(0, y)[1]), f"{y:.4g}", "black", font, anchor="rm")
-        draw.line([place(xs[0], y), place(xs[-1], y)], fill="#dddddd", width=k)
-    draw.text(((left + w - right) / 2, h - 26 * k), x_label, "black", font, anchor="ma")
-    draw.text((left, 2 * k), y_label, "black", font)
-    for i, (label, curve) in enumerate(curves.items()):
-        colour = PALETTE[i % len(PALETTE)]
-        places = [place(x, y) for x, y, _, _ in curve]
-        draw.line(places, fill=colour, width=3 * k)
-        for (px, py), (x, _, low, high) in zip(places, curve):
-            draw.line([(px, place(x, low)[1]), (px, place(x, high)[1])], fill=colour, width=k)
-            draw.ellipse([px - 4 * k, py - 4 * k, px + 4 * k, py + 4 * k], fill=colour)
-        y = top + 22 * k * i
-        draw.rectangle([w - right + 12 * k, y + 3 * k, w - right + 26 * k, y + 13 * k], fill=colour)
-        draw.text((w - right + 32 * k, y), label[:26], "black", font)
-    return image.resize((w // k, h // k), Image.Resampling.LANCZOS)
-
-
-# ----------------------------------------------------------------------------------------- sheets
-
-
-def _sheets(rows: Rows, base: tuple, key: tuple, folder: Path) -> list[str]:
-    """The eight greatest gains and losses, prompt by prompt and seed by seed: the rule chooses,
-    nobody else. The baseline's picture stands above the method's."""
-    column = "full" if _have(rows, "full") else "colours"
-    if not _have(rows, column):
-        return []
-    before, after = _values(rows[base], column), _values(rows[key], column)
-    made = [{r["prompt"]: r for r in rows[k]} for k in (base, key)]
-    change = {k: after[k] - before[k] for k in before.keys() & after.keys()}
-    order = sorted(change, key=lambda k: (change[k], k))
-    told = []
-    for title, keys in (
-        ("wins", [k for k in order[::-1] if change[k] > 0][:8]),
-        ("losses", [k for k in order if change[k] < 0][:8]),
-    ):
-        if not keys:
-            continue
-        pictures = [[picture(folder, of[p], i) for p, i in keys] for of in made]
-        heads = [f"before\n{name(base, rows)[:30]}", f"after\n{name(key, rows)[:30]}"]
-        columns = [f"{change[k]:+.3f}, seed {k[1]}" for k in keys]
-        what = f"{title} of {name(key, rows)} over {name(base, rows)} by {COLUMNS[column][0]}"
-        plain = "".join(c if c.isalnum() or c in "-." else "_" for c in name(key, rows))
-        sheet = contact_sheet(list(zip(heads, pictures)), columns, what)
-        write(folder / f"{title}-{plain}.png", png(sheet))
-        told.append(
-            f"`{title}-{plain}.png`: " + "; ".join(f"{p} (seed {i})" for p, i in keys) + "."
-        )
     return [*told, ""] if told else []

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dnp import prompting
 from dnp.energy import eps_from_v
 from dnp.errors import NonFiniteError, SettingsError, WeightsError
-from dnp.generation import choose_device
 from dnp.schedule import Schedule
 from dnp.sd import layouts, weights
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+from dnp.sd.device import choose_device
 from dnp.sd.fingerprint import Fingerprint
 from dnp.sd.memory import keep_freed_memory
 from dnp.sd.unet import UNet
@@ -64,7 +65,12 @@ class StableDiffusion:
     ):  # fmt: skip
         self.text_encoder, self.unet, self.vae = text_encoder, unet, vae
         self.open_tokenizer, self.schedule, self.config = open_tokenizer, schedule, config
-        self.own_captioner = None  # loaded by `dnp.generate` when it is first needed
+
+    @cached_property
+    def captioner(self) -> Callable | None:
+        """The weights' own captioner, opened at its first use; or what was set here."""
+        folder = self.config.captioner
+        return None if folder is None else prompting.load_captioner(folder, self.device)
 
     @cached_property
     def tokenizer(self):

@@ -1,0 +1,82 @@
+"""Records on a disk: a file each, named by its key, whole or not at all, with its own digest.
+
+A run may be killed at any moment: what stands under a name is whole. What was changed, cut, or
+replaced by something else is not there, and is made again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from dnp.errors import DnpError
+from dnp.evaluation import keys
+from dnp.pictures import write
+
+
+class RunError(DnpError):
+    """An evaluation folder cannot be used, or cannot be written any more."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what a disk says, full or read-only, into a RunError."""
+    try:
+        yield
+    except OSError as e:
+        raise RunError(
+            f"{folder}: cannot be read or written ({e.strerror or e}); make room or give --out "
+            "another folder, and type the same command to go on."
+        ) from None
+
+
+class Store:
+    """A folder of records: dicts by key."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether something stands there, be it whole or not."""
+        return self._path(key).exists()
+
+    def get(self, key: str) -> dict | None:
+        """The record as it was put there; None if it is not, or not as it was."""
+        path = self._path(key)
+        if not path.is_file():  # nothing, or a pipe, which would keep us waiting for ever
+            return None
+        try:
+            record = json.loads(path.read_bytes())
+            whole = record.pop("digest") == keys.key({"key": key, **record})
+        except (ValueError, RecursionError, OverflowError, AttributeError, TypeError, KeyError):
+            return None
+        return record if whole else None
+
+    def put(self, key: str, record: dict) -> None:
+        told = {**record, "digest": keys.key({"key": key, **record})}
+        write(self._path(key), (json.dumps(told, indent=1) + "\n").encode())
+
+    def all(self) -> Iterator[dict]:
+        """Every whole record, in the order of the keys."""
+        for path in sorted(self.folder.glob("*.json")):
+            record = self.get(path.stem)
+            if record is not None:
+                yield record
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+
+def picture(folder: Path, record: dict) -> Image.Image | None:
+    """The picture of a record; None if it is not there as it was made."""
+    path = folder / "images" / record["image"]
+    data = path.read_bytes() if path.is_file() else b""
+    if keys.digest(data) != record["sha256"]:
+        return None
+    return Image.open(io.BytesIO(data)).convert("RGB")

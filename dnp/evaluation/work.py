@@ -1,0 +1,244 @@
+"""A grid of methods x scales x prompts x seeds in a folder: what it makes is keyed by content.
+
+A picture and its record are named by the key of all that the picture depends on
+(`dnp/evaluation/keys.py`): `images/KEY.png`, `records/KEY.json`. A run makes what is missing, so
+it can be killed at any moment and go on, and grow by methods, scales, prompts and seeds; with
+changed code or weights it makes new records beside the old ones, and says so. DNS images are
+records too, and `captions/` holds the words for them: all variants share both. `scores/` holds
+the numbers of each unit, one (method, scale, prompt) with its seeds; changed metrics score anew.
+
+Process RANK of WORLD_SIZE takes every WORLD_SIZE-th prompt. On a CPU what is made depends on the
+content alone, to the byte; on a GPU the last bits may depend on the batch.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dnp import generation, prompting
+from dnp.errors import NonFiniteError
+from dnp.evaluation import keys, scores
+from dnp.evaluation import methods as m
+from dnp.evaluation.benchmarks import Prompt
+from dnp.evaluation.scores import Instruments
+from dnp.evaluation.store import Store, picture, writing
+from dnp.pictures import png, write
+
+DNS = m.Method("dns", "dns")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is asked for."""
+
+    prompts: tuple[Prompt, ...]
+    methods: tuple[m.Method, ...]
+    scales: tuple[float | None, ...]  # None: the weights' recommendation for the method
+    seeds: tuple[int, ...]
+    steps: int
+    size: tuple[int, int] | None = None  # (height, width) in pixels; None: as trained
+    others: tuple[str, ...] = ()  # where random negatives come from
+
+    def units(self) -> list[tuple[m.Method, float | None, Prompt]]:
+        return [(a, s, p) for a in self.methods for s in self.scales for p in self.prompts]
+
+    def share(self, rank: int, world: int) -> list[tuple[m.Method, float | None, Prompt]]:
+        """The units of one process. Those of a prompt stay together, since they share DNS images,
+        unless there are fewer prompts than processes."""
+        few, n = len(self.prompts) < world, len(self.prompts)
+        return [u for i, u in enumerate(self.units()) if (i if few else i % n) % world == rank]
+
+
+class Run:
+    """A grid in a folder: what is there, what is missing, and how it is made."""
+
+    def __init__(self, grid: Grid, model, instruments: Instruments, folder: Path):
+        texts = [p.text for p in grid.prompts]
+        for method in grid.methods:
+            for s in grid.scales:
+                m.check(method, s, grid.steps, model, texts, grid.others, grid.size)
+        self.grid, self.model, self.instruments, self.folder = grid, model, instruments, folder
+        self.metrics = keys.key(instruments.told())
+        self.sound: dict[str, dict] = {}  # records whose pictures were looked at, by key
+        self.lost = 0
+        with writing(folder):
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            self.records, self.captions, self.scores = (
+                Store(folder / name) for name in ("records", "captions", "scores")
+            )
+
+    # ---------------------------------------------------------------------------------- what is it
+
+    def settings(self, method: m.Method, s: float | None) -> dict:
+        return m.settled(method, s, self.grid.steps, self.model, self.grid.size)
+
+    def content(self, method: m.Method, settings: dict, prompt: str, seed: int) -> dict:
+        """All that a picture depends on; its key is the record's name."""
+        captioned = method.name in m.CAPTIONED
+        first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
+        return {
+            "method": method.name,
+            "settings": settings,
+            "prompt": prompt,
+            "seed": seed,
+            "negative": m.negative(method, prompt, seed, self.grid.others),
+            "words": first if captioned else None,  # the seed that n* belongs to
+            "code": keys.code_hash(),
+            "weights": self.model.config.fingerprint,
+            "captioner": self.instruments.captioner_file if captioned else None,
+            "device": self.model.device.type,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def kept(self, content: dict) -> dict | None:
+        """The record of a picture; None if it is not there, or its picture is not as it was."""
+        key = keys.key(content)
+        if key not in self.sound:
+            record = self.records.get(key)
+            if record is not None and picture(self.folder, record) is not None:
+                self.sound[key] = record
+            elif key in self.records:
+                self.lost += 1
+        return self.sound.get(key)
+
+    # -------------------------------------------------------------------------------------- making
+
+    def made(self, method: m.Method, settings: dict, prompt: str, seeds: Sequence[int]) -> list:
+        """The records of pictures; those that are missing are made."""
+        contents = {seed: self.content(method, settings, prompt, seed) for seed in seeds}
+        records = {seed: self.kept(content) for seed, content in contents.items()}
+        missing = [seed for seed, record in records.items() if record is None]
+        batch = generation.batch_size(self.model.device)
+        for i in range(0, len(missing), batch):
+            some = missing[i : i + batch]
+            for seed, record in zip(some, self._sample(method, settings, prompt, some)):
+                key, image = keys.key(contents[seed]), record.pop("picture")
+                data = png(image)
+                record |= {"image": f"{key}.png", "sha256": keys.digest(data)}
+                record |= {"content": contents[seed], "torch": torch.__version__}
+                write(self.folder / "images" / f"{key}.png", data)
+                self.records.put(key, record)  # last: it says that all is there
+                self.sound[key] = records[seed] = record
+        return [records[seed] for seed in seeds]
+
+    def _sample(self, method, settings, prompt, seeds) -> list[dict]:
+        """What is new of some records. A picture whose latents overflow at a great scale is a
+        failure of the method and not of the run: it is black, and its record says `failed`."""
+        with warnings.catch_warnings(record=True) as notes:  # words that are cut
+            warnings.simplefilter("always")
+            try:
+                words = [m.Words(None, 0, 0.0)] * len(seeds)
+                if method.name in m.FROM_DNS:
+                    of = [self.content(method, settings, prompt, k)["words"] for k in seeds]
+                    words = m.n_stars(prompt, of, settings, self.words)
+                    negatives = [w.text for w in words]
+                else:
+                    negatives = [m.negative(method, prompt, k, self.grid.others) for k in seeds]
+                start = time.perf_counter()
+                samples = m.sample(
+                    self.model, method, prompt, seeds, settings, negatives,
+                    self.instruments.captioner,
+                )  # fmt: skip
+                seconds, failed = (time.perf_counter() - start) / len(seeds), None
+            except NonFiniteError as e:
+                if len(seeds) > 1:
+                    return [r for k in seeds for r in self._sample(method, settings, prompt, [k])]
+                sides = self.model.latent_shape(self.grid.size)[:0:-1]
+                black = Image.new("RGB", [self.model.config.vae.factor * side for side in sides])
+                samples, seconds, failed = [m.Sample(black, None, 0)], 0.0, str(e)
+                words = [m.Words(None, 0, 0.0)]
+        rows = [
+            {
+                "picture": sample.image,
+                "negative": sample.negative,
+                "nfe": sample.nfe,
+                "words_nfe": w.nfe,
+                "seconds": seconds + w.seconds,
+                "failed": failed,
+                "notes": [],
+            }
+            for sample, w in zip(samples, words)
+        ]
+        rows[0]["notes"] = [str(note.message) for note in notes]
+        return rows
+
+    def words(self, prompt: str, seeds: Sequence[int], settings: dict) -> list[m.Words]:
+        """The captions of DNS images, which are made where they are missing."""
+        rows, captioner = [], self.instruments.captioner
+        for dns in self.made(DNS, settings, prompt, seeds):
+            if dns["failed"]:
+                raise NonFiniteError(dns["failed"])
+            key = keys.key([dns["sha256"], self.instruments.captioner_file, keys.code_hash()])
+            caption = self.captions.get(key)
+            if caption is None:
+                start = time.perf_counter()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # an empty one is counted by the report
+                    (text,) = prompting.describe(captioner, [picture(self.folder, dns)])
+                caption = {"text": text, "seconds": time.perf_counter() - start}
+                caption |= {"image": dns["image"], "prompt": prompt}
+                self.captions.put(key, caption)
+            rows.append(m.Words(caption["text"], dns["nfe"], dns["seconds"] + caption["seconds"]))
+        return rows
+
+    # ------------------------------------------------------------------------------------- scoring
+
+    def _kept(self, unit: tuple) -> list[dict] | None:
+        method, s, prompt = unit
+        settings = self.settings(method, s)
+        contents = (self.content(method, settings, prompt.text, k) for k in self.grid.seeds)
+        records = [self.kept(content) for content in contents]
+        return None if None in records else records
+
+    def of(self, unit: tuple, records: Sequence[dict] | None = None) -> str | None:
+        """The key of the scores of a unit: that of its pictures; None where one is missing."""
+        records = records or self._kept(unit)
+        return records and keys.key([unit[2].text, [r["sha256"] for r in records]])
+
+    def unit(self, unit: tuple, rescore: bool = False, make: bool = True) -> dict | None:
+        """The row of one (method, scale, prompt) for the tables: a list with one entry for each
+        seed under each name. None if a picture is missing, or, unless they may be made, scores."""
+        method, s, prompt = unit
+        settings, seeds, rows = self.settings(method, s), self.grid.seeds, self._kept(unit)
+        if rows is None:
+            return None
+        of = self.of(unit, rows)
+        numbers = self.scores.get(of)
+        if rescore or numbers is None or numbers["metrics"] != self.metrics:
+            if not make:
+                return None
+            images = [picture(self.folder, r) for r in rows]
+            numbers = scores.score(self.instruments, images, prompt.text)
+            numbers |= {"metrics": self.metrics}
+            self.scores.put(of, numbers)
+        share = len(seeds) if settings.get("caption_per") == "prompt" else 1
+        return {
+            "method": method.label,
+            "scale": s,
+            "s": settings["s"],
+            "prompt": prompt.text,
+            "category": prompt.category,
+            "seeds": list(seeds),
+            "keys": [keys.key(r["content"]) for r in rows],
+            "nfe": [r["nfe"] + r["words_nfe"] / share for r in rows],
+            "negatives": [r["negative"] for r in rows],
+            "failed": [r["failed"] for r in rows],
+            "notes": [note for r in rows for note in r["notes"]],
+            "empty": sum(r["negative"] == "" for r in rows) * (method.name in m.CAPTIONED),
+            "images": [r["image"] for r in rows],
+            "sha256": [r["sha256"] for r in rows],
+            "seconds": [r["seconds"] for r in rows],
+            **{k: v for k, v in numbers.items() if k != "metrics"},
+        }
+
+    def rows(self) -> list[dict]:
+        """Those of all units that are there, whoever made them."""
+        rows = (self.unit(unit, make=False) for unit in self.grid.units())
+        return [row for row in rows if row is not None]

@@ -1,0 +1,156 @@
+"""A guided model (z_t, t) -> eps: the conditions that a rule needs, evaluated and counted.
+
+A sampler calls it and never sees a prompt or a rule. At each evaluation:
+
+    outside `interval`            eps is the positive branch alone (p; for DNS phi): one evaluation
+    outside `negative_interval`   eps_n is eps_phi, and costs nothing
+    else                          eps = rule(the noises that its parameters name)
+
+Intervals are (lo, hi] in the variance-exploding sigma, sqrt((1 - abar) / abar), as the literature
+has them (Kynkaanniemi et al., arXiv:2404.07724); the rule's `sigma_t` is sqrt(1 - abar).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dnp.contract import NOISES, Rule
+from dnp.errors import SettingsError
+from dnp.schedule import EpsFn, Schedule
+
+Span = tuple[float, float]
+
+
+class Guided:
+    """The guided model of one batch.
+
+    `evaluate(z_t, t, conditions)` gives the noise of each condition; `conditions` holds those of
+    phi and p, and of n where it is words. `latent_negative` makes ANSWER's negative of them.
+    `evaluations` counts the network evaluations per sample since `reset`.
+    """
+
+    def __init__(
+        self, evaluate: Callable, conditions: Mapping[str, object], rule: Rule, schedule: Schedule,
+        pairs: Sequence[tuple[int, int]], positive: str = "p", *, s: float | None = None,
+        h: float | None = None, interval: Span | None = None,
+        negative_interval: Span | None = None, latent_negative: Callable | None = None,
+    ):  # fmt: skip
+        self.evaluate, self.conditions, self.rule = evaluate, dict(conditions), rule
+        self.schedule, self.positive = schedule, positive
+        self.s, self.h, self.evaluations = s, s if h is None else h, 0
+        self.interval, self.negative_interval = interval, negative_interval
+        self.t_next = dict(pairs)  # of a level twice there, the last
+        self.latent_negative = latent_negative and latent_negative(noises=self.noises)
+        self.first: tuple[int, Tensor, dict] | None = None  # the first evaluation of a step
+
+    def __call__(self, z_t: Tensor, t: Tensor) -> Tensor:
+        level = int(t)
+        if not self._inside(self.interval, level):
+            (eps,) = self.noises(z_t, t, [self.conditions[self.positive]])
+            seen = {f"eps_{self.positive}": eps}
+        else:
+            seen = self._seen(z_t, t, level)
+            try:
+                eps = self.rule(self._available(z_t, t, level) | seen)
+            except ValueError as e:
+                raise SettingsError(f"rule {self.rule.name} at t = {level}: {e}") from e
+            self._check(eps, z_t)
+        if self.first is None:
+            self.first = level, eps, seen
+        return eps
+
+    def _seen(self, z_t: Tensor, t: Tensor, level: int) -> dict[str, Tensor]:
+        """The noises that the rule needs, by name, in one evaluation of the network."""
+        needs = {name for name in NOISES if name in self.rule.needs}
+        chained = self.latent_negative is not None and "eps_n" in needs
+        silent = "eps_n" in needs and not self._inside(self.negative_interval, level)
+        if chained or silent:
+            needs = needs - {"eps_n"} | (
+                {"eps_phi", "eps_p"} if chained and not silent else {"eps_phi"}
+            )
+        order = [name for name in NOISES if name in needs]
+        conditions = [self.conditions[name.removeprefix("eps_")] for name in order]
+        seen = dict(zip(order, self.noises(z_t, t, conditions)))
+        if silent:
+            seen["eps_n"] = seen["eps_phi"]
+        elif chained:
+            seen["eps_n"] = self.latent_negative(z_t, t, seen["eps_phi"], seen["eps_p"])
+        return seen
+
+    def _available(self, z_t: Tensor, t: Tensor, level: int) -> dict[str, object]:
+        """What a rule may ask for beside noises."""
+        t_next = self.t_next.get(level)
+        sigma_next = None if t_next is None else (1 - self.schedule.level(t_next)).sqrt()
+        return {
+            "s": self.s, "h": self.h, "z_t": z_t, "t": t,
+            "t_next": None if t_next is None else torch.tensor(t_next, device=z_t.device),
+            "sigma_t": (1 - self.schedule.level(level)).sqrt(), "sigma_next": sigma_next,
+        }  # fmt: skip
+
+    def _check(self, eps: object, z_t: Tensor) -> None:
+        shape = tuple(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
+        if shape != tuple(z_t.shape):
+            raise SettingsError(
+                f"rule {self.rule.name} returned {shape} for latents {tuple(z_t.shape)}; return "
+                "one noise of their shape."
+            )
+
+    def _inside(self, span: Span | None, level: int) -> bool:
+        return span is None or bool(span[0] < self.schedule.sigma_ve(level) <= span[1])
+
+    def noises(self, z_t: Tensor, t: Tensor, conditions: Sequence[object]) -> Sequence[Tensor]:
+        """The noise of each condition, counted."""
+        self.evaluations += len(conditions)
+        return self.evaluate(z_t, t, conditions)
+
+    def reset(self, z_T: Tensor) -> None:
+        """Before the chain of a batch."""
+        self.first, self.evaluations = None, 0
+        if self.rule.remembers:
+            self.rule.function.reset(z_T)
+
+    def observe(self, z_t: Tensor, z_next: Tensor, t: int, t_next: int) -> Tensor:
+        """After an outer step: a rule with a memory sees it, unless it had no part in it (outside
+        `interval`). Returns the guided noise at z_t."""
+        _, eps, seen = self.first
+        self.first = None
+        if self.rule.remembers and set(self.rule.needs) & set(NOISES) <= seen.keys():
+            self.rule.function.observe(z_t, z_next, t, t_next, **seen)
+        return eps
+
+
+def together(
+    eps_fn: EpsFn, z_t: Tensor, t: Tensor, conditions: Sequence[object]
+) -> Sequence[Tensor]:
+    """The noises of k conditions: in one batched forward where they are tensors (B, L, D), or
+    tuples of tensors, and one after another where they are not (the integers of toys)."""
+    k = len(conditions)
+    if k == 1:
+        return [eps_fn(z_t, t, conditions[0])]
+    joined = _join(conditions)
+    if joined is None:
+        return [eps_fn(z_t, t, c) for c in conditions]
+    return eps_fn(z_t.repeat(k, *[1] * (z_t.ndim - 1)), t, joined).chunk(k)
+
+
+def _join(conditions: Sequence[object]) -> object:
+    first = conditions[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(conditions))
+    if isinstance(first, tuple) and all(isinstance(x, Tensor) for x in first):
+        parts = [torch.cat(list(part)) for part in zip(*conditions)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    return None
+
+
+def guided_model(
+    eps_fn: EpsFn, conditions: Sequence[Tensor], rule: Callable[..., Tensor]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """eps_fn and a rule of k noises -> a guided model (z_t, t) -> eps, in one batched forward.
+
+    `conditions` holds one (B, L, D) for each argument of `rule`.
+    """
+    return lambda z_t, t: rule(*together(eps_fn, z_t, t, conditions))

@@ -1,0 +1,45 @@
+"""Which device and which dtype a name means."""
+
+from __future__ import annotations
+
+import torch
+
+from dnp.errors import SettingsError
+
+
+def choose_device(name: str = "auto", rank: int = 0) -> torch.device:
+    """The device of a name; auto is the CUDA device of this process, else MPS, else the CPU.
+
+    SettingsError if it cannot be used.
+    """
+    if name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{rank % torch.cuda.device_count()}"
+    elif name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise SettingsError(
+            f"device {name!r} cannot be used here; choose cpu, or leave --device out."
+        ) from None
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a name; auto is float16 on CUDA and float32 elsewhere.
+
+    SettingsError if the device cannot use it.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    dtype = {n: getattr(torch, n) for n in ("float64", "float32", "float16", "bfloat16")}.get(name)
+    if dtype is None:
+        raise SettingsError(
+            f"dtype {name!r} is unknown; choose auto, float32, float64, float16 or bfloat16."
+        )
+    if device.type == "cpu" and dtype.itemsize == 2:
+        raise SettingsError(f"{name} is slow and inexact on a CPU; choose --dtype float32.")
+    if device.type == "mps" and name == "float64":
+        raise SettingsError("MPS has no float64; choose --dtype float32.")
+    return dtype

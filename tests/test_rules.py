@@ -1,0 +1,269 @@
+"""Every rule's limits, in float64. They call the rules through their module: `test_mutants.py`
+runs them against the easy wrong versions too."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dnp import guidance, rules
+from dnp.energy import v_from_eps, z0_from_eps
+from dnp.evaluation import exact
+from dnp.sampling import ddim_step
+from dnp.schedule import Schedule
+from test_guidance import noises
+
+F64 = torch.float64
+SCALES = (0.0, 0.3, 1.0, 3.0, 7.5)
+
+
+def row(*values):
+    return torch.tensor([values], dtype=F64)
+
+
+def inner(a, b):
+    return (a * b).flatten(1).sum(1)
+
+
+def test_rules_perp_neg_is_cfg_where_the_negative_says_nothing():
+    phi, p, n = noises()
+    for s in SCALES:
+        cfg = guidance.cfg(phi, p, s)
+        assert_close(rules.perp_neg(phi, p, p, s), cfg)
+        assert_close(rules.perp_neg(phi, p, phi, s), cfg)
+        assert_close(rules.perp_neg(phi, p, n, s, w=0.0), cfg)
+
+
+def test_rules_perp_neg_is_eq4_where_the_negative_is_at_right_angles():
+    phi, dp, dn = row(1, 2, 3), row(1, -1, 0), row(2, 2, 5)
+    for s in SCALES:
+        eq4 = guidance.negative_prompt(phi, phi + dp, phi + dn, s)
+        assert_close(rules.perp_neg(phi, phi + dp, phi + dn, s), eq4)
+
+
+def test_rules_perp_neg_leaves_the_push_along_p_whatever_n_is():
+    phi, p, n = noises()
+    for s in SCALES:
+        dp = p - phi
+        assert_close(inner(rules.perp_neg(phi, p, n, s) - phi, dp), s * inner(dp, dp))
+
+
+def test_rules_perp_neg_is_finite_where_p_is_phi():
+    phi, _, n = noises()
+    assert_close(rules.perp_neg(phi, phi, n, 2.0), phi - 2 * (n - phi))
+
+
+def test_rules_ccfg_is_eq4_at_tau_0_and_cfg_at_infinity():
+    phi, p, n = noises()
+    for s in SCALES:
+        assert_close(rules.ccfg(phi, p, n, s, tau=0.0), guidance.negative_prompt(phi, p, n, s))
+        cfg = guidance.cfg(phi, p, s)
+        assert_close(rules.ccfg(phi, p, n, s, tau=1e9, plain=True), cfg)
+        assert_close(rules.ccfg(phi, p, phi, s, plain=True), cfg)
+
+
+def test_rules_ccfg_push_of_n_is_greatest_where_the_sheet_says():
+    """0.5557 / sqrt(tau) at |dn| = 0.8596 / sqrt(tau)."""
+    unit, zero = row(0.6, 0.8), row(0.0, 0.0)
+    for tau in (0.2, 2.0):
+        k = torch.linspace(0, 5, 50001, dtype=F64)[:, None] / math.sqrt(tau)
+        push = rules.ccfg(zero, zero, k * unit, 1.0, tau=tau).norm(dim=1)
+        best = int(push.argmax())
+        assert push[best].item() * math.sqrt(tau) == pytest.approx(0.5557, abs=1e-4)
+        assert k[best].item() * math.sqrt(tau) == pytest.approx(0.8596, abs=2e-4)
+
+
+def test_rules_ccfg_pulls_to_p_by_2_sigmoid_of_tau_dp_squared():
+    phi, p = row(0.0, 0.0), row(3.0, 4.0)
+    want = 2 / (1 + math.exp(-0.02 * 25))
+    assert_close(rules.ccfg(phi, p, phi, 2.0, tau=0.02), 2 * want * p)
+
+
+def test_rules_ccfg_means_the_same_for_z0_and_v_with_tau_rescaled():
+    (z, *_), (phi, p, n), abar = noises(seed=4), noises(), 0.3
+    phi, p, n = 0.1 * phi, 0.1 * p, 0.1 * n
+    eps = rules.ccfg(phi, p, n, 3.0, tau=0.7)
+    for to, tau in ((z0_from_eps, 0.7 / ((1 - abar) / abar)), (v_from_eps, 0.7 * abar)):
+        moved = [to(z, e, abar) for e in (phi, p, n)]
+        assert_close(rules.ccfg(*moved, 3.0, tau=tau), to(z, eps, abar))
+        assert (rules.ccfg(*moved, 3.0, tau=0.7) - to(z, eps, abar)).abs().max() > 1e-3
+
+
+def test_rules_dng_is_two_scales_with_the_odds():
+    phi, p, n = noises()
+    for s in SCALES:
+        two = guidance.negative_prompt
+        assert_close(rules.dng(phi, p, n, s, P=0.0), guidance.cfg(phi, p, s))
+        assert_close(rules.dng(phi, p, n, s, P=s / (1 + s)), two(phi, p, n, s))
+        half = guidance.cfg(phi, p, s) - 1.5 * (n - phi)
+        assert_close(rules.dng(phi, p, n, s, P=0.5, g=1.5), half)
+    P = torch.tensor([0.0, 0.5, 0.9], dtype=F64)
+    each = torch.cat([rules.dng(*(x[i : i + 1] for x in (phi, p, n)), 2.0, P[i]) for i in range(3)])
+    assert_close(rules.dng(phi, p, n, 2.0, P), each)
+
+
+def test_rules_dng_with_the_exact_posterior_is_the_noise_of_not_n():
+    model = exact.toy("oblique")
+    z = 3 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    for t in (100, 400, 800):
+        for n in range(4):
+            P = model.posterior(z, t, n)
+            eps = rules.dng(*(model.eps(z, t, c) for c in (None, None, n)), 0.0, P)
+            below = P < 0.999
+            assert below.sum() > 50
+            want = model.eps(z, t, (None, n))
+            assert_close(eps[below], want[below], atol=1e-10, rtol=1e-10)
+
+
+def test_rules_bounded_is_cfg_at_0_two_scales_at_infinity_and_within_between():
+    phi, p, n = noises()
+    for s in SCALES:
+        cfg = guidance.cfg(phi, p, s)
+        assert_close(rules.bounded(phi, p, n, s, r=0.0), cfg)
+        assert_close(rules.bounded(phi, p, phi, s), cfg)
+        two = cfg - 1.5 * (n - phi)
+        assert_close(rules.bounded(phi, p, n, s, h=1.5, r=math.inf), two)
+        push = rules.bounded(phi, p, 50 * n, s, r=0.25) - cfg
+        assert_close(inner(push, push).sqrt(), 0.25 * s * inner(p - phi, p - phi).sqrt())
+    weak = phi + 1e-3 * (n - phi)
+    assert_close(rules.bounded(phi, p, weak, 3.0), guidance.negative_prompt(phi, p, weak, 3.0))
+
+
+def test_rules_apg_without_its_parts_is_cfg_and_at_s_1_p():
+    phi, p, _ = noises()
+    for s in SCALES:
+        assert_close(rules.apg(phi, p, s, eta=1.0, r=math.inf), guidance.cfg(phi, p, s))
+    assert_close(rules.apg(phi, p, 1.0), p)
+
+
+def test_rules_apg_pushes_at_right_angles_to_p_and_at_most_r():
+    phi, p, _ = noises()
+    for s in (1.5, 3.0, 7.5):
+        push = rules.apg(phi, p, s, r=2.5) - p
+        assert inner(push, p).abs().max() < 1e-9
+        assert (inner(push, push).sqrt() <= (s - 1) * 2.5 + 1e-9).all()
+
+
+def test_rules_apg_cuts_before_it_splits():
+    """d = (3, 4) has norm 5, cut to 2.5 it is (1.5, 2); (0, 2) of it is at right angles to p."""
+    assert_close(rules.apg(row(-2, -4), row(1, 0), 3.0, r=2.5), row(1.0, 4.0))
+    assert_close(rules.apg(row(-2, -4), row(1, 0), 3.0, eta=0.5, r=2.5), row(2.5, 4.0))
+
+
+def test_rules_apg_momentum_of_a_constant_sums_geometrically():
+    phi, p, z = noises()
+    f = rules.APG(eta=1.0, beta=-0.75, r=math.inf, space="eps")
+    f.reset(z)
+    for k in range(6):
+        sum_k = sum((-0.75) ** j for j in range(k + 1))
+        got = f(phi, p, 3.0, z, torch.tensor(0.8, dtype=F64))
+        assert_close(got, p + 2 * sum_k * (p - phi))
+        assert_close(f(phi, p, 3.0, z, torch.tensor(0.8, dtype=F64)), got)  # a look is no step
+        f.observe(z, z, 5, 4, eps_phi=phi, eps_p=p)
+    f.reset(z)
+    assert_close(f(phi, p, 3.0, z, torch.tensor(0.8)), guidance.cfg(phi, p, 3.0))
+
+
+def test_rules_apg_on_z0_is_apg_of_the_predicted_latents():
+    phi, p, z = noises()
+    sigma_t = torch.tensor(0.8, dtype=F64)
+    got = rules.APG()(phi, p, 3.0, z, sigma_t)
+    want = rules.apg(*(z0_from_eps(z, e, 0.36) for e in (phi, p)), 3.0)
+    assert_close(z0_from_eps(z, got, 0.36), want)
+    with pytest.raises(ValueError, match="choose x0 or eps"):
+        rules.APG(space="v")
+
+
+def test_rules_cfg_zero_star_limits():
+    phi, p, _ = noises()
+    assert_close(rules.cfg_zero_star(phi, p, 1.0), p)
+    phi_1, across = row(3.0, 0.0), row(0.0, 2.0)
+    for s in SCALES:
+        assert_close(rules.cfg_zero_star(phi, -1.7 * phi, s), -1.7 * phi)
+        assert_close(rules.cfg_zero_star(0.2 * phi, p, s), rules.cfg_zero_star(phi, p, s))
+        cfg = guidance.cfg(phi_1, phi_1 + across, s)
+        assert_close(rules.cfg_zero_star(phi_1, phi_1 + across, s), cfg)
+    assert_close(rules.cfg_zero_star(0 * phi, p, 2.0), 2 * p)
+
+
+def test_rules_cfg_plus_plus_guides_z0_and_puts_phis_noise_back():
+    phi, p, z = noises()
+    schedule = Schedule.stable_diffusion()
+    for t, t_next in schedule.pairs(20):
+        a, b = schedule.level(t), schedule.level(t_next)
+        got = rules.cfg_plus_plus(phi, p, (1 - a).sqrt(), (1 - b).sqrt(), lam=0.6)
+        z_next, _ = ddim_step(z, got, a, b)
+        z0_hat = z0_from_eps(z, guidance.cfg(phi, p, 0.6), a)
+        assert_close(z_next, b.sqrt() * z0_hat + (1 - b).sqrt() * phi, rtol=1e-11, atol=1e-12)
+    for sigma_next in (None, torch.tensor(0.5)):
+        with pytest.raises(ValueError, match="cleaner level"):
+            rules.cfg_plus_plus(phi, p, torch.tensor(0.5), sigma_next)
+
+
+def along_a_chain(seed=0, eta=1.0, steps=200, n=300, **options):
+    """The tracked posteriors at the start and after every step, and the exact ones."""
+    model = exact.toy("square")
+    entry = exact.Entry("", rules.DNG, tuple(options.items()), eta=eta)
+    first = model.schedule.pairs(steps, "trailing")[0][0]
+    z_T = model.sample(n, first, generator=torch.Generator().manual_seed(seed))
+    for t_next, z, rule in exact.chain(model, entry, 0, 1, 1.0, z_T, steps, seed):
+        if t_next >= 0:
+            yield rule.P, model.posterior(z, t_next, 1)
+
+
+def test_rules_dng_tracks_the_posterior_along_the_ancestral_chain():
+    told = dict(g=1.0, prior=0.5, temperature=1.0, offset=0.0)
+    errors = torch.stack([(P - exact_P).abs() for P, exact_P in along_a_chain(**told)])
+    assert errors.median() < 0.06
+    assert errors.mean() < 0.15
+
+
+def test_rules_dng_clamps_what_it_tracks():
+    P = torch.stack([P for P, _ in along_a_chain(prior=0.5, temperature=1.0, p_min=0.01, steps=50)])
+    assert P.min() == pytest.approx(0.01) and P.max() == pytest.approx(0.8)
+
+
+def test_rules_dng_with_no_temperature_is_two_scales():
+    for P, _ in along_a_chain(prior=0.3, temperature=0.0, offset=0.0, steps=20):
+        assert_close(P, torch.full_like(P, 0.3))
+
+
+def test_rules_dng_offset_by_hand():
+    """temperature 0: one step adds offset / (2 var) to log P."""
+    f, z = rules.DNG(prior=0.1, temperature=0.0, offset=0.01), torch.ones(2, 3, dtype=F64)
+    f.reset(z)
+    f(z, z, z, 1.0, z, 5, torch.tensor(0.8, dtype=F64), torch.tensor(0.6, dtype=F64))
+    f.observe(z, 2 * z, 5, 4, eps_phi=z, eps_p=z, eps_n=z)
+    var = 0.36 / 0.64 * (1 - 0.36 / 0.64)
+    assert_close(f.P, torch.full((2,), 0.1 * math.exp(0.01 / (2 * var)), dtype=F64))
+
+
+def test_rules_dng_refuses_a_chain_without_noise():
+    with pytest.raises(ValueError, match="choose eta = 1"):
+        list(along_a_chain(eta=0.0, steps=10))
+    assert rules.DNG.chain_eta == 1.0
+    assert rules.DNG(posterior=lambda z, t: 0.5).chain_eta is None
+    with pytest.raises(ValueError, match="p_max < 1"):
+        rules.DNG(p_max=1.0)
+
+
+def test_rules_of_others_are_independent_of_batch_mates():
+    from dnp.checks import check_rule
+
+    for name, rule in rules.RULES.items():
+        assert check_rule(rule, show=False).ok, name
+
+
+def test_rules_of_autoguidance_is_the_two_term_form():
+    bad, good, _ = noises()
+    assert_close(guidance.negative_prompt_two_term(good, good, 3.0), good)
+    assert_close(guidance.negative_prompt_two_term(good, bad, 3.0), bad + 3 * (good - bad))
+
+
+def test_norms_of_large_half_precision_latents_are_finite():
+    phi, p, n = (x.half() for x in noises(shape=(1, 4, 160, 160)))
+    for f in (rules.perp_neg, rules.bounded, rules.ccfg):
+        assert f(phi, p, n, 3.0).isfinite().all()
+    assert rules.apg(phi, p, 3.0).isfinite().all()
+    assert rules.cfg_zero_star(phi, p, 3.0).isfinite().all()
