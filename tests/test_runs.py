@@ -427,7 +427,7 @@ def test_kill_9_at_any_moment_and_go_on(finished, tmp_path):
     [
         (["--benchmark", "hh"], "no word of their world"),
         (["--benchmark", "nothing.txt"], "no list of prompts"),
-        (["--method", "dnq"], "choose cfg"),
+        (["--method", "dnq"], "did you mean"),
         (["--seeds", "0"], "choose 1 to 1000"),
         (["--captioner", "nowhere"], "no captioner is there"),
         (["--per-category", "0"], "choose 1 or more"),
