@@ -11,7 +11,7 @@ read from there. Each has a process of its own, they take turns on the same weig
 has the medians of the turns; a ratio below 1 is in our favour. "diffusers" is diffusers as it
 comes; "tuned" is it in channels_last under inference mode. In half precision our VAE stays in
 float32, theirs does not. On Linux a part of the difference is how memory is kept
-(`dnp/sd/memory.py`);
+(`dnp/sd/speed.py`);
 
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 python -m dnp.benchmark --against diffusers
 
@@ -265,8 +265,11 @@ def open_dnp(args: argparse.Namespace):
     import torch
 
     import dnp
+    from dnp.sd import speed
 
-    return dnp.load(args.weights, args.device, getattr(torch, args.dtype))
+    model = dnp.load(args.weights, args.device, getattr(torch, args.dtype))
+    speed.apply(model)
+    return model
 
 
 def open_diffusers(args: argparse.Namespace):

@@ -202,6 +202,7 @@ def run(args: argparse.Namespace) -> None:
     import dnp
     from dnp import contract, pictures
     from dnp.prompting import load_captioner
+    from dnp.sd import speed
     from dnp.sd.device import choose_device, choose_dtype
 
     for method, own in methods.items():  # before anything is loaded
@@ -215,6 +216,8 @@ def run(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
+    model.check_finite()
+    speed.apply(model)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
     if args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)

@@ -42,6 +42,7 @@ def tensor_hash(x):
 def use(path):
     """Loads weights and makes every part of them work; hashes of the tensors that it got."""
     model = dnp.load(path)
+    model.check_finite()
     images = dnp.generate(model, "a cat", s=1.5, steps=1, size=(32, 32), seed=0).images
     model.encode_images(images)
     tensors = [p for n in (model.text_encoder, model.unet, model.vae) for p in n.parameters()]

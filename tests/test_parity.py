@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 import dnp
 from conftest import MINI, make_pipeline
+from dnp.sd import speed
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
-from dnp.sd.layers import ONEDNN, Linear
+from dnp.sd.speed import ONEDNN, Linear
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 
@@ -266,8 +268,33 @@ def test_a_linear_layer_reads_a_bias_of_any_strides():
 def test_on_a_cpu_the_unets_products_are_onednns(tiny):
     from torch.profiler import profile
 
-    unet = dnp.load(tiny).unet
+    model = dnp.load(tiny)
+    speed.apply(model)
+    unet = model.unet
     width = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.in_features
     with torch.no_grad(), profile() as p:
         unet(torch.randn(1, 4, 8, 8), torch.tensor(500), torch.randn(1, 77, width))
     assert not {"aten::addmm", "aten::mm"} & {event.name for event in p.events()}
+
+
+def test_the_speed_measures_step_aside_where_a_derivative_is_asked_for(tiny):
+    plain, fast = dnp.load(tiny), dnp.load(tiny)
+    measures = speed.apply(fast)
+    assert speed.apply(fast) == measures  # a second time nothing changes
+    z, v, c = randn(2, 4, 12, 8), randn(2, 4, 12, 8), plain.encode("a cat")
+
+    def derivatives(model):
+        def eps(z):
+            return model.eps(z, 500, c)
+
+        z_t = z.clone().requires_grad_()
+        (backward,) = torch.autograd.grad(eps(z_t).square().sum(), z_t)
+        math = sdpa_kernel(SDPBackend.MATH)  # torch's other kernel has no forward derivative
+        with torch.no_grad(), math:
+            forward = torch.func.jvp(eps, (z,), (v,))[1]
+            each = torch.func.vmap(lambda z: eps(z[None])[0])(z)
+        return backward, forward, each
+
+    for ours, theirs in zip(derivatives(fast), derivatives(plain)):
+        assert ours.abs().max() > 0
+        assert_close(ours, theirs, atol=0, rtol=0)

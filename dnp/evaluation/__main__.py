@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.evaluation.work import Grid, Run
     from dnp.pictures import write
     from dnp.prompting import load_captioner
+    from dnp.sd import speed
     from dnp.sd.device import choose_device
     from dnp.sd.fingerprint import Fingerprint, of_folder
     from dnp.settings import SEEDS
@@ -84,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SettingsError(f"{args.dtype} is slow and inexact on a CPU; choose --dtype float32.")
     runner.threads(device)
     model = dnp.load(args.weights, device, dtype)
+    model.check_finite()
+    speed.apply(model)
     benchmarks.require_drawable(prompts, model.config.words)
     needs = [c.label for c in chosen if c.name in methods.CAPTIONED]
     captioner = args.captioner or model.config.captioner

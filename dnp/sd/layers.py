@@ -1,39 +1,9 @@
-"""The pieces that the networks share: linear layer, residual block, attention, resampling."""
+"""The pieces that the networks share: residual block, attention, resampling."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-class Linear(nn.Linear):
-    """nn.Linear; on a CPU under no_grad or inference_mode by oneDNN, as convolutions are.
-
-    torch's own float32 product is MKL's, which is half as fast on AMD's processors (170 against
-    380 GFLOP/s on 2 cores). The op is the one that torch.compile chooses. It has no derivative, so
-    where one may be taken, forward or backward, torch's own is used.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (ONEDNN and _onednn_can(x, self.weight, self.bias)):
-            return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-def _onednn_can(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    derives = torch.is_grad_enabled() or getattr(forward_ad, "_current_level", 0) >= 0
-    return (
-        not (derives or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.shape[-1] == weight.shape[1]  # else torch's own says what is wrong
-        and (bias is None or bias.is_contiguous())
-        and torch.backends.mkldnn.enabled
-    )
 
 
 class ResnetBlock(nn.Module):
@@ -47,7 +17,7 @@ class ResnetBlock(nn.Module):
         self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         if time_dim is not None:
-            self.time_emb_proj = Linear(time_dim, c_out)
+            self.time_emb_proj = nn.Linear(time_dim, c_out)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
@@ -70,10 +40,10 @@ class Attention(nn.Module):
     def __init__(self, dim: int, context_dim: int, heads: int, bias: bool = False):
         super().__init__()
         self.heads = heads
-        self.to_q = Linear(dim, dim, bias=bias)
-        self.to_k = Linear(context_dim, dim, bias=bias)
-        self.to_v = Linear(context_dim, dim, bias=bias)
-        self.to_out = nn.ModuleList([Linear(dim, dim)])
+        self.to_q = nn.Linear(dim, dim, bias=bias)
+        self.to_k = nn.Linear(context_dim, dim, bias=bias)
+        self.to_v = nn.Linear(context_dim, dim, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.device import choose_device
 from dnp.sd.fingerprint import Fingerprint
-from dnp.sd.memory import keep_freed_memory
+from dnp.sd.finite import require_finite
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 
@@ -61,10 +61,16 @@ class StableDiffusion:
 
     def __init__(
         self, text_encoder, unet, vae, open_tokenizer: Callable, schedule: Schedule,
-        config: ModelConfig,
+        config: ModelConfig, entries: Mapping[str, Mapping[str, weights.Entry]] | None = None,
     ):  # fmt: skip
+        self.entries = entries or {}  # each part's tensors, as they lie in its files
         self.text_encoder, self.unet, self.vae = text_encoder, unet, vae
         self.open_tokenizer, self.schedule, self.config = open_tokenizer, schedule, config
+
+    def check_finite(self) -> None:
+        """Reads every number of the networks; WeightsError names a tensor with NaN or infinity."""
+        for part, entries in self.entries.items():
+            require_finite(getattr(self, part), entries)
 
     @cached_property
     def captioner(self) -> Callable | None:
@@ -170,8 +176,9 @@ def load(
     `device` None is the CPU, `dtype` None is float32. The VAE stays in float32 when the rest is
     half precision, since float16 overflows in it. `prediction_type` (epsilon or v_prediction)
     overrides what the weights say. WeightsError says what is wrong with them: names and shapes now,
-    numbers and tokenizer when they are first used. Do not write to the files while a model lives.
-    On a CPU the process keeps freed memory from then on, if it is glibc's (`dnp/sd/memory.py`).
+    the tokenizer when it is first used, numbers by `check_finite()`. Do not write to the files
+    while a model lives. The process and torch's switches stay as they were; what makes a CPU faster
+    is `dnp.sd.speed.apply(model)`.
     """
     path, device = Path(path), choose_device(str(device or "cpu"))
     dtype = dtype or torch.float32
@@ -204,16 +211,12 @@ def load(
         with torch.device("meta"):
             network = build(config)
         networks.append(weights.fill(network, entries, device, kind, what))
-        halves = network.named_children() if build is VAE else [("", network)]
-        for name, half in halves:
-            weights.FirstUse(half, name, entries, channels_last=build is VAE)
-    if device.type == "cpu":
-        keep_freed_memory()
     config = ModelConfig(
         text, unet, vae, parts.prediction_type, parts.spacing,
         *parts.recommended, parts.captioner, files,
     )  # fmt: skip
-    return StableDiffusion(*networks, parts.tokenizer, parts.schedule, config)
+    entries = {part: parts.tensors[part][0] for part in ("text_encoder", "unet", "vae")}
+    return StableDiffusion(*networks, parts.tokenizer, parts.schedule, config, entries)
 
 
 def describe(path: str | Path) -> str:

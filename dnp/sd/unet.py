@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnp.sd.config import UNetConfig
-from dnp.sd.layers import Attention, Downsample, Linear, ResnetBlock, Upsample
+from dnp.sd.layers import Attention, Downsample, ResnetBlock, Upsample
 
 
 class FeedForward(nn.Module):
@@ -31,8 +31,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        gate = nn.ModuleDict({"proj": Linear(dim, 8 * dim)})
-        self.net = nn.ModuleList([gate, nn.Identity(), Linear(4 * dim, dim)])
+        gate = nn.ModuleDict({"proj": nn.Linear(dim, 8 * dim)})
+        self.net = nn.ModuleList([gate, nn.Identity(), nn.Linear(4 * dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.net[0]["proj"](x).chunk(2, dim=-1)  #     (B, N, 4 dim) each
@@ -63,7 +63,7 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, cfg: UNetConfig, heads: int):
         super().__init__()
         self.linear = cfg.use_linear_projection
-        project = Linear if self.linear else lambda i, o: nn.Conv2d(i, o, 1)
+        project = nn.Linear if self.linear else lambda i, o: nn.Conv2d(i, o, 1)
         self.norm = nn.GroupNorm(cfg.norm_num_groups, channels, eps=1e-6)  # not the U-Net's 1e-5
         self.proj_in = project(channels, channels)
         block = TransformerBlock(channels, cfg.cross_attention_dim, heads)
@@ -139,7 +139,7 @@ class UNet(nn.Module):
         channels, layers = cfg.block_out_channels, cfg.layers_per_block
         last, time_dim = len(channels) - 1, 4 * channels[0]
         self.freq_dim = channels[0]
-        linear_1, linear_2 = Linear(channels[0], time_dim), Linear(time_dim, time_dim)
+        linear_1, linear_2 = nn.Linear(channels[0], time_dim), nn.Linear(time_dim, time_dim)
         self.time_embedding = nn.ModuleDict({"linear_1": linear_1, "linear_2": linear_2})
         self.conv_in = nn.Conv2d(cfg.in_channels, channels[0], 3, padding=1)
 

@@ -10,8 +10,8 @@ A network is built on the meta device, where it has shapes and no numbers, and e
 must come from the file: nothing random survives, and nothing in the file is passed over in silence
 but known buffers and training state.
 Opening weights compares names and shapes and reads only what must be converted; the rest is mapped
-into memory, and read and checked when a part of a network is first called. So a file must not be
-written to while its model lives.
+into memory, and read when it is first used. So a file must not be written to while its model
+lives.
 """
 
 from __future__ import annotations
@@ -279,56 +279,6 @@ def fill(
         state[k] = x.to(dtype).to(device)  # first the dtype: MPS has no float64
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()
-
-
-class FirstUse:
-    """A hook on a part of a network: before the first call it checks the numbers, once.
-
-    `channels_last` puts convolutions so on a CPU: a VAE is a fifth faster in it. A U-Net of
-    Stable Diffusion is 6 % faster at 64 x 64 latents and not at 32 x 32, for a copy of 2.2 GB.
-    In that layout oneDNN has another float32 kernel (brgemm), which rounds more: a 3x3 convolution
-    of 512 channels is off by 5.8e-7 and not 1.3e-7 (rms), the whole VAE of Stable Diffusion by
-    1.3e-5 and not 3.3e-6 (of values up to 2.3; diffusers 3.7e-6): a 600th of a pixel's step.
-    """
-
-    def __init__(
-        self, part: nn.Module, name: str, entries: Mapping[str, Entry], channels_last: bool = False
-    ):
-        prefix, self.channels_last = f"{name}." if name else "", channels_last
-        self.entries = {key: entries[prefix + key] for key, _ in part.named_parameters()}
-        part.register_forward_pre_hook(self)
-
-    @torch.inference_mode(False)
-    def __call__(self, part: nn.Module, _: object) -> None:
-        for key, p in part.named_parameters():
-            self._require_finite(key, p)
-            if (
-                self.channels_last
-                and p.ndim == 4
-                and p.device.type == "cpu"
-                and not p.is_inference()
-            ):
-                p.data = p.data.contiguous(memory_format=torch.channels_last)
-        for number, hook in list(part._forward_pre_hooks.items()):
-            if hook is self:
-                del part._forward_pre_hooks[number]
-
-    def _require_finite(self, key: str, p: Tensor) -> None:
-        if p.sum(dtype=torch.float32).isfinite() or p.isfinite().all():
-            return
-        entry = self.entries.get(key)
-        if entry is None:
-            raise WeightsError(f"{key} was given NaN or infinity; load the weights again.")
-        if entry.dtype != p.dtype and entry.copy().isfinite().all():
-            wider = "float32" if p.dtype.itemsize == 2 else "float64"
-            raise WeightsError(
-                f"{entry.key} in {entry.path} is too large for "
-                f"{str(p.dtype).removeprefix('torch.')}; choose --dtype {wider}."
-            )
-        raise WeightsError(
-            f"{entry.key} in {entry.path} holds NaN or infinity; the file is damaged, so fetch it "
-            "again."
-        )
 
 
 def examples(names: Sequence[str]) -> str:
