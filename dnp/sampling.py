@@ -107,14 +107,16 @@ def dpmpp2m_step(
         for a in (abar_t, abar_next, last[1] if last else abar_t)
     )
     c = partial(column, z=z_t)
-    lambda_t, lambda_next, lambda_last = (torch.logit(a) / 2 for a in (abar_t, abar_next, abar_last))
+    half_log_snr = (torch.logit(a) / 2 for a in (abar_t, abar_next, abar_last))
+    lambda_t, lambda_next, lambda_last = half_log_snr
     h = lambda_next - lambda_t
     z0_hat = (z_t - c(sqrt(1 - abar_t)) * eps) / c(sqrt(abar_t))
     D = z0_hat
     if last:
         r = (lambda_t - lambda_last) / h
         D = c(1 + 1 / (2 * r)) * z0_hat - c(1 / (2 * r)) * last[0]
-    z_next = c(sqrt((1 - abar_next) / (1 - abar_t))) * z_t - c(sqrt(abar_next) * torch.expm1(-h)) * D
+    shrink, pull = sqrt((1 - abar_next) / (1 - abar_t)), sqrt(abar_next) * torch.expm1(-h)
+    z_next = c(shrink) * z_t - c(pull) * D
     return z_next, z0_hat
 
 
