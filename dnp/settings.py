@@ -16,7 +16,7 @@ from dnp.methods import METHODS, Method, names
 
 SEEDS = 2**32  # torch seeds its CPU generator with 32 bits, so more would repeat
 DEFAULT_SCALE = 7.5  # where the weights recommend none; Stable Diffusion's own
-SAMPLERS = ("ddim",)
+SAMPLERS = ("ddim", "dpmpp2m")
 
 
 def every(method: Method) -> bool:
@@ -106,7 +106,7 @@ _ROWS = (
       "guide where LO < sqrt((1 - abar)/abar) <= HI, else p alone", "LO HI"),
     S("negative_interval", "span", None, "how",
       "the same for the negative, else phi", "LO HI", of_negative),
-    S("sampler", "choice", "ddim", "how", "the sampler", "NAME", choices=SAMPLERS),
+    S("sampler", "choice", "ddim", "how", "ddim (default) or dpmpp2m", "NAME", choices=SAMPLERS),
     S("steps", "whole", 50, "how", "sampling steps, 1 to 1000; default 50", "N", low=1),
     S("eta", "number", 0.0, "how", "0 (DDIM) to 1 (DDPM); default 0", "E", low=0, high=1),
     S("s_dns", "number", None, "how",
