@@ -226,10 +226,9 @@ EXERCISES = {
         ],
         [
             ("the sign is wrong: this is CFG, which goes towards p.", cfg),
-            ("it starts at p. DNS starts at phi.", lambda a, b, s: b + s * (a - b)),
+            ("it starts at p, and DNS starts at phi: this is the equation at s - 1. A pipeline's "
+             "guidance_scale for DNS is s + 1.", lambda a, b, s: dns(a, b, s - 1)),
             ("it is the equation at s + 1.", lambda a, b, s: dns(a, b, s + 1)),
-            ("it is the equation at s - 1: that is a pipeline's guidance_scale, which is s + 1.",
-             lambda a, b, s: dns(a, b, s - 1)),
             ("this is -eps_p, Eq. 16: one over a density, which is improper. Where is phi?",
              lambda a, b, s: -b),
         ],

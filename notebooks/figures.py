@@ -158,7 +158,9 @@ def curves(ax: Axes, x: Sequence | Tensor, **ys: Sequence | Tensor) -> None:
     for i, (name, y) in enumerate(ys.items(), first):
         style = dict(color=COLOURS[i % 5], linestyle=STYLES[i % 5])
         ax.plot(x, y, label=name.replace("_", " "), **style)
-    ax.legend()
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.12 * (len(ax.get_legend_handles_labels()[1])) * (high - low))
+    ax.legend(loc="upper right")
 
 
 def histogram(ax: Axes, z: Tensor, span: tuple[float, float], label: str = "samples") -> None:

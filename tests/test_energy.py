@@ -205,7 +205,7 @@ def test_variances_on_a_line_are_what_the_chains_return(s):
             V[eta] = moved**2 * V[eta] + noise**2
     assert V[0.0] == pytest.approx(energy.ddim_variance(2.0, 1.0, s), rel=0.01)
     assert V[1.0] == pytest.approx(energy.ddpm_variance(2.0, 1.0, s), rel=0.01)
-    mean, L = energy.product_of_gaussians(
+    _, L = energy.product_of_gaussians(
         (1 - s, s), torch.zeros(2, 1).double(), torch.tensor([[[2.0]], [[1.0]]]).double()
     )
     assert energy.tilted_variance(2.0, 1.0, s) == pytest.approx(1 / L.item())
