@@ -10,8 +10,8 @@ from conftest import ROOT
 pytest.importorskip("matplotlib")
 nbformat = pytest.importorskip("nbformat")
 sys.path.insert(0, str(ROOT / "notebooks"))
-import checks
-import refresh
+import checks  # noqa: E402
+import refresh  # noqa: E402
 
 PATHS = refresh.notebooks()
 NOTEBOOKS = {path.name: nbformat.read(path, as_version=4) for path in PATHS}
