@@ -12,6 +12,7 @@ Levels (`sigma_t`, `abar_t`) are numbers, () or (B,) tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -176,3 +177,36 @@ def is_proper(weights: Sequence[float], covariances: Tensor) -> bool:
     w = torch.as_tensor(weights, dtype=covariances.dtype)[:, None, None]
     L = (w * torch.linalg.inv(covariances)).sum(0)
     return bool(torch.linalg.eigvalsh(L).min() > 0)
+
+
+# -------------------- one line, N(0, v_phi) and N(0, v_p): what is wanted, and what chains sample
+
+
+def tilted_variance(v_phi: float | Tensor, v_p: float | Tensor, s: float | Tensor):
+    """The variance of Eq. (8)'s law, p(z)^(1-s) p(z | p)^s: a harmonic mean with weights.
+
+    variance = 1 / ((1 - s) / v_phi + s / v_p)
+    `product_of_gaussians` in one dimension. Not positive: the law is no density.
+    """
+    return 1 / ((1 - s) / v_phi + s / v_p)
+
+
+def ddim_variance(v_phi: float | Tensor, v_p: float | Tensor, s: float | Tensor):
+    """The variance that DDIM (eta = 0, many steps) returns under Eq. (3): a geometric mean.
+
+    variance = v_phi^(1-s) * v_p^s
+    The probability-flow ODE, dz / d(sigma^2) = z ((1-s) / (v_phi + sigma^2) + s / (v_p + sigma^2))
+    / 2, from the limit of pure noise; sigma is the variance-exploding one. DNS is -s.
+    """
+    return v_phi ** (1 - s) * v_p**s
+
+
+def ddpm_variance(v_phi: float, v_p: float, s: float) -> float:
+    """The variance that DDPM (eta = 1, many steps) returns under Eq. (3); v_phi and v_p differ.
+
+    variance = v_phi^(2-2s) v_p^(2s) ((v_phi / v_p)^(2s-1) - 1) / ((v_phi - v_p) (2s-1))
+    The reverse SDE, as `ddim_variance`. At s = 1/2 the fraction is log(v_phi / v_p).
+    """
+    grown, k = v_phi / v_p, 2 * s - 1
+    fraction = math.log(grown) if k == 0 else (grown**k - 1) / k
+    return v_phi ** (2 - 2 * s) * v_p ** (2 * s) * fraction / (v_phi - v_p)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dnp.energy import eps_from_score, is_proper
+from dnp.energy import Energy, eps_from_score, is_proper
 from dnp.schedule import Schedule
 
 
@@ -43,6 +43,10 @@ class Mixture:
     def log_p(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
         """log p_t(z_t | c) with its normaliser: (B, D), () or (B,) -> (B,)."""
         return torch.logsumexp(self._components(z_t, t, c)[0], dim=-1)
+
+    def energy(self, t: int | Tensor, c: int | tuple | None = None) -> Energy:
+        """E_c = -log p_t(. | c) with its normaliser, a callable (B, D) -> (B,)."""
+        return lambda z_t: -self.log_p(z_t, t, c)
 
     def score(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
         """grad log p_t(z_t | c) = -sum_k r_k C_k^-1 (z_t - m_k), r_k = p(k | z_t): (B, D)."""

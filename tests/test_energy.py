@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from dnp import energy, guidance, toy
+from dnp.sampling import ddim_step
 from dnp.schedule import Schedule
 
 F64 = torch.float64
@@ -185,3 +186,26 @@ def test_equal_covariances_guided_score_is_the_score_of_the_noised_target():
             for t in LEVELS:
                 eps = rule([model.eps(z, t, c) for c in (None, 0, 1)], s)
                 assert_close(eps, target.eps(z, t))
+
+
+@pytest.mark.parametrize("s", [0.0, 0.5, 1.0, 2.0, 3.0])
+def test_variances_on_a_line_are_what_the_chains_return(s):
+    """p(z) = N(0, 2), p(z | c) = N(0, 1), with a recursion of variances instead of samples."""
+    schedule = Schedule(1 / (1 + torch.logspace(-4, 3, 4000, dtype=torch.float64) ** 2), 1.0)
+    law = toy.Gaussian(
+        (torch.zeros(1), 2 * torch.eye(1)), [(torch.zeros(1), torch.eye(1))], schedule
+    )
+    one, V = torch.ones(1, 1, dtype=torch.float64), {0.0: 1.0, 1.0: 1.0}
+    for t, t_next in schedule.pairs(4000, "trailing"):
+        eps = guidance.cfg(law.eps(one, t), law.eps(one, t, 0), s)  # linear in z
+        a, b = schedule.level(t), schedule.level(t_next)
+        for eta in V:
+            moved = ddim_step(one, eps, a, b, eta, 0 * one)[0].item()
+            noise = ddim_step(0 * one, 0 * one, a, b, eta, one)[0].item()
+            V[eta] = moved**2 * V[eta] + noise**2
+    assert V[0.0] == pytest.approx(energy.ddim_variance(2.0, 1.0, s), rel=0.01)
+    assert V[1.0] == pytest.approx(energy.ddpm_variance(2.0, 1.0, s), rel=0.01)
+    _, L = energy.product_of_gaussians(
+        (1 - s, s), torch.zeros(2, 1).double(), torch.tensor([[[2.0]], [[1.0]]]).double()
+    )
+    assert energy.tilted_variance(2.0, 1.0, s) == pytest.approx(1 / L.item())

@@ -1,0 +1,113 @@
+"""Runs the notebooks from a clean kernel, in order, and stores their outputs.
+
+    python notebooks/refresh.py            all eight
+    python notebooks/refresh.py 2 5        these
+    python notebooks/refresh.py --check    runs them and changes nothing; fails at a warning
+
+A picture is rewritten only where its pixels differ. The hash of the cells, of `figures.py` and of
+`checks.py` goes into a notebook's metadata, and the picture of its cell tagged `cover` into
+`pictures/`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image, ImageChops
+
+HERE = Path(__file__).resolve().parent
+
+
+def notebooks() -> list[Path]:
+    return sorted(HERE.glob("[0-9]*.ipynb"))
+
+
+def sha256(notebook) -> str:
+    """16 digits of what the outputs were made from."""
+    digest = hashlib.sha256()
+    for cell in notebook.cells:
+        digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
+    for name in ("figures.py", "checks.py"):
+        digest.update((HERE / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def execute(path: Path):
+    """The notebook with the outputs of a clean kernel; its first error stops."""
+    notebook = nbformat.read(path, as_version=4)
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a note of the kernel's own debugger
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", record_timing=False,
+        resources={"metadata": {"path": str(HERE)}},
+    )  # fmt: skip
+    client.execute()
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python", "file_extension": ".py"},
+        "dnp": {"sha256": sha256(notebook)},
+    }
+    return notebook
+
+
+def warned(notebook) -> list[str]:
+    """What a cell wrote to stderr."""
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    return [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+
+
+def pictures(cell) -> list[dict]:
+    return [o.data for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
+
+
+def pixels(data: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
+
+def keep_same(new, old) -> None:
+    """Puts the stored bytes back where a picture of the same place has the same pixels."""
+    for now, before in zip(new.cells, old.cells):
+        for a, b in zip(pictures(now), pictures(before)):
+            x, y = pixels(a["image/png"]), pixels(b["image/png"])
+            if x.size == y.size and ImageChops.difference(x, y).getbbox() is None:
+                a["image/png"] = b["image/png"]
+
+
+def write(path: Path, data: bytes) -> None:
+    if path.exists() and path.read_bytes() == data:
+        return
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def main(argv: list[str]) -> None:
+    check, wanted = "--check" in argv, [a for a in argv if a != "--check"]
+    for path in notebooks():
+        if wanted and path.name[0] not in wanted:
+            continue
+        began = time.perf_counter()
+        new = execute(path)
+        if warned(new):
+            sys.exit(f"{path.name} warns: {''.join(warned(new))}")
+        print(f"{path.name}: {time.perf_counter() - began:.0f} s", flush=True)
+        if check:
+            continue
+        keep_same(new, nbformat.read(path, as_version=4))
+        write(path, (nbformat.writes(new) + "\n").encode())
+        for cell in new.cells:
+            if "cover" in cell.metadata.get("tags", ()):
+                (HERE / "pictures").mkdir(exist_ok=True)
+                png = base64.b64decode(pictures(cell)[0]["image/png"])
+                write(HERE / "pictures" / f"{path.stem}.png", png)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
