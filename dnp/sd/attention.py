@@ -1,0 +1,58 @@
+"""The maps of cross-attention of one level of the U-Net, read by hooks.
+
+Without a recorder no hook is there, so a forward costs nothing more. With one the network's own
+numbers stay bit-equal: a map is computed beside them, from the same input and the same weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dnp.errors import SettingsError
+from dnp.sd.unet import UNet
+
+
+class AttentionMaps:
+    """`with AttentionMaps(unet, level) as maps`: `maps.mean()` is (B, N, L) after a forward.
+
+    Level 0 is as large as the latent, and each next one half as large. SettingsError for a level
+    without attention to the prompt.
+    """
+
+    def __init__(self, unet: UNet, level: int):
+        last = len(unet.down_blocks) - 1
+        if not 0 <= level <= last:
+            raise SettingsError(f"level {level} is not in this U-Net; choose 0 to {last}.")
+        blocks = [unet.down_blocks[level], unet.up_blocks[last - level]]
+        blocks += [unet.mid_block] if level == last else []
+        transformers = [a for block in blocks for a in block.attentions]
+        if not transformers:
+            raise SettingsError(f"level {level} has no attention to the prompt; choose another.")
+        self.layers = [t.transformer_blocks[0].attn2 for t in transformers]
+        self.maps: list[Tensor] = []
+
+    def __enter__(self) -> AttentionMaps:
+        self.handles = [layer.register_forward_hook(self._record) for layer in self.layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _record(self, layer, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        self.maps.append(cross_attention(layer, *inputs))
+
+    def mean(self) -> Tensor:
+        """The mean over layers and heads of the forward since the last call: (B, N, L)."""
+        heads, self.maps = torch.cat(self.maps, 1), []
+        return heads.mean(1)
+
+
+def cross_attention(layer, x: Tensor, context: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)): (B, N, D), (B, L, D') -> (B, heads, N, L)."""
+    q, k = (
+        y.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+        for y in (layer.to_q(x), layer.to_k(context))
+    )
+    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
