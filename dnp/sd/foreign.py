@@ -41,7 +41,7 @@ _FILES = {
 # By the start of the class that a folder's model_index.json or config.json names.
 _FOLDERS = {
     "StableDiffusionXLImg2Img": _REFINER,
-    "StableDiffusionXL": _SDXL,
+    "StableDiffusionXLInpaint": f"the inpainting model of SDXL, {_OTHER}",
     "StableVideoDiffusion": f"Stable Video Diffusion, {_OTHER}",
     "StableDiffusion3": f"Stable Diffusion 3, {_OTHER}",
     "Flux": f"Flux, {_OTHER}",
