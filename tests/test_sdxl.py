@@ -108,9 +108,7 @@ def test_complete_run_agrees(sdxl, method):
     pipeline.scheduler.final_alpha_cumprod = final
     negative = NEGATIVE if method == "np2" else None
     phi = "text" if method == "dns" else None
-    ours = dnp.generate(
-        model, PROMPT, method, negative, s=s, steps=10, seed=3, images=2, phi=phi
-    )
+    ours = dnp.generate(model, PROMPT, method, negative, s=s, steps=10, seed=3, images=2, phi=phi)
     assert ours.settings["phi"] == (phi or "zeros")
     call = {
         "cfg": dict(prompt=PROMPT, guidance_scale=s),

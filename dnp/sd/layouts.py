@@ -21,7 +21,6 @@ from dnp.sd import foreign, single_file, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.fingerprint import small_files
 
-
 _NEW_TEXT = {"penultimate": False, "pooled_dim": 0}
 _NEW_UNET = {"depth": (1,), "added_dim": 0, "added_freq_dim": 256}
 
