@@ -238,7 +238,8 @@ def run(args: argparse.Namespace) -> None:
                 result = dnp.generate(
                     model, args.prompt, method, seed=args.seed + first, images=count,
                     captioner=partial(ask, args=args, shown=shown, bar=bar) if asks else None,
-                    size=args.size, progress=bar.update, **own,
+                    size=args.size, original_size=args.original_size, crop=args.crop,
+                    target_size=args.target_size, progress=bar.update, **own,
                 )  # fmt: skip
                 results.setdefault(method, []).append(result)
                 if not args.compare:

@@ -147,6 +147,7 @@ def negatives(
     captioner = _captioner(plan.model, plan.row, captioner)
     count = images if chosen["caption_per"] == "seed" else 1
     same = {k: chosen[k] for k in ("steps", "eta", "size", "sampler")}
+    same |= {k: chosen[k] for k in ("phi", "original_size", "crop", "target_size")}
     rounds = [
         generate(
             plan.model, plan.prompt, "dns", s=plan.s_dns, seed=(chosen["seed"] + FAR * j) % SEEDS,
@@ -197,6 +198,11 @@ class Plan:
                 f"rule {rule.name} follows the noise of the chain, so it needs --eta {needed:g} "
                 "with sampler ddim."
             )
+        for name in ("phi", "original_size", "crop", "target_size"):
+            if chosen[name] is not None and name not in getattr(model, "takes", ()):
+                raise SettingsError(f"{name} belongs to SDXL weights; leave it out.")
+        if "phi" in getattr(model, "takes", ()) and chosen["phi"] is None:
+            chosen["phi"] = config.phi
         own = rule or contract.read(_own_rule(row, chosen))
         plan = cls(model, prompt, row, own, chosen, rule is not None)
         if chosen["negative_interval"] is not None and "eps_n" not in own.needs:
@@ -242,7 +248,10 @@ class Plan:
     ) -> tuple[Guided, list[torch.Generator], Tensor | None]:
         """The guided model of a batch, the generator of each sample, and its z_T if `draw`."""
         model, chosen = self.model, self.chosen
-        encode = getattr(model, "encode", lambda prompts: prompts[0])
+        encode = partial(
+            getattr(model, "encode", lambda prompts: prompts[0]),
+            **{k: chosen[k] for k in getattr(model, "takes", ())},
+        )
         empty = "" if hasattr(model, "encode") else None
         conditions = {"phi": encode([empty] * len(seeds)), "p": encode([self.prompt] * len(seeds))}
         if self.row.takes_words:

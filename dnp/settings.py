@@ -128,11 +128,17 @@ _ROWS = (
     S("normalize", "choice", "sample", "how",
       "answer: statistics of the negative; default sample", "NAME",
       of_chain, choices=("sample", "channel", "none")),
+    S("phi", "choice", None, "how",
+      "SDXL: the empty prompt is zeros, or its text; default: as PATH says", "WHAT",
+      choices=("zeros", "text")),
     S("seed", "whole", 0, "which",
       "seed of the first picture; default 0", "N", low=0, high=SEEDS - 1),
     S("images", "whole", 1, "which",
       "K pictures, seeds N, N+1, ...; default 1", "K", low=1, high=10_000),
     S("size", "sides", None, "which", "height and width in pixels; default: as trained", "H W"),
+    S("original_size", "sides", None, "which", "SDXL: original size told; default: SIZE", "H W"),
+    S("crop", "sides", None, "which", "SDXL: crop told; default 0 0", "TOP LEFT"),
+    S("target_size", "sides", None, "which", "SDXL: target size told; default: SIZE", "H W"),
     S("compare", "flag", False, "which", "one sheet: methods in rows, seeds in columns"),
     S("weights", "text", "weights/mini", "where",
       "a diffusers folder or a .safetensors file", "PATH"),
@@ -264,6 +270,12 @@ def _check_value(setting: Setting, value: object, T: int = 1000) -> None:
         if value not in setting.choices:
             raise SettingsError(
                 f"{setting.name} = {value!r} is unknown; choose {_or(setting.choices)}."
+            )
+    elif name in ("original size", "target size", "crop"):
+        sides = isinstance(value, tuple | list) and len(value) == 2
+        if not sides or not all(type(v) is int and 0 <= v <= 100_000 for v in value):
+            raise SettingsError(
+                f"{name} {value!r} is not possible; give two whole numbers of pixels."
             )
     elif setting.kind == "span":
         two = isinstance(value, tuple | list) and len(value) == 2 and all(map(_number, value))

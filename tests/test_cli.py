@@ -531,7 +531,7 @@ LIES = [  # (part, entry of its config, value, what the error must say)
     ("unet", "down_block_types", [{}, {}], "down_block_types = {} is not supported"),
     ("unet", "mid_block_type", None, "mid_block_type = None is not supported"),
     ("unet", "layers_per_block", [1, 2], "layers_per_block = (1, 2) is not possible or not supp"),
-    ("unet", "transformer_layers_per_block", [1, 2], "[1, 2] is not supported"),
+    ("unet", "transformer_layers_per_block", [1, 2, 3], "(1, 2, 3) is not supported"),
     ("unet", "sample_size", 10**6, "is not possible"),
     ("vae", "out_channels", 4, "(3, 4) is not supported"),
     ("unet", "layers_per_block", 10**9, "layers_per_block = 1000000000 is not possible"),

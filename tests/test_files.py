@@ -462,7 +462,7 @@ def test_numbers_of_8_bits_are_told_with_the_mend(family, folder, tmp_path, kind
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("StableDiffusionXLPipeline", "SDXL, which is not"),
+        ("StableDiffusionXLInpaintPipeline", "the inpainting model of SDXL"),
         ("StableDiffusionXLImg2ImgPipeline", "the refiner of SDXL"),
         ("StableVideoDiffusionPipeline", "Stable Video Diffusion"),
         ("ControlNetModel", "a ControlNet, .* the model that it was"),

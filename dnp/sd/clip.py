@@ -61,13 +61,25 @@ class CLIPTextModel(nn.Module):
         layers = nn.ModuleList([Layer(cfg) for _ in range(cfg.num_hidden_layers)])
         self.encoder = nn.ModuleDict({"layers": layers})
         self.final_layer_norm = nn.LayerNorm(cfg.hidden_size, eps=1e-5)
+        self.penultimate = cfg.penultimate
+        if cfg.pooled_dim:
+            self.text_projection = nn.Linear(cfg.hidden_size, cfg.pooled_dim, bias=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, ends: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The context; with `ends` (B,), each row's first end token, the pooled text too (SDXL's
+        second encoder): the projection of the final-normed last layer there."""
         positions = self.embeddings["position_embedding"].weight[: ids.shape[1]]
         x = self.embeddings["token_embedding"](ids) + positions  #   (B, L, D)
-        for layer in self.encoder["layers"]:
+        *before, last = self.encoder["layers"]
+        for layer in before:
             x = layer(x)
-        return self.final_layer_norm(x)
+        if self.penultimate and ends is None:
+            return x  #                                              without the final norm
+        context, x = x, self.final_layer_norm(last(x))
+        if ends is None:
+            return x
+        rows = torch.arange(len(x), device=x.device)
+        return context, self.text_projection(x[rows, ends])  #      (B, L, D), (B, P)
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:

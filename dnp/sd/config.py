@@ -22,7 +22,9 @@ class TextConfig:
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"  # "gelu" in Stable Diffusion 2.x
+    hidden_act: str = "quick_gelu"  # "gelu" in Stable Diffusion 2.x and SDXL's second encoder
+    penultimate: bool = False  # SDXL: the context is the output of the layer before the last
+    pooled_dim: int = 0  # SDXL's second encoder: width of its pooled output, 0 for none
 
     def __post_init__(self) -> None:
         _check(self, "text_encoder")
@@ -55,6 +57,9 @@ class UNetConfig:
     norm_num_groups: int = 32
     use_linear_projection: bool = False  # True in Stable Diffusion 2.x
     sample_size: tuple[int, ...] = (64, 64)  # height, width of the latents that it was trained on
+    depth: tuple[int, ...] = (1,)  # transformer blocks: of all levels, or of each, finest first
+    added_dim: int = 0  # SDXL: width of the pooled text and the six numbers' sinusoids, 0 for none
+    added_freq_dim: int = 256  # SDXL: width of one number's sinusoid
 
     def __post_init__(self) -> None:
         _check(self, "unet")
@@ -65,6 +70,11 @@ class UNetConfig:
                     f"unet/config.json: {name} has {len(getattr(self, name))} entries for "
                     f"{len(channels)} levels of block_out_channels; give one for each level."
                 )
+        if len(self.depth) not in (1, len(channels)):
+            _refuse(part, "transformer_layers_per_block", self.depth)
+        if self.added_dim and self.added_dim <= 6 * self.added_freq_dim:
+            _refuse(part, "projection_class_embeddings_input_dim", self.added_dim)
+        _divides(part, self.added_freq_dim, 2, "2 (cosines and sines of a number)")
         _divides(part, channels[0], 2, "2 (cosines and sines of t)")
         for i, width in enumerate(channels):
             _divides(part, width, self.norm_num_groups, "norm_num_groups")
@@ -75,6 +85,9 @@ class UNetConfig:
     @classmethod
     def from_dict(cls, d: dict) -> UNetConfig:
         _fixed("unet", d, _UNET_FIXED)
+        kind, dim = (d.get(k) for k in ("addition_embed_type", _ADDED))
+        if kind not in (None, "text_time") or (kind is None) != (dim is None):
+            _refuse("unet", "addition_embed_type", kind)
         down, up = "down_block_types", "up_block_types"
         kinds = {
             down: {"CrossAttnDownBlock2D": True, "DownBlock2D": False},
@@ -92,6 +105,11 @@ class UNetConfig:
         fields["heads"] = tuple(heads) if isinstance(heads, list | tuple) else (heads,) * levels
         size = fields.get("sample_size", cls.sample_size)
         fields["sample_size"] = size if isinstance(size, tuple) else (size, size)
+        fields["added_dim"] = 0 if dim is None else dim
+        if d.get("addition_time_embed_dim") is not None:
+            fields["added_freq_dim"] = d["addition_time_embed_dim"]
+        depth = _one(d.get("transformer_layers_per_block", 1))
+        fields["depth"] = tuple(depth) if isinstance(depth, list | tuple) else (depth,)
         for key in ("layers_per_block", "cross_attention_dim"):
             if key in fields:
                 fields[key] = _one(fields[key])
@@ -132,9 +150,9 @@ class VAEConfig:
 
 
 # What these networks have built in. A config that says otherwise describes another network.
+_ADDED = "projection_class_embeddings_input_dim"
 _UNET_FIXED = {
     "act_fn": "silu",
-    "addition_embed_type": None,
     "attention_type": "default",
     "center_input_sample": False,
     "class_embed_type": None,
@@ -159,7 +177,6 @@ _UNET_FIXED = {
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
     "timestep_post_act": None,
-    "transformer_layers_per_block": 1,
 }
 _VAE_FIXED = {
     "act_fn": "silu",
@@ -192,7 +209,7 @@ def _one(value: object) -> object:
 def _refuse(part: str, key: str, value: object) -> None:
     raise WeightsError(
         f"{part}/config.json: {key} = {brief(value)} is not supported; "
-        "use weights of the Stable Diffusion 1.x or 2.x architecture."
+        "use weights of the Stable Diffusion 1.x, 2.x or XL architecture."
     )
 
 
@@ -219,6 +236,7 @@ def _divides(part: str, channels: int, by: int, name: str) -> None:
 
 # Far above every published model, far below what exhausts a machine.
 _MOST = {"layers_per_block": 100, "num_hidden_layers": 1000, "sample_size": 4096}
+_MAY_BE_0 = ("added_dim", "pooled_dim")
 _KINDS = {
     "int": lambda v, most: type(v) is int and 0 < v <= most,
     "float": lambda v, most: type(v) in (int, float) and 0 < v <= most,
@@ -234,6 +252,8 @@ def _check(config: object, part: str) -> None:
         many = field.type.startswith("tuple")
         good = _KINDS[field.type.removeprefix("tuple[").removesuffix(", ...]")]
         values = value if many else (value,)
+        if name in _MAY_BE_0 and type(value) is int and value == 0:
+            continue
         listed = isinstance(values, tuple) and 0 < len(values) <= 16
         if not listed or not all(good(v, most) for v in values):
             raise WeightsError(
@@ -254,6 +274,28 @@ SD2_TEXT = TextConfig(  # OpenCLIP ViT-H/14 without its last layer (340,387,840)
 SD2_UNET = UNetConfig(  # 865,910,724; 768-v models have sample_size (96, 96)
     heads=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True
 )
+SDXL_TEXT = TextConfig(penultimate=True)
+SDXL_TEXT_2 = TextConfig(  # OpenCLIP ViT-bigG/14 with its projection (694,659,840)
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    hidden_act="gelu",
+    penultimate=True,
+    pooled_dim=1280,
+)
+SDXL_UNET = UNetConfig(  # 2,567,463,684
+    block_out_channels=(320, 640, 1280),
+    down_attention=(False, True, True),
+    up_attention=(True, True, False),
+    heads=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    sample_size=(128, 128),
+    depth=(1, 2, 10),
+    added_dim=2816,
+)
+SDXL_VAE = VAEConfig(scaling_factor=0.13025)
 MINI_TEXT = TextConfig(
     vocab_size=1024,
     hidden_size=128,

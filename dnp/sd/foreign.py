@@ -10,9 +10,10 @@ _LAYER = "which changes a model and is none: merge it into its model, and give t
 _STEERS = "which steers a model and draws nothing alone: give the model that it was made for"
 _WORD = "which teaches a model a word and is none: it cannot be used here, so give the model itself"
 _ALONE = "give the whole model, in one file or as a folder in the diffusers layout"
-_OTHER = "which is not supported: give weights of Stable Diffusion 1.x or 2.x"
+_OTHER = "which is not supported: give weights of Stable Diffusion 1.x, 2.x or XL"
 _PLAIN = "which are not read: fetch the variant in float16 or float32"
-_REFINER, _SDXL = f"the refiner of SDXL, {_OTHER}", f"SDXL, {_OTHER}"
+_REFINER = f"the refiner of SDXL, {_OTHER}"
+_SDXL = "SDXL, which is not supported in one file: give its folder in the diffusers layout"
 _UNET = "the U-Net of a diffusers folder: give the folder above it"
 # By a name in a file; the first that fits.
 _FILES = {
@@ -41,7 +42,7 @@ _FILES = {
 # By the start of the class that a folder's model_index.json or config.json names.
 _FOLDERS = {
     "StableDiffusionXLImg2Img": _REFINER,
-    "StableDiffusionXL": _SDXL,
+    "StableDiffusionXLInpaint": f"the inpainting model of SDXL, {_OTHER}",
     "StableVideoDiffusion": f"Stable Video Diffusion, {_OTHER}",
     "StableDiffusion3": f"Stable Diffusion 3, {_OTHER}",
     "Flux": f"Flux, {_OTHER}",

@@ -21,6 +21,9 @@ from dnp.sd import foreign, single_file, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.fingerprint import small_files
 
+_NEW_TEXT = {"penultimate": False, "pooled_dim": 0}
+_NEW_UNET = {"depth": (1,), "added_dim": 0, "added_freq_dim": 256}
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -39,11 +42,20 @@ class Parts:
     tokenizer_files: dict[str, str] = field(default_factory=dict)  # their sha256
     recommended: tuple[dict[str, float], tuple[str, ...]] = ({}, ())
     captioner: Path | None = None
+    text_2: TextConfig | None = None  # SDXL's second text encoder, and its tokenizer
+    tokenizer_2: Callable | None = None
+    tokenizer_2_files: dict[str, str] = field(default_factory=dict)
+    phi: str = "text"
 
     def settings(self) -> dict[str, object]:
         """All that is read beside the tensors and changes a picture made with the same arguments;
         no recommendation, since what was taken of them is an argument."""
         told = {p: asdict(getattr(self, p)) for p in ("text", "unet", "vae")}
+        if self.text_2 is None:  # what SDXL added is not in the fingerprints of the others
+            for part, new in (("text", _NEW_TEXT), ("unet", _NEW_UNET)):
+                told[part] = {k: v for k, v in told[part].items() if k not in new or v != new[k]}
+        else:
+            told |= {"text_2": asdict(self.text_2), "tokenizer_2": self.tokenizer_2_files}
         told |= {p: getattr(self, p) for p in ("prediction_type", "spacing", "levels")}
         return told | {"tokenizer": self.tokenizer_files}
 
@@ -76,9 +88,21 @@ def folder(path: Path) -> Parts:
     configs = {
         p: c.from_dict(weights.read_json(path / p / "config.json")) for p, c in kinds.items()
     }
+    second = {}
+    if configs["unet"].added_dim:
+        d = weights.read_json(path / "text_encoder_2" / "config.json")
+        dim = d.get("projection_dim", 512)  # transformers' default
+        configs["text_encoder"] = replace(configs["text_encoder"], penultimate=True)
+        text_2 = replace(TextConfig.from_dict(d), penultimate=True, pooled_dim=dim)
+        zeros = _index(path).get("force_zeros_for_empty_prompt", True)
+        second = {
+            "text_2": text_2, "tokenizer_2": _tokenizer(path / "tokenizer_2", text_2),
+            "tokenizer_2_files": small_files(path / "tokenizer_2"),
+            "phi": "zeros" if zeros else "text",
+        }  # fmt: skip
     tensors, files = {}, []
-    for part in kinds:
-        found = weights.find(path / part, "model" if part == "text_encoder" else stem)
+    for part in [*kinds, *(["text_encoder_2"] if second else [])]:
+        found = weights.find(path / part, "model" if part.startswith("text") else stem)
         config = path / part / "config.json"
         what = f"{found[0]} does not belong to the network that {config} describes"
         entries = weights.without_harmless(weights.open_files(found))
@@ -88,8 +112,13 @@ def folder(path: Path) -> Parts:
     return Parts(
         *configs.values(), tensors, files, *_schedule(path / "scheduler" / "scheduler_config.json"),
         _tokenizer(path / "tokenizer", configs["text_encoder"]), small_files(path / "tokenizer"),
-        _recommended(path), captioner,
+        _recommended(path), captioner, **second,
     )  # fmt: skip
+
+
+def _index(path: Path) -> dict:
+    file = path / "model_index.json"
+    return weights.read_json(file) if file.is_file() else {}
 
 
 def _refuse_other_kinds(path: Path) -> None:

@@ -18,7 +18,7 @@ from dnp import prompting
 from dnp.energy import eps_from_v
 from dnp.errors import NonFiniteError, SettingsError, WeightsError
 from dnp.schedule import Schedule
-from dnp.sd import layouts, weights
+from dnp.sd import families, layouts, weights
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.device import choose_device
@@ -43,6 +43,8 @@ class ModelConfig:
     words: tuple[str, ...] = ()  # of its whole world, if that is closed
     captioner: Path | None = None  # its own captioner's folder
     files: Fingerprint = field(default_factory=lambda: Fingerprint([]))
+    text_2: TextConfig | None = None  # SDXL's second text encoder
+    phi: str = "text"  # what the empty prompt is: its encoding, or (SDXL) zeros
 
     @property
     def fingerprint(self) -> str:
@@ -98,8 +100,14 @@ class StableDiffusion:
         which words were cut. SettingsError if a prompt is not text.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        limit = min(self.tokenizer.model_max_length, self.config.text.max_position_embeddings)
-        rows = []
+        return self.text_encoder(self.token_ids(prompts, self.tokenizer, self.config.text)[0])
+
+    def token_ids(
+        self, prompts: Sequence[str], tokenizer, config: TextConfig, warn: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The padded tokens (B, L) of prompts, and the place (B,) of each one's first end token."""
+        limit = min(tokenizer.model_max_length, config.max_position_embeddings)
+        rows, ends = [], []
         for prompt in prompts:
             try:
                 prompt.encode("utf-8")
@@ -107,17 +115,19 @@ class StableDiffusion:
                 raise SettingsError(
                     f"the prompt {prompt!r} is not valid Unicode; type it again."
                 ) from None
-            ids = self.tokenizer(prompt, verbose=False).input_ids
+            ids = tokenizer(prompt, verbose=False).input_ids
             if len(ids) > limit:
-                cut = self.tokenizer.decode(ids[limit - 1 : -1])
-                warnings.warn(
-                    f"the prompt has {len(ids) - 2} tokens and the limit is {limit - 2}; "
-                    f'cut off: "{cut}"',
-                    stacklevel=2,
-                )
+                cut = tokenizer.decode(ids[limit - 1 : -1])
+                if warn:
+                    warnings.warn(
+                        f"the prompt has {len(ids) - 2} tokens and the limit is {limit - 2}; "
+                        f'cut off: "{cut}"',
+                        stacklevel=3,
+                    )
                 ids = [*ids[: limit - 1], ids[-1]]
-            rows.append(ids + [self.tokenizer.pad_token_id] * (limit - len(ids)))
-        return self.text_encoder(torch.tensor(rows, device=self.device))
+            rows.append(ids + [tokenizer.pad_token_id] * (limit - len(ids)))
+            ends.append(ids.index(ids[-1]))
+        return tuple(torch.tensor(x, device=self.device) for x in (rows, ends))
 
     def eps(self, z_t: Tensor, t: int | Tensor, c: Tensor) -> Tensor:
         """eps_theta(z_t; t, c): (B, C, H, W), () or (B,), (B or 1, L, D) -> (B, C, H, W)."""
@@ -191,9 +201,10 @@ def load(
     parts = layouts.read(path, prediction_type)
     files = Fingerprint(parts.files, parts.settings())
     text, unet, vae = parts.text, parts.unet, parts.vae
-    if text.hidden_size != unet.cross_attention_dim:
+    text_width = text.hidden_size + (parts.text_2.hidden_size if parts.text_2 else 0)
+    if text_width != unet.cross_attention_dim:
         raise WeightsError(
-            f"{path}: the text encoder is {text.hidden_size} wide and the U-Net's cross-attention "
+            f"{path}: the text encoder is {text_width} wide and the U-Net's cross-attention "
             f"{unet.cross_attention_dim}; take all parts from one model."
         )
     if not unet.in_channels == unet.out_channels == vae.latent_channels:
@@ -203,19 +214,29 @@ def load(
         )
     wide = torch.promote_types(dtype, torch.float32)
     networks = []
+    second = [(CLIPTextModel, parts.text_2, parts.tensors.get("text_encoder_2"), dtype)]
     for build, config, (entries, what), kind in (
         (CLIPTextModel, text, parts.tensors["text_encoder"], dtype),
         (UNet, unet, parts.tensors["unet"], dtype),
         (VAE, vae, parts.tensors["vae"], wide),
+        *(second if parts.text_2 else []),
     ):
         with torch.device("meta"):
             network = build(config)
         networks.append(weights.fill(network, entries, device, kind, what))
     config = ModelConfig(
         text, unet, vae, parts.prediction_type, parts.spacing,
-        *parts.recommended, parts.captioner, files,
+        *parts.recommended, parts.captioner, files, parts.text_2, parts.phi,
     )  # fmt: skip
-    entries = {part: parts.tensors[part][0] for part in ("text_encoder", "unet", "vae")}
+    entries = {part: of_part for part, (of_part, _) in parts.tensors.items()}
+    if parts.text_2:
+        from dnp.sd.sdxl import StableDiffusionXL  # which builds on this file
+
+        *networks, text_encoder_2 = networks
+        return StableDiffusionXL(
+            *networks, parts.tokenizer, parts.schedule, config, entries,
+            text_encoder_2=text_encoder_2, open_tokenizer_2=parts.tokenizer_2,
+        )  # fmt: skip
     return StableDiffusion(*networks, parts.tokenizer, parts.schedule, config, entries)
 
 
@@ -224,10 +245,13 @@ def describe(path: str | Path) -> str:
     path = Path(path)
     parts = layouts.read(path)
     rows = [f"layout      {'diffusers folder' if path.is_dir() else 'original single file'}"]
+    if family := families.of(parts.unet):
+        rows.append(f"family      {family.called}")
     networks = (
         ("text", CLIPTextModel, parts.text),
         ("unet", UNet, parts.unet),
         ("vae", VAE, parts.vae),
+        *([("text_2", CLIPTextModel, parts.text_2)] if parts.text_2 else []),
     )
     for name, build, config in networks:
         with torch.device("meta"):

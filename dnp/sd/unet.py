@@ -58,16 +58,17 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Pixels as tokens: norm, project, one transformer block, project back, residual."""
+    """Pixels as tokens: norm, project, transformer blocks, project back, residual."""
 
-    def __init__(self, channels: int, cfg: UNetConfig, heads: int):
+    def __init__(self, channels: int, cfg: UNetConfig, heads: int, depth: int):
         super().__init__()
         self.linear = cfg.use_linear_projection
         project = nn.Linear if self.linear else lambda i, o: nn.Conv2d(i, o, 1)
         self.norm = nn.GroupNorm(cfg.norm_num_groups, channels, eps=1e-6)  # not the U-Net's 1e-5
         self.proj_in = project(channels, channels)
-        block = TransformerBlock(channels, cfg.cross_attention_dim, heads)
-        self.transformer_blocks = nn.ModuleList([block])
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, cfg.cross_attention_dim, heads) for _ in range(depth)
+        )
         self.proj_out = project(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ class SpatialTransformer(nn.Module):
 
         h = self.norm(x)
         h = self.proj_in(tokens(h)) if self.linear else tokens(self.proj_in(h))
-        h = self.transformer_blocks[0](h, context)
+        for block in self.transformer_blocks:
+            h = block(h, context)
         h = image(self.proj_out(h)) if self.linear else self.proj_out(image(h))
         return x + h
 
@@ -102,11 +104,12 @@ class Block(nn.Module):
         super().__init__()
         channels, groups = cfg.block_out_channels[level], cfg.norm_num_groups
         time_dim, heads = 4 * cfg.block_out_channels[0], cfg.heads[level]
+        depth = cfg.depth[level if len(cfg.depth) > 1 else 0]
         self.resnets = nn.ModuleList(
             ResnetBlock(width, channels, groups, eps=1e-5, time_dim=time_dim) for width in widths
         )
         self.attentions = nn.ModuleList(
-            SpatialTransformer(channels, cfg, heads) for _ in range(attentions)
+            SpatialTransformer(channels, cfg, heads, depth) for _ in range(attentions)
         )
         if isinstance(resample, Downsample):
             self.downsamplers = nn.ModuleList([resample])
@@ -132,7 +135,10 @@ class MidBlock(Block):
 
 
 class UNet(nn.Module):
-    """`forward(z_t, t, context)`: (B, 4, H, W), () or (B,), (B, L, D) -> (B, 4, H, W)."""
+    """`forward(z_t, t, context)`: (B, 4, H, W), () or (B,), (B, L, D) -> (B, 4, H, W).
+
+    SDXL's also takes the pooled text (B, P) and six numbers (B, 6): see `dnp/sd/sdxl.py`.
+    """
 
     def __init__(self, cfg: UNetConfig):
         super().__init__()
@@ -141,6 +147,10 @@ class UNet(nn.Module):
         self.freq_dim = channels[0]
         linear_1, linear_2 = nn.Linear(channels[0], time_dim), nn.Linear(time_dim, time_dim)
         self.time_embedding = nn.ModuleDict({"linear_1": linear_1, "linear_2": linear_2})
+        if cfg.added_dim:
+            self.added_freq_dim = cfg.added_freq_dim
+            linear_1, linear_2 = Linear(cfg.added_dim, time_dim), Linear(time_dim, time_dim)
+            self.add_embedding = nn.ModuleDict({"linear_1": linear_1, "linear_2": linear_2})
         self.conv_in = nn.Conv2d(cfg.in_channels, channels[0], 3, padding=1)
 
         self.down_blocks, skips = nn.ModuleList(), [channels[0]]
@@ -163,9 +173,17 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(cfg.norm_num_groups, channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(channels[0], cfg.out_channels, 3, padding=1)
 
-    def forward(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self, z_t: Tensor, t: Tensor, context: Tensor,
+        pooled: Tensor | None = None, numbers: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         time = timestep_embedding(t.expand(z_t.shape[0]), self.freq_dim, z_t.dtype)
         time = self.time_embedding["linear_2"](F.silu(self.time_embedding["linear_1"](time)))
+        if hasattr(self, "add_embedding"):
+            waves = timestep_embedding(numbers.flatten(), self.added_freq_dim, z_t.dtype)
+            added = torch.cat([pooled, waves.view(len(numbers), -1)], 1)  # (B, P + 6 W)
+            added = F.silu(self.add_embedding["linear_1"](added))
+            time = time + self.add_embedding["linear_2"](added)
 
         h = self.conv_in(z_t)  #                                     (B, C0, H, W)
         skips = [h]

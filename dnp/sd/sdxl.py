@@ -1,0 +1,75 @@
+"""Stable Diffusion XL (Podell et al., arXiv:2307.01952): what its condition is.
+
+    context   penultimate layers of both text encoders, joined on the width (B, L, 768 + 1280)
+    pooled    the second encoder's pooled text                               (B, 1280)
+    numbers   original height and width, crop top and left, target height and width  (B, 6)
+
+phi is not one thing: `phi = "zeros"` is zeros for context and pooled, as the base model was
+published, `phi = "text"` the encoding of "". DNS and energies depend on it, so it is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dnp.energy import eps_from_v
+from dnp.sd.model import StableDiffusion
+
+Sides = tuple[int, int]
+
+
+class Condition(NamedTuple):
+    context: Tensor  # (B, L, D)
+    pooled: Tensor  # (B, P)
+    numbers: Tensor  # (B, 6), whole numbers in float32
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Made by `dnp.load`. `eps` satisfies the same contract; its condition is a `Condition`."""
+
+    takes = ("size", "phi", "original_size", "crop", "target_size")  # settings of `encode`
+
+    def __init__(self, *parts, text_encoder_2, open_tokenizer_2: Callable):
+        super().__init__(*parts)
+        self.text_encoder_2, self.open_tokenizer_2 = text_encoder_2, open_tokenizer_2
+
+    @cached_property
+    def tokenizer_2(self):
+        """The second encoder's tokenizer, which pads with token 0 ("!")."""
+        return self.open_tokenizer_2()
+
+    def encode(
+        self, prompts: str | Sequence[str], size: Sides | None = None, phi: str | None = None,
+        original_size: Sides | None = None, crop: Sides | None = None,
+        target_size: Sides | None = None,
+    ) -> Condition:  # fmt: skip
+        """Prompts -> Condition. Sizes are (height, width) in pixels; the original and the target
+        are `size`, which None is as trained, and the crop is (0, 0). `phi` (zeros or text; None:
+        as the weights say) is what an empty prompt is."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        ids, _ = self.token_ids(prompts, self.tokenizer, self.config.text)
+        ids_2, ends = self.token_ids(prompts, self.tokenizer_2, self.config.text_2, warn=False)
+        context_2, pooled = self.text_encoder_2(ids_2, ends)
+        context = torch.cat([self.text_encoder(ids), context_2], -1)
+        if (phi or self.config.phi) == "zeros":
+            said = torch.tensor([p != "" for p in prompts], device=self.device)
+            context = context.where(said[:, None, None], 0)
+            pooled = pooled.where(said[:, None], 0)
+        f, (_, h, w) = self.config.vae.factor, self.latent_shape(size)
+        own = h * f, w * f
+        six = [*(original_size or own), *(crop or (0, 0)), *(target_size or own)]
+        numbers = torch.tensor([six] * len(prompts), dtype=torch.float32, device=self.device)
+        return Condition(context, pooled, numbers)
+
+    def eps(self, z_t: Tensor, t: int | Tensor, c: Condition) -> Tensor:
+        """eps_theta(z_t; t, c): (B, C, H, W), () or (B,), Condition of B or 1 -> (B, C, H, W)."""
+        t = torch.as_tensor(t, device=z_t.device)
+        out = self.unet(z_t, t, *(x.expand(len(z_t), *x.shape[1:]) for x in c))
+        if self.config.prediction_type == "epsilon":
+            return out
+        return eps_from_v(z_t, out, self.schedule.level(t))
