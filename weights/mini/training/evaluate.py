@@ -137,8 +137,7 @@ def singles() -> list[str]:
 def held_out_prompt(prompt: str) -> bool:
     """Whether it asks for a pair of things, or a colour of a thing, never seen in training."""
     asked = benchmarks.subjects(prompt)
-    pair = frozenset(word for _, word in asked)
-    return pair in world.HELD_OUT_PAIRS or any(a in world.HELD_OUT_COLOURS for a in asked)
+    return world.held_out({word for _, word in asked}) or any(a in world.HELD_OUT_COLOURS for a in asked)
 
 
 def main() -> None:

@@ -73,8 +73,11 @@ def changed(
     if kind == "swap":
         if len({t.colour for t in things} - {None}) < 2:
             return None
-        a, b = things
-        things = [replace(a, colour=b.colour), replace(b, colour=a.colour)]
+        i, j = next(
+            (i, j) for i in coloured for j in coloured if things[i].colour != things[j].colour
+        )
+        hues = things[i].colour, things[j].colour
+        things[i], things[j] = (replace(things[k], colour=h) for k, h in zip((i, j), hues[::-1]))
     elif kind == "thing":
         if not things:
             return None
@@ -89,7 +92,7 @@ def changed(
         others = [c for c in world.COLOURS if c != things[i].colour]
         things[i] = replace(things[i], colour=str(rng.choice(others)))
     said = {(t.colour, t.word) for t in things}
-    held_out = frozenset(t.word for t in things) in world.HELD_OUT_PAIRS
+    held_out = world.held_out({t.word for t in things})
     if split == "train" and (held_out or said & world.HELD_OUT_COLOURS):
         return None
     return replace(scene, things=tuple(things))
@@ -130,7 +133,7 @@ def train_clip(args: argparse.Namespace) -> None:
         start = "model.text_model."
         averaged = {k: v for k, v in trainer.ema.items() if k.startswith(start)}
         clip.text_model.load_state_dict({k.removeprefix(start): v for k, v in averaged.items()})
-    two = [i for i, s in enumerate(all_scenes) if len({t.colour for t in s.things} - {None}) == 2]
+    two = [i for i, s in enumerate(all_scenes) if len({t.colour for t in s.things} - {None}) > 1]
 
     def loss_at(step: int, progress: float) -> Tensor:
         rng = np.random.default_rng((args.seed, 3, step))

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import world
-from common import Trainer, new_unet, text_tower, tokenizer
+from common import Trainer, new_unet, take, text_tower, tokenizer
 from data import latents, pixels, scenes
 from dnp.schedule import Schedule
 from dnp.sd.config import MINI_VAE
@@ -96,6 +96,8 @@ def attention_in_float32(q: Tensor, k: Tensor, v: Tensor, **kw) -> Tensor:
 def train_unet(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     images, all_scenes = scenes(args.out, args.scenes, args.seed)
+    if args.warm:
+        take(args.warm, args.out)
     mean, std, scale = latents(args, images)
     del images
     tok = tokenizer()
@@ -103,8 +105,10 @@ def train_unet(args: argparse.Namespace) -> None:
     unet = new_unet()
     if args.warm:
         unet.load_state_dict(load_file(args.warm / "unet" / "diffusion_pytorch_model.safetensors"))
+        known = json.loads((args.warm / "vae" / "config.json").read_text())["scaling_factor"]
+        mean, std, scale = mean * known / scale, std * known / scale, known  # as it is used to
     unet = unet.to(args.device, memory_format=torch.channels_last)
-    trainer = Trainer(unet, args.out / "unet.safetensors", args, args.lr, ema=0.9995)
+    trainer = Trainer(unet, args.out / "unet.safetensors", args, args.lr, ema=args.ema)
     schedule = Schedule.stable_diffusion()
     abar = schedule.abar.float()
     snr_weight = (abar / (1 - abar)).clamp(max=5) * (1 - abar) / abar  # min-SNR, gamma = 5
@@ -166,6 +170,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32, help="scenes per step of the U-Net")
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of the U-Net")
+    parser.add_argument("--ema", type=float, default=0.9995, help="decay of the U-Net's average")
     parser.add_argument("--warm", type=Path, help="a folder to start from instead of noise")
     parser.add_argument(
         "--lock-text", action="store_true", help="clip: go on without the text tower"
