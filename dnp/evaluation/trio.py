@@ -7,11 +7,10 @@ of the miniature (`weights/mini/training/world.py`) leaves out the same combinat
 
 from __future__ import annotations
 
-import re
 from hashlib import sha256
 from itertools import combinations
 
-from dnp.evaluation.benchmarks import ANIMALS, COLOURS, OBJECTS, Prompt, subjects
+from dnp.evaluation.benchmarks import ANIMALS, COLOURS, OBJECTS, Prompt
 
 HELD_OUT_PAIRS = {
     frozenset(pair.split())
@@ -88,9 +87,3 @@ def _sentence(things: tuple[str, ...], k: int) -> str:
         used.add(COLOURS[hue % 11])
         names.append(f"a {COLOURS[hue % 11]} {thing}")
     return f"{names[0]}, {names[1]} and {names[2]}"
-
-
-def parts(text: str) -> list[str] | None:
-    """The three parts of a prompt of this form; None for any other text."""
-    found = re.split(r", | and ", text)
-    return found if len(found) == 3 and all(len(subjects(p)) == 1 for p in found) else None

@@ -137,7 +137,8 @@ def singles() -> list[str]:
 def held_out_prompt(prompt: str) -> bool:
     """Whether it asks for a pair of things, or a colour of a thing, never seen in training."""
     asked = benchmarks.subjects(prompt)
-    return world.held_out({word for _, word in asked}) or any(a in world.HELD_OUT_COLOURS for a in asked)
+    colours = any(a in world.HELD_OUT_COLOURS for a in asked)
+    return colours or world.held_out({word for _, word in asked})
 
 
 def main() -> None:

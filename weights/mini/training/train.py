@@ -5,6 +5,7 @@
     python weights/mini/training/train.py vae --minutes 30 --out runs/mini
     python weights/mini/training/train.py clip --minutes 40 --out runs/mini         # needs nothing
     python weights/mini/training/train.py recogniser --minutes 15 --out runs/mini   # needs nothing
+    python weights/mini/training/train.py judge --minutes 8 --out runs/mini         # recogniser
     python weights/mini/training/train.py captioner --minutes 20 --out runs/mini    # vae, clip
     python weights/mini/training/train.py unet --minutes 120 --out runs/mini        # vae, clip
     python weights/mini/training/train.py export --out runs/mini --to weights/mini  # all
@@ -33,7 +34,8 @@ from dnp.schedule import Schedule
 from dnp.sd.config import MINI_VAE
 from dnp.sd.vae import VAE
 from export import export
-from perception import train_captioner, train_clip, train_recogniser
+from judges import train_judge, train_recogniser
+from perception import train_captioner, train_clip
 
 HERE = Path(__file__).resolve().parent
 ATTENTION = F.scaled_dot_product_attention
@@ -154,6 +156,7 @@ PARTS = {
     "clip": train_clip,
     "captioner": train_captioner,
     "recogniser": train_recogniser,
+    "judge": train_judge,
     "unet": train_unet,
     "export": export,
 }
@@ -172,6 +175,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of the U-Net")
     parser.add_argument("--ema", type=float, default=0.9995, help="decay of the U-Net's average")
     parser.add_argument("--warm", type=Path, help="a folder to start from instead of noise")
+    told = "judge: the recogniser that it starts from"
+    parser.add_argument(
+        "--recogniser", type=Path, default=HERE / "recogniser.safetensors", help=told
+    )
     parser.add_argument(
         "--lock-text", action="store_true", help="clip: go on without the text tower"
     )

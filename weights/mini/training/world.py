@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from artwork import COLOURS, OWN_COLOURS_ONLY, drawings, main_colour, sprite, to_oklab
 from backdrops import GROUNDS, SETTING_CONTRAST, backdrop
@@ -52,6 +51,7 @@ P_ROW = 0.4  # of three things: side by side; the others stand behind and in fro
 P_COMMA = 0.85  # of three things: "a, b and c"; the others "a and b and c"
 P_SUFFIX, P_SUFFIX_PLAIN, P_FIRST = 0.60, 0.06, 0.20
 P_STYLE, P_PICTURE, P_AN, P_BARE = 0.10, 0.10, 0.15, 0.05
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -176,7 +176,8 @@ def _three_boxes(
     boxes = []
     for (x, y), (w, h) in zip(centres, sizes):
         x, y = (min(max(v, s / 2 + 0.01), 0.99 - s / 2) for v, s in ((x, w), (y, h)))
-        boxes.append(tuple(round(float(v), 4) for v in (x - w / 2, y - h / 2, x + w / 2, y + h / 2)))
+        box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        boxes.append(tuple(round(float(v), 4) for v in box))
     return boxes
 
 
