@@ -32,7 +32,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = p.add_argument
-    add("--benchmark", default="ae", metavar="NAME", help="ae, hh, semantic, or a file of prompts")
+    named = "ae, trio, trio-choosing, hh, semantic, or a file of prompts"
+    add("--benchmark", default="ae", metavar="NAME", help=named)
     add("--per-category", type=int, metavar="N", help="N prompts of each category; default all")
     add("--method", nargs="+", default=["cfg"], metavar="M", help="name or name:option=value,...")
     add(
@@ -49,7 +50,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
     add("--captioner", type=Path, metavar="FOLDER", help="default: the weights' own")
     add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
-    add("--recogniser", type=Path, metavar="FILE", help="default: the weights' own, if there")
+    judge_help = "default: the weights' own, if there; for trio, judge.safetensors beside it"
+    add("--recogniser", type=Path, metavar="FILE", help=judge_help)
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="float32", choices=DTYPES, help="default float32; halves on a GPU only")
@@ -97,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     # A miniature's own CLIP has read captions of its world, and none of the 80 templates.
     closed = clip == own_clip and model.config.words
     templates = metrics.ONE_TEMPLATE if closed else metrics.TEMPLATES
-    own_judge = args.weights / "training" / "recogniser.safetensors"
+    three = any(len(benchmarks.subjects(p.text)) > 2 for p in prompts)  # or a file of such
+    own_judge = args.weights / "training" / f"{'judge' if three else 'recogniser'}.safetensors"
     judge = args.recogniser or (own_judge if own_judge.is_file() else None)
     instruments = Instruments(
         load_captioner(captioner, device) if needs and not args.rescore else None,

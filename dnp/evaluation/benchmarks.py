@@ -1,6 +1,7 @@
 """Benchmarks: lists of prompts, each with a category.
 
 A&E  Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): two of 24 things, most with a colour
+trio three of the 24 things, objects with colours; `trio-choosing` has others (`trio.py`)
 H&H  people and hands, in the form of arXiv:2411.05473; its lists are not public, these are ours
 """
 
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
@@ -177,8 +179,11 @@ def read(path: str | Path) -> list[Prompt]:
 
 
 def load(name: str) -> list[Prompt]:
-    """The benchmark "ae", "hh" or "semantic", or that of a file."""
-    known = {"ae": attend_excite, "hh": people_and_hands, "semantic": hand_made}
+    """The benchmark "ae", "trio", "trio-choosing", "hh" or "semantic", or that of a file."""
+    from dnp.evaluation.trio import trio  # it needs this file's words
+
+    known = {"ae": attend_excite, "hh": people_and_hands, "semantic": hand_made, "trio": trio}
+    known["trio-choosing"] = partial(trio, "choosing")
     return known[name]() if name in known else read(name)
 
 
@@ -217,10 +222,14 @@ def subjects(text: str) -> list[tuple[str | None, str]]:
 
 
 def parts(text: str) -> list[str]:
-    """The two halves of a prompt for the minimum-object score: split at " and ", else " with ".
+    """The parts of a prompt for the minimum-object score: split at " and ", else " with "; and at
+    commas too where that leaves one thing of the world in each, as in "a cat, a car and a bow".
 
     SettingsError if there is neither (A&E's recipe knows no other prompts).
     """
+    listed = re.split(", | and ", text)
+    if len(listed) > 2 and all(len(subjects(part)) == 1 for part in listed):
+        return listed
     for join in (" and ", " with "):
         if join in text:
             return text.split(join)

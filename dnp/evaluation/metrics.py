@@ -163,9 +163,10 @@ def presence(
 ) -> list[dict[str, bool | int]]:
     """What each picture shows of what `prompt` asks for, by the recogniser.
 
-    things    both (all) things are there
-    colours   and have the colours that the prompt names
+    things    all (one, two or three) things are there
+    colours   and have the colours that the prompt names: all right
     asked     how many of the asked things are there
+    right     how many are there in the colours that the prompt names
     shown     how many things are there at all
 
     Nothing for a prompt that asks for no thing of the world. One of each word is looked for.
@@ -182,6 +183,7 @@ def presence(
                 "things": all(there),
                 "colours": all(right),
                 "asked": sum(there),
+                "right": sum(right),
                 "shown": len(found),
             }
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dnp.evaluation.benchmarks import subjects
 from dnp.evaluation.metrics import bootstrap, paired
 from dnp.evaluation.plots import plot
 from dnp.evaluation.sheets import sheets
@@ -25,6 +26,7 @@ COLUMNS = {  # column: (heading, factor, digits)
     "colours": ("things and colours, %", 100, 1),
     "things": ("things, %", 100, 1),
     "asked": ("asked things per picture", 1, 2),
+    "right": ("right things per picture", 1, 2),
 }
 BY_CATEGORY = ("minimum", "full", "colours")
 PUBLISHED = {  # arXiv:2411.05473, Table 2, Stable Diffusion
@@ -37,7 +39,7 @@ PUBLISHED = {  # arXiv:2411.05473, Table 2, Stable Diffusion
     }),
 }  # fmt: skip
 PICTURES = ("wins-*.png", "losses-*.png", "scales.png", "evaluations.png")
-PER_PICTURE = ("full", "clipscore", "minimum", "things", "colours", "asked", "shown")
+PER_PICTURE = ("full", "clipscore", "minimum", "things", "colours", "asked", "right", "shown")
 Rows = dict[tuple[str, float | None], list[dict]]  # (method, scale) -> the records of its prompts
 
 
@@ -143,13 +145,19 @@ def _have(rows: Rows, column: str) -> bool:
     return any(r.get(column) is not None for records in rows.values() for r in records)
 
 
+def _columns(rows: Rows) -> list[str]:
+    """Those that the records have; `right` only where a prompt asks for more than two things."""
+    many = any(len(subjects(r["prompt"])) > 2 for records in rows.values() for r in records)
+    return [c for c in COLUMNS if _have(rows, c) and (many or c != "right")]
+
+
 def _groups(records: Sequence[dict], column: str) -> list[Sequence[float]]:
     """The values of each prompt that has them."""
     return [np.atleast_1d(r[column]) for r in records if r.get(column) is not None]
 
 
 def _table(rows: Rows, out: Cells) -> list[str]:
-    columns = [c for c in COLUMNS if _have(rows, c)]
+    columns = _columns(rows)
     heads = ["method", *(COLUMNS[c][0] for c in columns)]
     heads += ["IS"] * _have(rows, "classes") + ["diversity"] * _have(rows, "diversity")
     body = []
@@ -192,7 +200,7 @@ def _table(rows: Rows, out: Cells) -> list[str]:
 
 
 def _differences(rows: Rows, baseline: str, out: Cells) -> list[str]:
-    columns = [c for c in COLUMNS if _have(rows, c)]
+    columns = _columns(rows)
     body = []
     for key, records in rows.items():
         if key[0] == baseline:

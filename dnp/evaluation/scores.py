@@ -15,12 +15,13 @@ from dnp.prompting import Captioner
 
 PROTOCOL = {
     "full": "cosine of picture and prompt; no factor, no clipping; mean over pictures",
-    "minimum": "split at ' and ', else ' with '; the smaller cosine of a picture; mean of them",
+    "minimum": "split at ' and ', else ' with ' (three things: ', ' too); smallest cosine; mean",
     "clipscore": "2.5 max(cos, 0) with the one template 'A photo depicts {}' (arXiv:2104.08718)",
     "classes": "the recogniser's probabilities that each thing is there, divided by their sum",
     "IS": "exp of the mean KL of classes to their mean; one split, all pictures of the row",
     "things": "the recogniser finds every thing that the prompt names (probability over 0.5)",
     "colours": "and its likeliest colour is the named one",
+    "right": "how many of the named things are there in their named colours",
     "diversity": "mean cosine distance of the CLIP embeddings of a prompt's pictures",
     "intervals": "95 %, percentile bootstrap over prompts, 2000 draws",
 }

@@ -128,6 +128,16 @@ def load_ema(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
+def take(warm: Path, out: Path) -> None:
+    """Checkpoints of the parts that a U-Net needs and that stay as a folder has them."""
+    parts = {"vae": ("vae/diffusion_pytorch_model", "ema."), "clip": ("clip/model", "ema.model.")}
+    for part, (file, prefix) in parts.items():
+        if not (out / f"{part}.safetensors").exists():
+            tensors = load_file(warm / f"{file}.safetensors")
+            tensors = {prefix + k: v.float() for k, v in tensors.items()}
+            write(out / f"{part}.safetensors", tensors)
+
+
 def tokenizer():
     from transformers import CLIPTokenizer
 

@@ -22,16 +22,18 @@ GRID = 8  # cells along each side of a picture, for labels of what is where
 NOTHING, UNSURE = len(world.THINGS), -100  # a cell's label: background; not to be judged
 
 
-def scenes(out: Path, n: int, seed: int) -> tuple[np.ndarray, list[world.Scene]]:
-    """n training scenes and their pixels (n, 64, 64, 3), rendered once and kept in `out`."""
-    path = out / f"scenes-{n}-{seed}.npy"
+def scenes(
+    out: Path, n: int, seed: int, split: str = "train"
+) -> tuple[np.ndarray, list[world.Scene]]:
+    """n scenes and their pixels (n, 64, 64, 3), rendered once and kept in `out`."""
+    path = out / f"scenes-{n}-{seed}{'' if split == 'train' else '-' + split}.npy"
     if not path.exists():
-        images, _, all_scenes = world.dataset(n, seed)
+        images, _, all_scenes = world.dataset(n, seed, split=split)
         out.mkdir(parents=True, exist_ok=True)
         np.save(path.with_suffix(".partial.npy"), images, allow_pickle=False)
         os.replace(path.with_suffix(".partial.npy"), path)
         return images, all_scenes
-    all_scenes = [world.scene_at(seed, i)[0] for i in range(n)]
+    all_scenes = [world.scene_at(seed, i, split)[0] for i in range(n)]
     return np.load(path, mmap_mode="r", allow_pickle=False), all_scenes
 
 
@@ -61,6 +63,12 @@ def cells(all_scenes: list[world.Scene]) -> tuple[Tensor, Tensor]:
             colours[i][far < 0.5] = UNSURE
             colours[i][far < 0.35] = colour
     return torch.from_numpy(things), torch.from_numpy(colours)
+
+
+def cell_loss(said_things: Tensor, said_colours: Tensor, things: Tensor, colours: Tensor) -> Tensor:
+    """Cross-entropy of the cells' labels; logits (B, labels, cells)."""
+    loss = F.cross_entropy(said_things, things.flatten(1))
+    return loss + F.cross_entropy(said_colours, colours.flatten(1))
 
 
 def degrade(x: Tensor, rng: np.random.Generator) -> Tensor:

@@ -1,8 +1,12 @@
-"""The numbers of the miniature's card, on held-out scenes and on prompts.
+"""The numbers of the miniature's card, on held-out scenes and on prompts, with 95 % intervals.
 
-    python weights/mini/training/evaluate.py --weights weights/mini
+    python weights/mini/training/evaluate.py --weights weights/mini             # to report
+    python weights/mini/training/evaluate.py --weights weights/mini --choosing  # to choose
 
-prints them and writes `evaluation.json`; the recogniser judges every sampled picture.
+prints them and writes `evaluation.json`. `--choosing` takes every fifth A&E prompt of a category,
+the choosing prompts of `trio`, and seeds from 100 on; without it the rest and seeds from 0 on, but
+for the A&E prompts, which are all reported. `--share 0.1` is a quick look at a tenth. The
+recogniser judges one and two things, the judge (`judge.safetensors`) three.
 """
 
 from __future__ import annotations
@@ -24,12 +28,24 @@ import world
 from common import HERE
 from data import pixels
 from dnp.evaluation import benchmarks
-from dnp.evaluation.metrics import ONE_TEMPLATE, CLIPScorer, presence
+from dnp.evaluation.metrics import ONE_TEMPLATE, CLIPScorer, bootstrap, presence
 from dnp.evaluation.recogniser import load_recogniser
 from perception import changed
 
-SCALES, DNS_SCALES = (1.0, 2.0, 3.0, 5.0, 7.5), (0.5, 1.0, 2.0, 3.0)
+PARTS = ("scenes", "empty", "single", "pairs", "held-out", "trio", "dns", "time")
+CHOOSING = 100  # the first seed of pictures that choose
 SEED = 5000  # of scenes that no part was trained on
+
+
+def told(groups: list[list[float]]) -> list[float]:
+    """[mean, low, high]: 95 %, bootstrap over groups, the pictures of one prompt or scene. Where
+    every value is the same the bootstrap has no width, and Wilson's interval stands there."""
+    mean, low, high = bootstrap([[float(v) for v in g] for g in groups])
+    if low == high and mean in (0.0, 1.0):
+        n = len(groups)
+        edge = 1.96**2 / (n + 1.96**2)
+        low, high = (0.0, edge) if mean == 0 else (1 - edge, 1.0)
+    return [round(float(v), 4) for v in (mean, low, high)]
 
 
 def held_out(n: int) -> tuple[list[Image.Image], list[world.Scene]]:
@@ -48,9 +64,9 @@ def psnr(vae, images: list[Image.Image]) -> float:
     return (10 * torch.log10(4 / ((y - x) ** 2).mean((1, 2, 3)))).mean().item()
 
 
-def two_way_choice(clip: CLIPScorer, images: list, scenes: list) -> dict[str, float]:
+def two_way_choice(clip: CLIPScorer, images: list, scenes: list) -> dict[str, list[float]]:
     """How often the right caption beats one with a wrong word, or with the colours swapped."""
-    right, of = defaultdict(int), defaultdict(int)
+    right = defaultdict(list)
     for i, (image, scene) in enumerate(zip(images, scenes)):
         rng = np.random.default_rng([SEED, i])
         state = rng.bit_generator.state
@@ -65,19 +81,18 @@ def two_way_choice(clip: CLIPScorer, images: list, scenes: list) -> dict[str, fl
             if wrong == caption:
                 continue
             a, b = (clip.images([image]) @ clip.texts([caption, wrong]).T)[0].tolist()
-            right[kind] += a > b
-            of[kind] += 1
-    return {kind: right[kind] / of[kind] for kind in of}
+            right[kind].append([a > b])
+    return {kind: told(rows) for kind, rows in right.items()}
 
 
-def captions(captioner, images: list, scenes: list) -> float:
-    """How often the captioner names exactly the (colour, thing) pairs of a scene of two things."""
+def captions(captioner, images: list, scenes: list, n: int) -> list[float]:
+    """How often the captioner names exactly the (colour, thing) pairs of a scene of n things."""
     said = [set(benchmarks.subjects(text)) for text in captioner(images)]
-    two = [i for i, scene in enumerate(scenes) if len(scene.things) == 2]
-    return float(np.mean([said[i] == _pairs(scenes[i]) for i in two]))
+    which = [i for i, scene in enumerate(scenes) if len(scene.things) == n]
+    return told([[said[i] == _pairs(scenes[i])] for i in which])
 
 
-def new_captions(captioner, n: int) -> float:
+def new_captions(captioner, n: int) -> list[float]:
     """How often it names a colour-thing pair that it never saw, over n scenes that hold one."""
     scenes, i = [], 0
     while len(scenes) < n:
@@ -86,12 +101,22 @@ def new_captions(captioner, n: int) -> float:
         if _pairs(scene) & world.HELD_OUT_COLOURS:
             scenes.append(scene)
     said = captioner([Image.fromarray(world.render(scene)) for scene in scenes])
-    named = [
-        pair in benchmarks.subjects(text)
-        for text, scene in zip(said, scenes)
-        for pair in _pairs(scene) & world.HELD_OUT_COLOURS
-    ]
-    return float(np.mean(named))
+    return told(
+        [
+            [pair in benchmarks.subjects(text) for pair in _pairs(scene) & world.HELD_OUT_COLOURS]
+            for text, scene in zip(said, scenes)
+        ]
+    )
+
+
+def judged(judge, images: list, scenes: list, n: int) -> list[float]:
+    """How often a judge says "all right" of a true scene of n things: the ceiling of its numbers."""
+    which = [i for i, scene in enumerate(scenes) if len(scene.things) == n]
+    rows = []
+    for i, found in zip(which, judge.find([images[i] for i in which])):
+        hue = {f.word: f.colour for f in found}
+        rows.append([all(w in hue and c in (None, hue[w]) for c, w in _pairs(scenes[i]))])
+    return told(rows)
 
 
 def _pairs(scene: world.Scene) -> set[tuple[str | None, str]]:
@@ -109,122 +134,104 @@ def _loaded(weights: Path):
     return dnp.load(weights)
 
 
-def _work(job: tuple, weights: Path) -> Image.Image:
+def _work(job: tuple, weights: Path) -> list[Image.Image]:
     import dnp
 
     torch.set_num_threads(1)
-    prompt, method, s, seed, steps = job
-    return dnp.generate(_loaded(weights), prompt, method, s=s, seed=seed, steps=steps).images[0]
+    prompt, method, s, seed, images, steps = job
+    model = _loaded(weights)
+    made = dnp.generate(model, prompt, method, s=s, seed=seed, images=images, steps=steps)
+    return made.images
 
 
-def sample(jobs: list[tuple], weights: Path, what: str, processes: int) -> list[Image.Image]:
-    """A picture for each (prompt, method, scale, seed, steps)."""
-    with get_context("spawn").Pool(processes) as pool:
-        done = pool.imap(partial(_work, weights=weights), jobs, chunksize=4)
-        return list(tqdm(done, total=len(jobs), desc=what, unit="picture"))
+class Draw:
+    """Pictures of prompts at consecutive seeds from `first` on, made by several processes."""
+
+    def __init__(self, weights: Path, first: int, processes: int):
+        self.weights, self.first, self.processes = weights, first, processes
+
+    def __call__(self, prompts: list[str], what: str, s: float, n: int, steps: int,
+                 method: str = "cfg") -> list[list[Image.Image]]:  # fmt: skip
+        jobs = [(p, method, s, self.first, n, steps) for p in prompts]
+        return self.each(jobs, what)
+
+    def each(self, jobs: list[tuple], what: str) -> list[list[Image.Image]]:
+        """The pictures of each (prompt, method, scale, first seed, count, steps)."""
+        with get_context("spawn").Pool(self.processes) as pool:
+            done = pool.imap(partial(_work, weights=self.weights), jobs, chunksize=1)
+            return list(tqdm(done, total=len(jobs), desc=what, unit="prompt"))
 
 
-def singles() -> list[str]:
-    """One prompt for each thing and seed; objects go round the colours."""
-    prompts = []
+def singles(share: float = 1.0) -> tuple[list[str], int]:
+    """The prompts of single things, and pictures of each: 24 things x 32 seeds in all. An object
+    goes round the colours, four seeds to each of eight."""
+    prompts, n = [], max(1, round(4 * share))
     for i, thing in enumerate(world.THINGS):
-        for seed in range(8):
-            colour = world.COLOUR_NAMES[(5 * i + seed) % 11]
+        for k in range(8):
+            colour = world.COLOUR_NAMES[(5 * i + k) % 11]
             prompts.append(f"a {thing}" if thing in world.ANIMALS else f"a {colour} {thing}")
-    return prompts
+    return prompts, n
 
 
 def held_out_prompt(prompt: str) -> bool:
-    """Whether it asks for a pair of things, or a colour of a thing, never seen in training."""
+    """Whether it asks for things together, or a colour of a thing, never seen in training."""
     asked = benchmarks.subjects(prompt)
-    pair = frozenset(word for _, word in asked)
-    return pair in world.HELD_OUT_PAIRS or any(a in world.HELD_OUT_COLOURS for a in asked)
+    colours = any(a in world.HELD_OUT_COLOURS for a in asked)
+    return colours or world.held_out({word for _, word in asked})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--weights", type=Path, default=HERE.parent)
-    parser.add_argument("--out", type=Path, default=Path("outputs"), help="for evaluation.json")
-    parser.add_argument(
-        "--only", choices=["scenes", "single", "pairs", "dns", "time"], action="append"
-    )
-    parser.add_argument("--per-category", type=int, help="A&E prompts of each category; all")
-    parser.add_argument("--scenes", type=int, default=1000, help="held-out scenes to look at")
-    parser.add_argument("--processes", type=int, default=2)
-    args = parser.parse_args()
-    parts = args.only or ["scenes", "single", "pairs", "dns", "time"]
-    import dnp
-    from dnp.prompting import load_captioner
-
-    model = dnp.load(args.weights)
-    judge = load_recogniser(args.weights / "training" / "recogniser.safetensors")
-    captioner = load_captioner(args.weights / "captioner")
-    draw = partial(sample, weights=args.weights, processes=args.processes)
-    report: dict = {}
-    if "scenes" in parts:
-        images, scenes = held_out(args.scenes)
-        report["VAE, dB"] = psnr(model.vae, images[:500])
-        clip = CLIPScorer(args.weights / "clip", ONE_TEMPLATE)
-        report["CLIP, two-way choice"] = two_way_choice(clip, images, scenes)
-        report["captioner"] = {
-            "two things": captions(captioner, images, scenes),
-            "held-out colours": new_captions(captioner, args.scenes // 3),
-        }
-        sets = [
-            {t.word for t in s.things} == {f.word for f in found}
-            for s, found in zip(scenes, judge.find(images))
-        ]
-        report["recogniser, set of things"] = float(np.mean(sets))
-    if "single" in parts:
-        prompts = singles()
-        pictures = draw([(p, "cfg", 2.0, i % 8, 50) for i, p in enumerate(prompts)], what="single")
-        rows = [presence(judge, [im], p)[0] for p, im in zip(prompts, pictures)]
-        by_thing = {
-            t: np.mean([r["colours"] for r in rows[8 * i : 8 * i + 8]])
-            for i, t in enumerate(world.THINGS)
-        }
-        report["single things"] = {
-            "thing": float(np.mean([r["things"] for r in rows])),
-            "thing and colour": float(np.mean([r["colours"] for r in rows])),
-            "weakest": dict(sorted(by_thing.items(), key=lambda kv: kv[1])[:5]),
-        }
-    if "pairs" in parts:
-        prompts = benchmarks.choose(benchmarks.attend_excite(), args.per_category)
-        jobs = [(p.text, "cfg", s, 0, 20) for s in SCALES for p in prompts]
-        pictures = iter(draw(jobs, what="A&E"))
-        report["A&E, both things and colours"] = {}
-        for s in SCALES:
-            rows = defaultdict(list)
-            for p in prompts:
-                ok = presence(judge, [next(pictures)], p.text)[0]["colours"]
-                rows[p.category].append(ok)
-                rows["all"].append(ok)
-                rows["held out" if held_out_prompt(p.text) else "seen"].append(ok)
-            report["A&E, both things and colours"][f"s = {s:g}"] = {
-                k: round(float(np.mean(v)), 3) for k, v in rows.items()
-            }
-    if "dns" in parts:
-        prompts = [p.text for p in benchmarks.choose(benchmarks.attend_excite(), 22)[:64]]
-        report["DNS images"] = {}
-        for s in DNS_SCALES:
-            pictures = draw(
-                [(p, "dns", s, i, 50) for i, p in enumerate(prompts)], what=f"DNS {s:g}"
-            )
-            report["DNS images"][f"s = {s:g}"] = dns_numbers(judge, captioner, pictures, prompts)
-    if "time" in parts:
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            dnp.generate(model, "a red car")
-            times.append(time.perf_counter() - start)
-        report["seconds for 50 steps of CFG, warm"] = float(np.median(times[1:]))
-    text = json.dumps(report, indent=2)
-    print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "evaluation.json").write_text(text + "\n")
+def ae_prompts(choosing: bool) -> list[benchmarks.Prompt]:
+    """Every fifth prompt of a category to choose by; to report, all (276)."""
+    out = []
+    for category in ("animals", "animals_objects", "objects"):
+        own = [p for p in benchmarks.attend_excite() if p.category == category]
+        out += own[::5] if choosing else own
+    return out
 
 
-def dns_numbers(judge, captioner, pictures: list, prompts: list[str]) -> dict[str, float]:
+def held_out_prompts(n: int = 48) -> list[str]:
+    """Prompts of two things, each with a held-out pair or colour: those of A&E first, then pairs of
+    objects and a held-out colour that A&E does not ask for."""
+    found = [p.text for p in benchmarks.attend_excite() if held_out_prompt(p.text)]
+    for i in range(13 * len(found)):
+        colour, thing = sorted(world.HELD_OUT_COLOURS)[i % 13]
+        text = f"a {world.ANIMALS[i % 12]} and a {colour} {thing}"
+        pair = {world.ANIMALS[i % 12], thing}
+        if text not in found and not world.held_out(pair):
+            found.append(text)
+        if len(found) >= n:
+            break
+    return found[:n]
+
+
+def rows_of(judge, prompts: list[str], pictures: list[list[Image.Image]]) -> list[list[dict]]:
+    """`presence` of each prompt's pictures."""
+    return [presence(judge, made, p) for p, made in zip(prompts, pictures)]
+
+
+def column(rows: list[list[dict]], name: str, keep=None) -> list[float]:
+    """`told` of one number; of the prompts where `keep` is true, if given."""
+    keep = keep or [True] * len(rows)
+    return told([[r[name] for r in row] for row, k in zip(rows, keep) if k])
+
+
+def adherence(prompts: list[benchmarks.Prompt], rows: list[list[dict]]) -> dict:
+    """All right in each category, held out, seen and overall."""
+    held = [held_out_prompt(p.text) for p in prompts]
+    kinds = {
+        c: [p.category == c for p in prompts] for c in dict.fromkeys(p.category for p in prompts)
+    }
+    kinds |= {"held out": held, "seen": [not h for h in held], "all": [True] * len(prompts)}
+    return {k: column(rows, "colours", keep) for k, keep in kinds.items() if any(keep)}
+
+
+def empty_numbers(judge, pictures: list[Image.Image]) -> dict:
+    """The share of empty-prompt pictures whose surest thing is over 0.9, and over 0.5."""
+    surest = judge.probabilities(pictures)[0].max(1).values.tolist()
+    return {f"surest over {v:g}": told([[p > v] for p in surest]) for v in (0.9, 0.5)}
+
+
+def dns_numbers(judge, captioner, pictures: list, prompts: list[str]) -> dict:
     """Of DNS images: the recogniser finds a thing; one of them is asked for by p; the first thing
     that the captioner names is the surest (or any) of the recogniser's."""
     found, said = judge.find(pictures), captioner(pictures)
@@ -234,12 +241,122 @@ def dns_numbers(judge, captioner, pictures: list, prompts: list[str]) -> dict[st
         {w for _, w in benchmarks.subjects(p)} & {f.word for f in fs}
         for p, fs in zip(prompts, found)
     ]
-    return {
-        "a thing": float(np.mean([bool(f) for f in found])),
-        "one that p names": float(np.mean([bool(n) for n in named])),
-        "captioner's first is the surest": float(np.mean([f[0].word == w for f, w in both])),
-        "captioner's first is there": float(np.mean([w in {x.word for x in f} for f, w in both])),
+    out = {
+        "a thing": told([[bool(f)] for f in found]),
+        "one that p names": told([[bool(n)] for n in named]),
     }
+    if both:
+        out["captioner's first is the surest"] = told([[f[0].word == w] for f, w in both])
+        any_of = [[w in {x.word for x in f}] for f, w in both]
+        out["captioner's first is there"] = told(any_of)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--weights", type=Path, default=HERE.parent)
+    add("--out", type=Path, default=Path("outputs"), help="for evaluation.json")
+    add("--only", choices=PARTS, action="append", help="one part; may be given again")
+    add("--choosing", action="store_true", help="choosing prompts, and seeds from 100 on")
+    add("--share", type=float, default=1.0, help="share of the prompts or pictures, for a look")
+    add("--scales", type=float, nargs="+", default=[3.0], help="CFG scales of A&E and trio")
+    add("--scenes", type=int, default=1000, help="held-out scenes to look at")
+    add("--judge", type=Path, default=HERE / "judge.safetensors", help="for three things")
+    add("--processes", type=int, default=2)
+    args = parser.parse_args()
+    if not 0 < args.share <= 1:
+        parser.error(f"--share {args.share:g} is not possible; choose a share up to 1.")
+    report = measure(args)
+    text = json.dumps(report, indent=2)
+    print(text)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "evaluation.json").write_text(text + "\n")
+
+
+def some(prompts: list, share: float) -> list:
+    """An even share of a list, one at least."""
+    n = max(1, round(share * len(prompts)))
+    return [prompts[i * len(prompts) // n] for i in range(n)]
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Every number that was asked for; pairs and trios by scale."""
+    import dnp
+    from dnp.prompting import load_captioner
+
+    parts, choosing = args.only or PARTS, args.choosing
+    model = dnp.load(args.weights)
+    recogniser = load_recogniser(args.weights / "training" / "recogniser.safetensors")
+    judge = load_recogniser(args.judge)
+    draw = Draw(args.weights, CHOOSING if choosing else 0, args.processes)
+    report: dict = {"choosing": choosing, "share": args.share}
+    if "scenes" in parts:
+        images, scenes = held_out(args.scenes)
+        report["VAE, dB"] = psnr(model.vae, images[:500])
+        clip = CLIPScorer(args.weights / "clip", ONE_TEMPLATE)
+        report["CLIP, two-way choice"] = two_way_choice(clip, images, scenes)
+        captioner = load_captioner(args.weights / "captioner")
+        report["captioner"] = {
+            "two things": captions(captioner, images, scenes, 2),
+            "held-out colours": new_captions(captioner, args.scenes // 3),
+        }
+        report["true scenes called all right"] = {
+            f"{name}, {n} things": judged(j, images, scenes, n)
+            for name, j in (("recogniser", recogniser), ("judge", judge))
+            for n in (1, 2, 3)
+        }
+    if "empty" in parts:
+        n = max(1, round(20 * args.share))
+        jobs = [("", "cfg", 1.0, draw.first + 10 * i, 10, 20) for i in range(n)]
+        pictures = [im for made in draw.each(jobs, "empty") for im in made]
+        report["empty prompt"] = empty_numbers(recogniser, pictures)
+    if "single" in parts:
+        prompts, n = singles(args.share)
+        jobs = [(p, "cfg", 2.0, draw.first + n * (i % 8), n, 50) for i, p in enumerate(prompts)]
+        rows = rows_of(recogniser, prompts, draw.each(jobs, "single"))
+        by_thing = {
+            t: float(np.mean([r["colours"] for row in rows[8 * i : 8 * i + 8] for r in row]))
+            for i, t in enumerate(world.THINGS)
+        }
+        report["single things"] = {
+            "thing": column(rows, "things"),
+            "thing and colour": column(rows, "colours"),
+            "weakest": dict(sorted(by_thing.items(), key=lambda kv: kv[1])[:5]),
+        }
+    if "pairs" in parts:
+        prompts = some(ae_prompts(choosing), args.share)
+        texts, report["A&E, both things and colours"] = [p.text for p in prompts], {}
+        for s in args.scales:
+            rows = rows_of(recogniser, texts, draw(texts, f"A&E {s:g}", s, 2, 20))
+            report["A&E, both things and colours"][f"s = {s:g}"] = adherence(prompts, rows)
+    if "held-out" in parts:
+        texts = some(held_out_prompts(), args.share)
+        rows = rows_of(recogniser, texts, draw(texts, "held out", 3.0, 8, 20))
+        report["held-out prompts x 8 seeds"] = column(rows, "colours")
+    if "trio" in parts:
+        name = "trio-choosing" if choosing else "trio"
+        prompts = some(benchmarks.load(name), args.share)
+        texts, report["trio, all right"] = [p.text for p in prompts], {}
+        for s in args.scales:
+            rows = rows_of(judge, texts, draw(texts, f"trio {s:g}", s, 2, 20))
+            numbers = adherence(prompts, rows) | {"right of three": column(rows, "right")}
+            report["trio, all right"][f"s = {s:g}"] = numbers
+    if "dns" in parts:
+        texts = some([p.text for p in ae_prompts(choosing)], min(1, 64 / 56) * args.share)
+        texts = texts[:64] if choosing else some(texts, 64 / 276)
+        jobs = [(p, "dns", 1.0, draw.first + i, 1, 50) for i, p in enumerate(texts)]
+        pictures = [made[0] for made in draw.each(jobs, "DNS")]
+        captioner = load_captioner(args.weights / "captioner")
+        report["DNS images, s = 1"] = dns_numbers(recogniser, captioner, pictures, texts)
+    if "time" in parts:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            dnp.generate(model, "a red car")
+            times.append(time.perf_counter() - start)
+        report["seconds for 50 steps of CFG, warm"] = float(np.median(times[1:]))
+    return report
 
 
 if __name__ == "__main__":

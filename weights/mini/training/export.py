@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -23,13 +24,21 @@ PICTURE = {"size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "image_
 
 
 def export(args: argparse.Namespace) -> None:
-    """The EMA weights in float16, as a diffusers folder with CLIP and captioner beside it.
+    """The EMA weights in float16, as a diffusers folder with CLIP and captioner beside it. With
+    `--warm FOLDER` it is that folder with the trained U-Net.
 
     `"dtype": "float32"` in a transformers config makes transformers load them as float32, as
     diffusers does by itself; half precision on a CPU is slow and mixes badly.
     """
     tok = tokenizer()
     out, to = args.out, args.to
+    if args.warm:  # another U-Net for the parts of a folder
+        shutil.copytree(args.warm, to, dirs_exist_ok=True)
+        unet = load_ema(UNet(MINI_UNET), out / "unet.safetensors")
+        tensors = {k: v.half().contiguous() for k, v in unet.state_dict().items()}
+        write(to / "unet/diffusion_pytorch_model.safetensors", tensors)
+        print(f"wrote {to}")
+        return
     unet, vae = (
         load_ema(UNet(MINI_UNET), out / "unet.safetensors"),
         load_ema(VAE(MINI_VAE), out / "vae.safetensors"),

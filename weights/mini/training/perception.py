@@ -1,9 +1,8 @@
-"""Trains what looks at pictures: CLIP, the captioner, and the recogniser that judges them all."""
+"""Trains what looks at pictures: CLIP and the captioner."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -19,9 +18,8 @@ from transformers import (
 )
 
 import world
-from common import Trainer, load_ema, tokenizer, write
-from data import NOTHING, cells, degrade, latents, pixels, scenes
-from dnp.evaluation.recogniser import Recogniser
+from common import Trainer, load_ema, tokenizer
+from data import NOTHING, cell_loss, cells, degrade, latents, pixels, scenes
 from dnp.sd.config import MINI_TEXT, MINI_VAE
 from dnp.sd.vae import VAE
 
@@ -41,12 +39,6 @@ class WithCells(nn.Module):
         said = self.cells(hidden[:, 1:]).float()  # the class token comes first
         said_things, said_colours = said.split([NOTHING + 1, len(world.COLOURS)], dim=2)
         return cell_loss(said_things.transpose(1, 2), said_colours.transpose(1, 2), things, colours)
-
-
-def cell_loss(said_things: Tensor, said_colours: Tensor, things: Tensor, colours: Tensor) -> Tensor:
-    """Cross-entropy of the cells' labels; logits (B, labels, cells)."""
-    loss = F.cross_entropy(said_things, things.flatten(1))
-    return loss + F.cross_entropy(said_colours, colours.flatten(1))
 
 
 # ------------------------------------------------------------------------------------------- CLIP
@@ -73,8 +65,11 @@ def changed(
     if kind == "swap":
         if len({t.colour for t in things} - {None}) < 2:
             return None
-        a, b = things
-        things = [replace(a, colour=b.colour), replace(b, colour=a.colour)]
+        i, j = next(
+            (i, j) for i in coloured for j in coloured if things[i].colour != things[j].colour
+        )
+        hues = things[i].colour, things[j].colour
+        things[i], things[j] = (replace(things[k], colour=h) for k, h in zip((i, j), hues[::-1]))
     elif kind == "thing":
         if not things:
             return None
@@ -89,7 +84,7 @@ def changed(
         others = [c for c in world.COLOURS if c != things[i].colour]
         things[i] = replace(things[i], colour=str(rng.choice(others)))
     said = {(t.colour, t.word) for t in things}
-    held_out = frozenset(t.word for t in things) in world.HELD_OUT_PAIRS
+    held_out = world.held_out({t.word for t in things})
     if split == "train" and (held_out or said & world.HELD_OUT_COLOURS):
         return None
     return replace(scene, things=tuple(things))
@@ -130,7 +125,7 @@ def train_clip(args: argparse.Namespace) -> None:
         start = "model.text_model."
         averaged = {k: v for k, v in trainer.ema.items() if k.startswith(start)}
         clip.text_model.load_state_dict({k.removeprefix(start): v for k, v in averaged.items()})
-    two = [i for i, s in enumerate(all_scenes) if len({t.colour for t in s.things} - {None}) == 2]
+    two = [i for i, s in enumerate(all_scenes) if len({t.colour for t in s.things} - {None}) > 1]
 
     def loss_at(step: int, progress: float) -> Tensor:
         rng = np.random.default_rng((args.seed, 3, step))
@@ -166,78 +161,6 @@ def train_clip(args: argparse.Namespace) -> None:
         return images_to_text + F.cross_entropy(logits.T, target) + (1 - progress) * cell
 
     trainer.run(loss_at, args.out / "clip.jsonl")
-
-
-# ------------------------------------------------------------------------------------- recogniser
-
-
-def blobs(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pictures of empty scenes with one to three flat shapes: things that are none."""
-    y, z = np.mgrid[0:64, 0:64] / 64
-    for i in range(len(x)):
-        for _ in range(rng.integers(1, 4)):
-            cx, cy, angle = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0, np.pi)
-            a, b = rng.uniform(0.08, 0.35, 2)
-            u = (z - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
-            v = (y - cy) * np.cos(angle) - (z - cx) * np.sin(angle)
-            power = rng.choice([1.0, 2.0, 4.0])  # a diamond, an ellipse, a rounded rectangle
-            far = np.abs(u / a) ** power + np.abs(v / b) ** power
-            m = torch.from_numpy(np.clip(6 * (1 - far), 0, 1).astype(np.float32))
-            paint = np.array(list(world.COLOURS.values()))[rng.integers(11)] / 127.5 - 1
-            shade = 1 + rng.uniform(-0.5, 0.5) * torch.from_numpy((v / b).astype(np.float32))
-            colour = torch.from_numpy(paint.astype(np.float32))[:, None, None] * shade
-            x[i] = x[i] + m.to(x.device) * (colour.to(x.device) - x[i])
-    return x.clamp(-1, 1)
-
-
-def mush(n: int, rng: np.random.Generator) -> Tensor:
-    """Pictures of nothing: random colours on a coarse or fine grid, smoothly enlarged."""
-    fields = []
-    for _ in range(n):
-        side = int(rng.choice([1, 2, 4, 8, 16, 64]))
-        grid = rng.normal(0, rng.uniform(0.2, 1.0), (1, 3, side, side)) + rng.normal(
-            0, 0.4, (3, 1, 1)
-        )
-        fields.append(F.interpolate(torch.from_numpy(grid.astype(np.float32)), 64, mode="bicubic"))
-    return torch.cat(fields).clamp(-1, 1)
-
-
-def train_recogniser(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    seed = args.seed + 1000  # scenes that nothing else is trained on
-    images, all_scenes = scenes(args.out, args.scenes // 2, seed)
-    empty = np.array([i for i, s in enumerate(all_scenes) if not s.things])
-    model = Recogniser(world.THINGS, world.COLOUR_NAMES)
-    model = model.to(args.device, memory_format=torch.channels_last)
-    trainer = Trainer(model, args.out / "recogniser.safetensors", args, lr=2e-3, ema=0.998)
-
-    def loss_at(step: int, progress: float) -> Tensor:
-        rng = np.random.default_rng((seed, 4, step))
-        rows = np.sort(np.append(rng.choice(len(images), 58), rng.choice(empty, 6)))
-        batch = [all_scenes[r] for r in rows]
-        x = pixels(images[rows], args.device)
-        without = torch.tensor([not s.things for s in batch])
-        x[without] = blobs(x[without], rng)
-        x[torch.where(without)[0][:3]] = mush(3, rng).to(args.device)
-        things, colours = (c.to(args.device) for c in cells(batch))
-        there = torch.zeros(len(batch), NOTHING)
-        for i, scene in enumerate(batch):
-            there[i, [world.THINGS.index(t.word) for t in scene.things]] = 1
-        kind = "cuda" if args.device.startswith("cuda") else "cpu"
-        with torch.autocast(kind, torch.bfloat16, enabled=not args.float32):
-            x = degrade(x, rng).contiguous(memory_format=torch.channels_last)
-            said_things, said_colours = model(x)
-        presence = F.binary_cross_entropy_with_logits(
-            model.presence(said_things), there.to(args.device)
-        )
-        return cell_loss(said_things.flatten(2), said_colours.flatten(2), things, colours) + (
-            10 * presence
-        )
-
-    trainer.run(loss_at, args.out / "recogniser.jsonl")
-    tensors = {k: v.half().contiguous() for k, v in trainer.ema.items()}
-    labels = {"things": json.dumps(world.THINGS), "colours": json.dumps(world.COLOUR_NAMES)}
-    write(args.out / "recogniser-weights.safetensors", tensors, labels)
 
 
 # -------------------------------------------------------------------------------------- captioner

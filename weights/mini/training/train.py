@@ -5,6 +5,7 @@
     python weights/mini/training/train.py vae --minutes 30 --out runs/mini
     python weights/mini/training/train.py clip --minutes 40 --out runs/mini         # needs nothing
     python weights/mini/training/train.py recogniser --minutes 15 --out runs/mini   # needs nothing
+    python weights/mini/training/train.py judge --minutes 8 --out runs/mini         # recogniser
     python weights/mini/training/train.py captioner --minutes 20 --out runs/mini    # vae, clip
     python weights/mini/training/train.py unet --minutes 120 --out runs/mini        # vae, clip
     python weights/mini/training/train.py export --out runs/mini --to weights/mini  # all
@@ -27,13 +28,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import world
-from common import Trainer, new_unet, text_tower, tokenizer
+from common import Trainer, new_unet, take, text_tower, tokenizer
 from data import latents, pixels, scenes
 from dnp.schedule import Schedule
 from dnp.sd.config import MINI_VAE
 from dnp.sd.vae import VAE
 from export import export
-from perception import train_captioner, train_clip, train_recogniser
+from judges import train_judge, train_recogniser
+from perception import train_captioner, train_clip
 
 HERE = Path(__file__).resolve().parent
 ATTENTION = F.scaled_dot_product_attention
@@ -96,6 +98,8 @@ def attention_in_float32(q: Tensor, k: Tensor, v: Tensor, **kw) -> Tensor:
 def train_unet(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     images, all_scenes = scenes(args.out, args.scenes, args.seed)
+    if args.warm:
+        take(args.warm, args.out)
     mean, std, scale = latents(args, images)
     del images
     tok = tokenizer()
@@ -103,8 +107,10 @@ def train_unet(args: argparse.Namespace) -> None:
     unet = new_unet()
     if args.warm:
         unet.load_state_dict(load_file(args.warm / "unet" / "diffusion_pytorch_model.safetensors"))
+        known = json.loads((args.warm / "vae" / "config.json").read_text())["scaling_factor"]
+        mean, std, scale = mean * known / scale, std * known / scale, known  # as it is used to
     unet = unet.to(args.device, memory_format=torch.channels_last)
-    trainer = Trainer(unet, args.out / "unet.safetensors", args, args.lr, ema=0.9995)
+    trainer = Trainer(unet, args.out / "unet.safetensors", args, args.lr, ema=args.ema)
     schedule = Schedule.stable_diffusion()
     abar = schedule.abar.float()
     snr_weight = (abar / (1 - abar)).clamp(max=5) * (1 - abar) / abar  # min-SNR, gamma = 5
@@ -150,6 +156,7 @@ PARTS = {
     "clip": train_clip,
     "captioner": train_captioner,
     "recogniser": train_recogniser,
+    "judge": train_judge,
     "unet": train_unet,
     "export": export,
 }
@@ -166,7 +173,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32, help="scenes per step of the U-Net")
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of the U-Net")
+    parser.add_argument("--ema", type=float, default=0.9995, help="decay of the U-Net's average")
     parser.add_argument("--warm", type=Path, help="a folder to start from instead of noise")
+    told = "judge: the recogniser that it starts from"
+    parser.add_argument(
+        "--recogniser", type=Path, default=HERE / "recogniser.safetensors", help=told
+    )
     parser.add_argument(
         "--lock-text", action="store_true", help="clip: go on without the text tower"
     )

@@ -8,15 +8,22 @@ sentence and every adherence question a true answer. Only the caption's words ca
     picture, sentence = render(scene), caption(scene, rng)
 """
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
 from artwork import COLOURS, OWN_COLOURS_ONLY, drawings, main_colour, sprite, to_oklab
 from backdrops import GROUNDS, SETTING_CONTRAST, backdrop
+
+# Never in the training split, so that composition can be measured and not only recall.
+from dnp.evaluation.trio import HELD_OUT_COLOURS, held_out
 
 ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
 OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
@@ -34,30 +41,16 @@ SETTINGS = {  # setting: (words after a thing, words on their own)
 }
 
 # The mix.
-P_SINGLE, P_PAIR = 0.42, 0.52  # the rest has no thing at all
+P_SINGLE, P_PAIR, P_TRIO = 0.36, 0.46, 0.12  # the rest has no thing at all
 P_OBJECT = 0.60  # of single things: objects have eleven colours to learn, animals none
 P_COLOURED = 0.75  # of objects; the others keep their own colours and get no colour word
 P_PLAIN, P_PLAIN_EMPTY = 0.55, 0.15
-SINGLE_SIZE, PAIR_SIZE = (0.55, 0.85), (0.38, 0.55)  # longer side over the frame's side
+SIZES = {0: (0.0, 0.0), 1: (0.55, 0.85), 2: (0.38, 0.55), 3: (0.32, 0.44)}
+# of so many things: the longer side over the frame's side
+P_ROW = 0.4  # of three things: side by side; the others stand behind and in front
+P_COMMA = 0.85  # of three things: "a, b and c"; the others "a and b and c"
 P_SUFFIX, P_SUFFIX_PLAIN, P_FIRST = 0.60, 0.06, 0.20
 P_STYLE, P_PICTURE, P_AN, P_BARE = 0.10, 0.10, 0.15, 0.05
-
-# Never in the training split, so that composition can be measured and not only recall.
-HELD_OUT_PAIRS = {
-    frozenset(pair.split())
-    for pair in (
-        "cat bird, dog turtle, bear rabbit, lion elephant, horse frog, monkey mouse, dog bear, "
-        "cat glasses, cat bench, dog crown, bird suitcase, bear balloon, lion car, horse clock, "
-        "elephant backpack, elephant bow, monkey apple, frog chair, turtle bowl, rabbit crown, "
-        "mouse bow, mouse car, backpack clock, glasses bench, crown apple, suitcase bowl, "
-        "chair balloon, car bench"
-    ).split(", ")
-}
-HELD_OUT_COLOURS = {
-    ("purple", "apple"), ("white", "backpack"), ("brown", "balloon"), ("blue", "bench"),
-    ("gray", "bow"), ("orange", "bowl"), ("pink", "car"), ("green", "chair"), ("black", "clock"),
-    ("red", "crown"), ("yellow", "glasses"), ("brown", "suitcase"), ("green", "bowl"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,20 +115,23 @@ def _words(rng: np.random.Generator, split: str) -> list[str]:
     kind = rng.random()
     if kind < P_SINGLE:
         return [str(rng.choice(OBJECTS if rng.random() < P_OBJECT else ANIMALS))]
-    if kind >= P_SINGLE + P_PAIR:
+    if kind >= P_SINGLE + P_PAIR + P_TRIO:
         return []
+    n = 2 if kind < P_SINGLE + P_PAIR else 3
     while True:
-        pair = [str(w) for w in rng.choice(THINGS, 2, replace=False)]
-        if split != "train" or frozenset(pair) not in HELD_OUT_PAIRS:
-            return pair
+        some = [str(w) for w in rng.choice(THINGS, n, replace=False)]
+        if split != "train" or not held_out(set(some)):
+            return some
 
 
 def _boxes(shapes: list[tuple[int, int]], grounded: bool, rng: np.random.Generator) -> list[tuple]:
-    """Boxes for one thing near the centre, or for two side by side."""
+    """Boxes for one thing near the centre, for two side by side, or for three."""
+    if len(shapes) == 3:
+        return _three_boxes(shapes, grounded, rng)
     u, boxes = rng.uniform, []
     lift = rng.choice([0.0, 0.0, 0.0, 0.16]) * rng.permutation([1.0, -1.0])
     base = u(0.76, 0.86)
-    low, high = SINGLE_SIZE if len(shapes) == 1 else PAIR_SIZE
+    low, high = SIZES[len(shapes)]
     sizes = np.array([np.divide(s, max(s)) * u(low, high) for s in shapes]).reshape(-1, 2)
     sizes *= min(1.0, 1.01 / max(sizes[:, 0].sum(), 0.01))  # two overlap by a hair at most
     for i, (w, h) in enumerate(sizes):
@@ -145,6 +141,40 @@ def _boxes(shapes: list[tuple[int, int]], grounded: bool, rng: np.random.Generat
             x = 0.26 + u(-0.03, 0.05) if i == 0 else 0.74 + u(-0.05, 0.03)
             x = max(x, boxes[0][2] + w / 2 - 0.03) if i == 1 else x
             y = (base - h / 2 if grounded else 0.5 + u(-0.05, 0.05)) + 0.6 * lift[i]
+        x, y = (min(max(v, s / 2 + 0.01), 0.99 - s / 2) for v, s in ((x, w), (y, h)))
+        box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        boxes.append(tuple(round(float(v), 4) for v in box))
+    return boxes
+
+
+def _three_boxes(
+    shapes: list[tuple[int, int]], grounded: bool, rng: np.random.Generator
+) -> list[tuple]:
+    """Three side by side, or two in one row and one above or below them; back to front."""
+    u = rng.uniform
+    sizes = np.array([np.divide(s, max(s)) * u(*SIZES[3]) for s in shapes])
+    centres = np.zeros((3, 2))
+    if rng.random() < P_ROW:
+        sizes *= min(1.0, 1.02 / sizes[:, 0].sum())
+        gap = (1.02 - sizes[:, 0].sum()) / 3
+        ends = np.cumsum(sizes[:, 0] + gap) - 0.01
+        centres[:, 0] = ends - gap / 2 - sizes[:, 0] / 2
+        base = u(0.70, 0.86) if grounded else None
+        for i, (_, h) in enumerate(sizes):
+            centres[i, 1] = base - h / 2 + u(-0.06, 0.06) if grounded else 0.5 + u(-0.18, 0.18)
+    else:
+        rows = [[0], [1, 2]] if rng.random() < 0.5 else [[0, 1], [2]]  # the back row first
+        heights = [max(sizes[i][1] for i in row) for row in rows]
+        sizes *= min(1.0, 0.98 / sum(heights))
+        tops = 0.01, 0.99 - max(sizes[i][1] for i in rows[1])
+        spare = tops[1] - tops[0] - max(sizes[i][1] for i in rows[0])
+        for row, top, slide in zip(rows, tops, (1, -1)):
+            tall = max(sizes[i][1] for i in row)
+            shift = slide * u(0.0, 0.45) * spare
+            for i, x in zip(row, [0.5 + u(-0.2, 0.2)] if len(row) == 1 else [0.26, 0.74]):
+                centres[i] = x + u(-0.03, 0.03), top + tall - sizes[i][1] / 2 + shift
+    boxes = []
+    for (x, y), (w, h) in zip(centres, sizes):
         x, y = (min(max(v, s / 2 + 0.01), 0.99 - s / 2) for v, s in ((x, w), (y, h)))
         box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
         boxes.append(tuple(round(float(v), 4) for v in box))
@@ -195,15 +225,17 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     if [t.word in OBJECTS for t in things] == [False, True]:
         worn = things[1].word in ("glasses", "crown", "bow")
         join = " with " if u[2] < (0.8 if worn else 0.15) else " and "
+    comma = len(things) == 3 and u[2] < P_COMMA
     names = [f"{t.colour} {t.word}" if t.colour else t.word for t in things]
     if u[3] >= P_BARE:
         names = [("an " if n[0] in "aeiou" and rng.random() < P_AN else "a ") + n for n in names]
+    said = f"{names[0]}, {names[1]} and {names[2]}" if comma else join.join(names)
     p_suffix = P_SUFFIX_PLAIN if scene.setting == "plain" else P_SUFFIX
     if u[4] >= p_suffix:
-        return lead + join.join(names)
+        return lead + said
     if u[5] < P_FIRST:
-        return lead + f"{alone} with " + join.join(names)
-    return lead + f"{join.join(names)} {after}"
+        return lead + f"{alone} with {said}"
+    return lead + f"{said} {after}"
 
 
 def words() -> list[str]:
