@@ -246,7 +246,8 @@ def run(args: argparse.Namespace) -> None:
                     save(result, args, method, first, bar)
     if args.compare:
         names = [*table.of_group("what", "how", "which", "where")]
-        used = {**results["cfg"][0].settings, **{k: getattr(args, k) for k in names}}
+        made = results["cfg"][0].settings
+        used = {**made, **{k: getattr(args, k) for k in names}, "phi": made.get("phi")}
         used |= {"method": "cfg", "dtype": str(model.dtype).removeprefix("torch.")}
         sheet = compare_sheet(args, results)
         stem = pictures.slug(args.prompt)
@@ -277,8 +278,9 @@ def save(result, args: argparse.Namespace, method: str, first: int, bar) -> None
 def save_dns(image, args: argparse.Namespace, name: str, s: float | None, seed: int) -> Path:
     from dnp import pictures
 
-    used = {k: getattr(args, k) for k in ("prompt", "steps", "eta", "size", "weights", "dtype")}
-    used |= {"method": "dns", "scale": s, "seed": seed, "sampler": args.sampler}
+    kept = ("prompt", "steps", "eta", "size", "weights", "dtype", "sampler", "phi",
+            "original_size", "crop", "target_size")  # fmt: skip
+    used = {k: getattr(args, k) for k in kept} | {"method": "dns", "scale": s, "seed": seed}
     return pictures.save(image, Path(args.out), name, used)
 
 

@@ -149,7 +149,8 @@ class UNet(nn.Module):
         self.time_embedding = nn.ModuleDict({"linear_1": linear_1, "linear_2": linear_2})
         if cfg.added_dim:
             self.added_freq_dim = cfg.added_freq_dim
-            linear_1, linear_2 = Linear(cfg.added_dim, time_dim), Linear(time_dim, time_dim)
+            linear_1 = nn.Linear(cfg.added_dim, time_dim)
+            linear_2 = nn.Linear(time_dim, time_dim)
             self.add_embedding = nn.ModuleDict({"linear_1": linear_1, "linear_2": linear_2})
         self.conv_in = nn.Conv2d(cfg.in_channels, channels[0], 3, padding=1)
 

@@ -110,7 +110,7 @@ def new_captions(captioner, n: int) -> list[float]:
 
 
 def judged(judge, images: list, scenes: list, n: int) -> list[float]:
-    """How often a judge says "all right" of a true scene of n things: the ceiling of its numbers."""
+    """How often a judge says "all right" of a true scene of n things: its ceiling."""
     which = [i for i, scene in enumerate(scenes) if len(scene.things) == n]
     rows = []
     for i, found in zip(which, judge.find([images[i] for i in which])):
