@@ -3,10 +3,10 @@
     python weights/mini/training/evaluate.py --weights weights/mini             # to report
     python weights/mini/training/evaluate.py --weights weights/mini --choosing  # to choose
 
-prints them and writes `evaluation.json`. `--choosing` takes every fifth A&E prompt,
-the choosing prompts of `trio`, and seeds from 100 on; without it seeds from 0 on, other
-prompts of `trio`, and all of A&E (those that chose nothing also by themselves). `--share 0.1` is a quick look at a tenth. The
-recogniser judges one and two things, the judge (`judge.safetensors`) three.
+prints them and writes `evaluation.json`. `--choosing` takes every fifth A&E prompt, the choosing
+prompts of `trio`, and seeds from 100 on; without it seeds from 0 on, other prompts of `trio`, and
+all of A&E (those that chose nothing also by themselves). `--share 0.1` is a quick look at a tenth.
+The recogniser judges one and two things, the judge (`judge.safetensors`) three.
 """
 
 from __future__ import annotations
