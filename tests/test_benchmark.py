@@ -16,6 +16,7 @@ def test_its_folder_is_stable_diffusion_1_5():
         assert kind.from_dict(benchmark.SD1[part]) == kind()
 
 
+@pytest.mark.slow
 def test_the_table_against_diffusers(capsys):
     given = "--against diffusers --side 8 --rounds 1 --steps 2 --parts agree unet run rule"
     benchmark.main([*given.split(), "--weights", str(MINI)])

@@ -1,5 +1,6 @@
 """Benchmarks, metrics with known values, and a runner that can be stopped and shared out."""
 
+import hashlib
 import math
 import os
 import sys
@@ -15,10 +16,12 @@ from torch.testing import assert_close
 import dnp
 from conftest import MINI, ROOT
 from dnp.errors import SettingsError, WeightsError
-from dnp.evaluation import benchmarks, methods, metrics, report, scores
-from dnp.evaluation.recogniser import load_recogniser
+from dnp.evaluation import benchmarks, methods, metrics, report, scores, trio
+from dnp.evaluation.recogniser import Found, load_recogniser
 
 sys.path.append(str(ROOT / "weights" / "mini" / "training"))
+
+TRIO = {"trio": "14b9ab6b010e6d06", "trio-choosing": "8a8cdf69f79f177b"}  # sha256 of the lists
 
 
 @pytest.fixture(scope="module")
@@ -251,9 +254,11 @@ def test_presence_asks_for_things_and_for_their_colours(judge):
     ]
     picture = Image.fromarray(world.render(world.Scene(tuple(drawn), "plain", "noto", 3)))
     ask = lambda text: metrics.presence(judge, [picture], text)[0]
-    assert ask("a cat and a red car") == {"things": True, "colours": True, "asked": 2, "shown": 2}
-    assert ask("a cat and a blue car") == {"things": True, "colours": False, "asked": 2, "shown": 2}
-    assert ask("a cat and a dog") == {"things": False, "colours": False, "asked": 1, "shown": 2}
+    same = {"things": True, "asked": 2, "shown": 2}
+    assert ask("a cat and a red car") == {**same, "colours": True, "right": 2}
+    assert ask("a cat and a blue car") == {**same, "colours": False, "right": 1}
+    one = {"things": False, "colours": False, "asked": 1, "right": 1, "shown": 2}
+    assert ask("a cat and a dog") == one
     assert metrics.presence(judge, [picture], "snow") == []  # asks for no thing: nothing to judge
 
 
@@ -272,6 +277,77 @@ def test_a_folder_that_is_no_clip_is_refused(tmp_path):
         metrics.CLIPScorer(tmp_path, metrics.ONE_TEMPLATE)
 
 
+@pytest.mark.parametrize("name", ["trio", "trio-choosing"])
+def test_trio_is_fixed_names_nothing_twice_and_marks_what_is_held_out(name):
+    prompts = benchmarks.load(name)
+    text = "\n".join(f"{p.category}: {p.text}" for p in prompts)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == TRIO[name]
+    each = len(prompts) // 5
+    assert len(prompts) == {"trio": 120, "trio-choosing": 60}[name]
+    assert set(Counter(p.category for p in prompts).values()) == {each}
+    for p in prompts:
+        asked = benchmarks.subjects(p.text)
+        words = [word for _, word in asked]
+        hues = [c for c, word in asked if word in benchmarks.OBJECTS]
+        assert len(set(words)) == 3 and None not in hues and len(set(hues)) == len(hues)
+        assert len(benchmarks.parts(p.text)) == 3
+        assert not any(pair in trio.HELD_OUT_COLOURS for pair in asked)
+        assert trio.held_out(set(words)) == (p.category == "held_out")
+        if p.category == "held_out":  # the three together, and no two of them
+            assert frozenset(words) in trio.HELD_OUT_TRIOS
+
+
+def test_choosing_and_reporting_share_no_three_things():
+    of = [{frozenset(w for _, w in benchmarks.subjects(p.text)) for p in benchmarks.load(n)}
+          for n in TRIO]  # fmt: skip
+    assert len(of[0]) == 120 and len(of[1]) == 60 and not of[0] & of[1]
+
+
+def test_presence_counts_how_many_of_three_things_are_right():
+    class Says:
+        def find(self, images):
+            return [[Found(w, c, 0.9) for w, c in found] for found in images]
+
+    pictures = [
+        [("cat", "gray"), ("car", "red"), ("chair", "blue")],
+        [("cat", "gray"), ("car", "blue"), ("chair", "red")],  # the colours swapped
+        [("cat", "gray"), ("car", "red")],
+        [("dog", "gray")],
+    ]
+    rows = metrics.presence(Says(), pictures, "a cat, a red car and a blue chair")
+    assert [r["right"] for r in rows] == [3, 1, 2, 0]
+    assert [r["asked"] for r in rows] == [3, 3, 2, 0]
+    assert [r["colours"] for r in rows] == [True, False, False, False]
+    assert [r["things"] for r in rows] == [True, True, False, False]
+    assert [r["shown"] for r in rows] == [3, 3, 2, 1]
+
+
+def test_the_minimum_object_score_cuts_a_list_of_three_at_its_comma():
+    assert benchmarks.parts("a cat, a car and a bow") == ["a cat", "a car", "a bow"]
+    assert benchmarks.parts("a cat, asleep and a red car") == ["a cat, asleep", "a red car"]
+
+
+def test_the_column_of_right_things_stands_only_beside_three_things():
+    row = {"prompt": "a cat and a red car", "right": [1, 2]}
+    three = {"prompt": "a cat, a red car and a bow", "right": [1, 2]}
+    assert report._columns({("cfg", None): [row]}) == []
+    assert report._columns({("cfg", None): [row, three]}) == ["right"]
+
+
+def test_the_judge_knows_three_things_and_the_recogniser_stays_as_it_was(judge):
+    import world
+
+    path = MINI / "training" / "recogniser.safetensors"
+    assert hashlib.sha256(path.read_bytes()).hexdigest().startswith("5efeafe6fd79db89")
+    path = MINI / "training" / "judge.safetensors"
+    assert path.stat().st_size < 2.5e6
+    scenes = [world.scene_at(8642, i, "held-out")[0] for i in range(800)]
+    scenes = [s for s in scenes if len(s.things) == 3]
+    found = load_recogniser(path).find([Image.fromarray(world.render(s)) for s in scenes])
+    right = [{t.word for t in s.things} <= {f.word for f in fs} for s, fs in zip(scenes, found)]
+    assert len(right) > 70 and np.mean(right) > 0.92
+
+
 def test_a_file_that_is_no_recogniser_is_refused(tmp_path):
     for path in (tmp_path / "none", MINI / "vae" / "diffusion_pytorch_model.safetensors"):
         with pytest.raises(WeightsError, match="no recogniser"):
@@ -285,8 +361,8 @@ def test_methods_are_parsed_and_unknown_ones_refused():
     m = methods.parse("auto-dnp:negative_scale=1,dns_images=2")
     assert (m.name, dict(m.options)) == ("auto-dnp", {"negative_scale": 1.0, "dns_images": 2})
     for wrong, sentence in [
-        ("dnq", "choose cfg"), ("cfg:stepz=3", "is no option"), ("answer:K=two", "is no option"),
-        ("np", "choose cfg"),
+        ("dnq", "did you mean dns"), ("cfg:stepz=3", "is no option"),
+        ("answer:K=two", "is no option"), ("np", "choose cfg"),
     ]:  # fmt: skip
         with pytest.raises(SettingsError, match=sentence):
             methods.parse(wrong)

@@ -4,6 +4,7 @@ folder loads; and the world that it draws is the one that the captions describe.
 import json
 import subprocess
 import sys
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -66,19 +67,44 @@ def test_scenes_depend_on_their_seed_and_number_alone():
 
 def test_captions_name_what_is_drawn_and_hold_out_what_is_held_out():
     import world
+    from dnp.evaluation import trio
 
-    words, singles = set(world.words()), 0
-    for i in range(400):
+    words, count = set(world.words()), [0, 0, 0, 0]
+    for i in range(2000):
         scene, rng = world.scene_at(1, i)
         caption = world.caption(scene, rng)
-        said = caption.split()
+        said = caption.replace(",", "").split()
         assert set(said) <= words
         for thing in scene.things:
             assert thing.word in said
             if thing.colour:
                 assert f"{thing.colour} {thing.word}" in caption
-                assert (thing.colour, thing.word) not in world.HELD_OUT_COLOURS
-        pair = frozenset(thing.word for thing in scene.things)
-        assert pair not in world.HELD_OUT_PAIRS
-        singles += len(scene.things) == 1
-    assert 130 < singles < 210
+                assert (thing.colour, thing.word) not in trio.HELD_OUT_COLOURS
+        shown = {thing.word for thing in scene.things}
+        assert len(shown) == len(scene.things)  # none twice
+        for n, held_out in ((2, trio.HELD_OUT_PAIRS), (3, trio.HELD_OUT_TRIOS)):
+            assert not any(frozenset(c) in held_out for c in combinations(shown, n))
+        count[len(shown)] += 1
+    np.testing.assert_allclose(np.array(count) / 2000, [0.06, 0.36, 0.46, 0.12], atol=0.04)
+
+
+def test_held_out_combinations_are_drawn_where_training_is_not_asked_for():
+    import world
+
+    scenes = [world.scene_at(1, i, "held-out")[0] for i in range(600)]
+    held = [world.held_out({t.word for t in s.things}) for s in scenes]
+    assert sum(held) > 20
+
+
+def test_three_things_lie_in_the_frame_and_hide_one_another_by_a_sixth_at_most():
+    import world
+
+    three = [s for s in (world.scene_at(2, i)[0] for i in range(1500)) if len(s.things) == 3]
+    assert len(three) > 120
+    for scene in three:
+        boxes = [t.box for t in scene.things]
+        assert all(0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 for x0, y0, x1, y1 in boxes)
+        for a, b in combinations(boxes, 2):
+            w, h = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+            small = min((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b))
+            assert max(w, 0) * max(h, 0) < small / 6

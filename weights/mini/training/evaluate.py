@@ -3,10 +3,10 @@
     python weights/mini/training/evaluate.py --weights weights/mini             # to report
     python weights/mini/training/evaluate.py --weights weights/mini --choosing  # to choose
 
-prints them and writes `evaluation.json`. `--choosing` takes every fifth A&E prompt of a category,
-the choosing prompts of `trio`, and seeds from 100 on; without it the rest and seeds from 0 on, but
-for the A&E prompts, which are all reported. `--share 0.1` is a quick look at a tenth. The
-recogniser judges one and two things, the judge (`judge.safetensors`) three.
+prints them and writes `evaluation.json`. `--choosing` takes every fifth A&E prompt, the choosing
+prompts of `trio`, and seeds from 100 on; without it seeds from 0 on, other prompts of `trio`, and
+all of A&E (those that chose nothing also by themselves). `--share 0.1` is a quick look at a tenth.
+The recogniser judges one and two things, the judge (`judge.safetensors`) three.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 import world
 from common import HERE
@@ -31,6 +28,7 @@ from dnp.evaluation import benchmarks
 from dnp.evaluation.metrics import ONE_TEMPLATE, CLIPScorer, bootstrap, presence
 from dnp.evaluation.recogniser import load_recogniser
 from perception import changed
+from samples import Draw, ae_prompts, held_out_prompt, held_out_prompts, singles, some
 
 PARTS = ("scenes", "empty", "single", "pairs", "held-out", "trio", "dns", "time")
 CHOOSING = 100  # the first seed of pictures that choose
@@ -110,7 +108,7 @@ def new_captions(captioner, n: int) -> list[float]:
 
 
 def judged(judge, images: list, scenes: list, n: int) -> list[float]:
-    """How often a judge says "all right" of a true scene of n things: its ceiling."""
+    """How often a judge calls a true scene of n things all right: the ceiling of its numbers."""
     which = [i for i, scene in enumerate(scenes) if len(scene.things) == n]
     rows = []
     for i, found in zip(which, judge.find([images[i] for i in which])):
@@ -123,85 +121,7 @@ def _pairs(scene: world.Scene) -> set[tuple[str | None, str]]:
     return {(t.colour, t.word) for t in scene.things}
 
 
-# -------------------------------------------------------------------------------- what is sampled
-
-
-@cache
-def _loaded(weights: Path):
-    """The model, once in each process."""
-    import dnp
-
-    return dnp.load(weights)
-
-
-def _work(job: tuple, weights: Path) -> list[Image.Image]:
-    import dnp
-
-    torch.set_num_threads(1)
-    prompt, method, s, seed, images, steps = job
-    model = _loaded(weights)
-    made = dnp.generate(model, prompt, method, s=s, seed=seed, images=images, steps=steps)
-    return made.images
-
-
-class Draw:
-    """Pictures of prompts at consecutive seeds from `first` on, made by several processes."""
-
-    def __init__(self, weights: Path, first: int, processes: int):
-        self.weights, self.first, self.processes = weights, first, processes
-
-    def __call__(self, prompts: list[str], what: str, s: float, n: int, steps: int,
-                 method: str = "cfg") -> list[list[Image.Image]]:  # fmt: skip
-        jobs = [(p, method, s, self.first, n, steps) for p in prompts]
-        return self.each(jobs, what)
-
-    def each(self, jobs: list[tuple], what: str) -> list[list[Image.Image]]:
-        """The pictures of each (prompt, method, scale, first seed, count, steps)."""
-        with get_context("spawn").Pool(self.processes) as pool:
-            done = pool.imap(partial(_work, weights=self.weights), jobs, chunksize=1)
-            return list(tqdm(done, total=len(jobs), desc=what, unit="prompt"))
-
-
-def singles(share: float = 1.0) -> tuple[list[str], int]:
-    """The prompts of single things, and pictures of each: 24 things x 32 seeds in all. An object
-    goes round the colours, four seeds to each of eight."""
-    prompts, n = [], max(1, round(4 * share))
-    for i, thing in enumerate(world.THINGS):
-        for k in range(8):
-            colour = world.COLOUR_NAMES[(5 * i + k) % 11]
-            prompts.append(f"a {thing}" if thing in world.ANIMALS else f"a {colour} {thing}")
-    return prompts, n
-
-
-def held_out_prompt(prompt: str) -> bool:
-    """Whether it asks for things together, or a colour of a thing, never seen in training."""
-    asked = benchmarks.subjects(prompt)
-    colours = any(a in world.HELD_OUT_COLOURS for a in asked)
-    return colours or world.held_out({word for _, word in asked})
-
-
-def ae_prompts(choosing: bool) -> list[benchmarks.Prompt]:
-    """Every fifth prompt of a category to choose by; to report, all (276)."""
-    out = []
-    for category in ("animals", "animals_objects", "objects"):
-        own = [p for p in benchmarks.attend_excite() if p.category == category]
-        out += own[::5] if choosing else own
-    return out
-
-
-def held_out_prompts(n: int = 48) -> list[str]:
-    """Prompts of two things, each with a held-out pair or colour: those of A&E first, then pairs of
-    objects and a held-out colour that A&E does not ask for."""
-    found = [p.text for p in benchmarks.attend_excite() if held_out_prompt(p.text)]
-    for i in range(13 * len(found)):
-        colour, thing = sorted(world.HELD_OUT_COLOURS)[i % 13]
-        text = f"a {world.ANIMALS[i % 12]} and a {colour} {thing}"
-        pair = {world.ANIMALS[i % 12], thing}
-        if text not in found and not world.held_out(pair):
-            found.append(text)
-        if len(found) >= n:
-            break
-    return found[:n]
+# -------------------------------------------------------------------------- numbers of pictures
 
 
 def rows_of(judge, prompts: list[str], pictures: list[list[Image.Image]]) -> list[list[dict]]:
@@ -218,10 +138,12 @@ def column(rows: list[list[dict]], name: str, keep=None) -> list[float]:
 def adherence(prompts: list[benchmarks.Prompt], rows: list[list[dict]]) -> dict:
     """All right in each category, held out, seen and overall."""
     held = [held_out_prompt(p.text) for p in prompts]
-    kinds = {
-        c: [p.category == c for p in prompts] for c in dict.fromkeys(p.category for p in prompts)
-    }
+    names = dict.fromkeys(p.category for p in prompts)
+    kinds = {name: [p.category == name for p in prompts] for name in names}
     kinds |= {"held out": held, "seen": [not h for h in held], "all": [True] * len(prompts)}
+    chose = {p.text for p in ae_prompts(choosing=True)}
+    rest = [p.text not in chose for p in prompts]
+    kinds |= {"prompts that chose nothing": rest} if any(rest) and not all(rest) else {}
     return {k: column(rows, "colours", keep) for k, keep in kinds.items() if any(keep)}
 
 
@@ -272,12 +194,6 @@ def main() -> None:
     print(text)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "evaluation.json").write_text(text + "\n")
-
-
-def some(prompts: list, share: float) -> list:
-    """An even share of a list, one at least."""
-    n = max(1, round(share * len(prompts)))
-    return [prompts[i * len(prompts) // n] for i in range(n)]
 
 
 def measure(args: argparse.Namespace) -> dict:

@@ -1,4 +1,4 @@
-"""What `evaluate.py` asks the miniature for: its prompts, and the pictures."""
+"""What `evaluate.py` asks for: prompts to choose by and to report, and their pictures."""
 
 from __future__ import annotations
 
