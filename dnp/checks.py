@@ -105,6 +105,8 @@ class Rule:
     def form(self, phi: Tensor, p: Tensor, n: Tensor, s: float, words: bool = True) -> str:
         """The value as a combination of phi, p, n with the same coefficients for all samples."""
         eps = self(phi, p, n, s)
+        if not eps.isfinite().all():
+            return "not finite"
         basis = {"phi": phi, "p": p}
         if "eps_n" in self.wants and not (torch.equal(n, phi) or torch.equal(n, p)):
             basis["n"] = n

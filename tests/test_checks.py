@@ -94,3 +94,12 @@ def test_call_passes_what_the_parameters_name():
 
     one = torch.ones(1, 1)
     assert checks.call(f, eps_phi=one, eps_p=one, s=3, h=1).item() == 6
+
+
+def test_a_rule_that_is_not_finite_is_a_fault_and_no_crash():
+    def unsafe(eps_phi, eps_p, eps_n, s):
+        d = eps_n - eps_phi
+        return eps_phi + s * (eps_p - eps_phi) - d / d.norm()
+
+    text = str(check_rule(unsafe, show=False))
+    assert "not finite" in text and "NaN or infinite" in text
