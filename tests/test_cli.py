@@ -325,7 +325,8 @@ def test_from_keeps_the_size_of_a_picture_made_in_python(cli, tmp_path):
     r = dnp.generate(dnp.load(MINI), "a cat", steps=2, size=(32, 48))
     made = pictures.save(r.images[0], tmp_path / "api", "x", {**r.settings, "weights": str(MINI)})
     code, (again,), _, _ = cli("--from", made)
-    assert code == 0 and (pixels(again) == pixels(made)).all()
+    off = pixels(again).astype(int) - pixels(made)  # the command adds the speed measures
+    assert code == 0 and off.shape == (32, 48, 3) and abs(off).max() <= 1
 
 
 def test_too_few_steps_for_leading_spacing_are_noted(cli):
