@@ -23,7 +23,9 @@ import dnp.sd.model as sd_model
 from conftest import MINI, ROOT
 from dnp import prompting
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, keys, methods, metrics, plots, runner, scores, sheets
+from dnp.evaluation import (
+    benchmarks, keys, methods, metrics, plots, recogniser, runner, scores, sheets,
+)  # fmt: skip
 from dnp.evaluation.__main__ import main
 from dnp.evaluation.store import RunError, Store, picture
 from dnp.evaluation.work import Grid, Run
@@ -34,6 +36,28 @@ from dnp.sd.fingerprint import Fingerprint
 @pytest.fixture(scope="module")
 def model():
     return dnp.load(MINI)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights_are_opened_once():
+    """The runs here open the same weights about a hundred times, and change none of them."""
+    rooms = {sd_model: "load", prompting: "load_captioner", metrics: "CLIPScorer"}
+    rooms[recogniser] = "load_recogniser"
+    with pytest.MonkeyPatch.context() as patch:
+        for room, name in rooms.items():
+            patch.setattr(room, name, once(getattr(room, name)))
+        yield
+
+
+def once(load):
+    kept = {}
+
+    def opened(*args):
+        if repr(args) not in kept:
+            kept[repr(args)] = load(*args)
+        return kept[repr(args)]
+
+    return opened
 
 
 GRID = (
