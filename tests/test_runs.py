@@ -24,7 +24,15 @@ from conftest import MINI, ROOT
 from dnp import prompting
 from dnp.errors import SettingsError
 from dnp.evaluation import (
-    benchmarks, keys, methods, metrics, plots, recogniser, runner, scores, sheets,
+    benchmarks,
+    keys,
+    methods,
+    metrics,
+    plots,
+    recogniser,
+    runner,
+    scores,
+    sheets,
 )  # fmt: skip
 from dnp.evaluation.__main__ import main
 from dnp.evaluation.store import RunError, Store, picture

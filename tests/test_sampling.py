@@ -1,6 +1,7 @@
 """Schedule and DDIM: explicit pairs, exact landings, the family in eta, and what guidance does not
 do. Tests whose name begins with `test_eq` or `test_ddim` run against the mutants too."""
 
+import functools
 import math
 
 import pytest
@@ -251,13 +252,13 @@ def test_a_start_from_pure_noise_leaves_a_bias_that_more_steps_do_not_cure():
     def guided(z, t):
         return guidance.cfg(model.eps(z, t), model.eps(z, t, 0), s)
 
-    at_T = (CLEAN.level(999).sqrt() * goal).reshape(1, 1)
+    starts = torch.stack([torch.zeros((), dtype=F64), CLEAN.level(999).sqrt() * goal])[:, None]
     bias = {}
-    for steps in (100, 1000):
-        kw = {"spacing": "trailing"}
-        bias[steps] = goal - run(guided, torch.zeros(1, 1, dtype=F64), CLEAN, steps, **kw).item()
-        assert run(guided, at_T, CLEAN, steps, **kw).item() == pytest.approx(goal, abs=1e-9)
-    assert bias[100] > 0.5 and bias[1000] == pytest.approx(bias[100], rel=0.05)
+    for steps in (100, 500):
+        from_noise, from_law = run(guided, starts, CLEAN, steps, spacing="trailing")[:, 0].tolist()
+        bias[steps] = goal - from_noise
+        assert from_law == pytest.approx(goal, abs=1e-9)
+    assert bias[100] > 0.5 and bias[500] == pytest.approx(bias[100], rel=0.05)
 
 
 # -------------------------------------------------------------------- what guidance does not do
@@ -270,18 +271,18 @@ def ve_schedule(n=1000, top=50.0, bottom=1e-3):
     return Schedule(abar, abar_final=abar[0].item())
 
 
-def linear_chain_variance(rule, sched, eta):
-    """Exact variance after a chain on zero-mean Gaussians: z_next = a z + tau noise."""
+def linear_chain_variances(rule, sched, etas):
+    """Exact variances after chains on zero-mean Gaussians: z_next = a z + tau noise."""
     steps = len(sched.abar)
     top = sched.level(steps - 1)
-    var = (top * 2 + 1 - top).item()
+    variances = [(top * 2 + 1 - top).item()] * len(etas)
+    z, noise = torch.eye(2, dtype=F64)[:, :1], torch.eye(2, dtype=F64)[:, 1:]
     for t, t_next in sched.pairs(steps, "linspace"):
-        z = torch.tensor([[1.0], [0.0]], dtype=F64)
-        noise = torch.tensor([[0.0], [1.0]], dtype=F64)
-        levels = sched.level(t), sched.level(t_next)
-        out, _ = sampling.ddim_step(z, rule(z, t), *levels, eta, noise)
-        var = out[0].item() ** 2 * var + out[1].item() ** 2
-    return var / sched.abar_final  # back to VE, where z_0 is not rescaled
+        eps, levels = rule(z, t), (sched.level(t), sched.level(t_next))
+        for i, eta in enumerate(etas):
+            a, tau = sampling.ddim_step(z, eps, *levels, eta, noise)[0][:, 0].tolist()
+            variances[i] = a**2 * variances[i] + tau**2
+    return [var / sched.abar_final for var in variances]  # back to VE, where z_0 is not rescaled
 
 
 @pytest.mark.parametrize("s", [2.0, 3.0])
@@ -294,7 +295,7 @@ def test_cfg_does_not_sample_the_tilted_law(s):
     def rule(z, t):
         return guidance.cfg(model.eps(z, t), model.eps(z, t, 0), s)
 
-    ode, sde = (linear_chain_variance(rule, sched, eta) for eta in (0.0, 1.0))
+    ode, sde = linear_chain_variances(rule, sched, (0.0, 1.0))
     _, L = energy.product_of_gaussians((1 - s, s), torch.zeros(2, 1, dtype=F64), model_covs(model))
     assert 1 / L.item() == pytest.approx(2 / (s + 1))
     assert ode == pytest.approx(2 ** (1 - s), abs=0.03)
@@ -312,8 +313,8 @@ def test_dns_returns_finite_numbers_where_its_target_is_improper():
     zero, one = torch.zeros(1), torch.eye(1)
     model = toy.Gaussian((zero, 2 * one), [(zero, one)], sched)
     assert not energy.is_proper((1 + s, -s), model_covs(model))
-    ode = linear_chain_variance(
-        lambda z, t: guidance.dns(model.eps(z, t), model.eps(z, t, 0), s), sched, 0.0
+    (ode,) = linear_chain_variances(
+        lambda z, t: guidance.dns(model.eps(z, t), model.eps(z, t, 0), s), sched, (0.0,)
     )
     assert ode == pytest.approx(8.0, rel=0.02)
 
@@ -325,27 +326,31 @@ def test_cfg_score_is_the_mean_of_the_conditional_and_of_cfg_at_2s_minus_1():
         assert_close((p + guidance.cfg(phi, p, 2 * s - 1)) / 2, guidance.cfg(phi, p, s))
 
 
-@pytest.mark.parametrize(
-    ("s", "mean", "var"), [(2, 1.31, 0.126), (4, 1.66, 0.081), (8, 2.09, 0.058)]
-)
-def test_cfg_overshoots_on_a_mixture(s, mean, var):
+OVERSHOT = {2: (1.31, 0.126), 4: (1.66, 0.081), 8: (2.09, 0.058)}  # s: mean and variance
+LEFT = {0.5: (-0.86, 0.31), 1: (-1.83, 0.19), 2: (-3.87, 0.07)}  # s: mean and the share right of 0
+
+
+@pytest.mark.parametrize("s", OVERSHOT)
+def test_cfg_overshoots_on_a_mixture(s):
     """phi = half N(-1, 1/4) + half N(1, 1/4), c the right one; reference values of the ODE."""
-    z_0 = mixture_samples(lambda phi, c: guidance.cfg(phi, c, float(s)))
+    z_0, (mean, var) = mixture_samples(guidance.cfg, tuple(OVERSHOT))[s], OVERSHOT[s]
     assert z_0.mean().item() == pytest.approx(mean, abs=0.02)
     assert z_0.var().item() == pytest.approx(var, abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("s", "mean", "right"), [(0.5, -0.86, 0.31), (1, -1.83, 0.19), (2, -3.87, 0.07)]
-)
-def test_dns_leaves_its_own_density_on_a_mixture(s, mean, right):
-    z_0 = mixture_samples(lambda phi, c: guidance.dns(phi, c, float(s)))
+@pytest.mark.parametrize("s", LEFT)
+def test_dns_leaves_its_own_density_on_a_mixture(s):
+    z_0, (mean, right) = mixture_samples(guidance.dns, tuple(LEFT))[s], LEFT[s]
     assert z_0.mean().item() == pytest.approx(mean, abs=0.03)
     assert (z_0 > 0).double().mean().item() == pytest.approx(right, abs=0.01)
 
 
-def mixture_samples(rule, n=2000):
-    """z_0 (VE scale) of n quantiles of the start, through the deterministic chain."""
+@functools.cache
+def mixture_samples(rule, scales, n=1000):
+    """z_0 (VE scale) of n quantiles of the start through the deterministic chain, by scale.
+
+    The chains of all scales run in one batch.
+    """
     sched = ve_schedule()
     model = toy.Mixture(
         [0.5, 0.5], torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.25), [[0], [1]], sched
@@ -353,7 +358,9 @@ def mixture_samples(rule, n=2000):
     u = (torch.arange(n, dtype=F64) + 0.5) / n
     top = sched.level(999)
     z_T = (1 - top + top * 1.25).sqrt() * math.sqrt(2) * torch.erfinv(2 * u - 1)[:, None]
+    s = torch.tensor(scales, dtype=F64).repeat_interleave(n)[:, None]
     z_0 = run(
-        lambda z, t: rule(model.eps(z, t), model.eps(z, t, 1)), z_T, sched, 1000, spacing="linspace"
-    )
-    return z_0 / math.sqrt(sched.abar_final)
+        lambda z, t: rule(model.eps(z, t), model.eps(z, t, 1), s),
+        z_T.repeat(len(scales), 1), sched, 1000, spacing="linspace",
+    )  # fmt: skip
+    return dict(zip(scales, (z_0 / math.sqrt(sched.abar_final)).chunk(len(scales))))

@@ -4,10 +4,12 @@ folder loads; and the world that it draws is the one that the captions describe.
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 import dnp
@@ -47,12 +49,14 @@ def test_everything_trains_goes_on_where_it_stopped_and_exports_a_folder_that_lo
     assert report["VAE, dB"] > 5 and 0 <= report["captioner"]["two things"][0] <= 1
 
 
-def test_a_checkpoint_is_not_overwritten_by_accident(tmp_path):
-    (tmp_path / "vae.safetensors").write_bytes(b"")
-    words = ["vae", "--scenes", "4", "--out", tmp_path, "--device", "cpu"]
-    command = [sys.executable, TRAINING / "train.py", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "add --resume" in done.stderr
+def test_a_checkpoint_is_not_overwritten_by_accident(tmp_path, capsys):
+    from common import Trainer
+
+    (path := tmp_path / "vae.safetensors").write_bytes(b"")
+    args = Namespace(minutes=1, resume=False)
+    with pytest.raises(SystemExit, match="2"):
+        Trainer(torch.nn.Linear(1, 1), path, args, lr=1e-3, ema=0.9)
+    assert "add --resume" in capsys.readouterr().err and path.read_bytes() == b""
 
 
 def test_scenes_depend_on_their_seed_and_number_alone():
