@@ -60,10 +60,11 @@ def weights_are_opened_once():
 def once(load):
     kept = {}
 
-    def opened(*args):
-        if repr(args) not in kept:
-            kept[repr(args)] = load(*args)
-        return kept[repr(args)]
+    def opened(*args, **named):
+        asked = repr((args, named))
+        if asked not in kept:
+            kept[asked] = load(*args, **named)
+        return kept[asked]
 
     return opened
 
