@@ -31,11 +31,10 @@ class Schedule:
     steps_offset: int = 0
 
     @classmethod
-    def stable_diffusion(cls) -> Schedule:
+    def stable_diffusion(cls, set_alpha_to_one: bool = False) -> Schedule:
         """beta from 0.00085 to 0.012, linear in its root, 1000 levels (CompVis' v1 config)."""
-        return cls.from_betas(
-            torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        )
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        return cls.from_betas(betas, set_alpha_to_one)
 
     @classmethod
     def from_betas(
