@@ -46,19 +46,19 @@ def save(picture: Image.Image, folder: Path, name: str, settings: dict) -> Path:
     Anything else under that name is kept, also what another process puts there at the same moment:
     the new picture is name-2.png, and so on. One of the same settings is replaced.
     """
-    data, same = png(picture, settings), json.loads(json.dumps(settings))
+    data, recorded = png(picture, settings), json.loads(json.dumps(settings))
     for n in itertools.count(1):
         path = folder / (f"{name}.png" if n == 1 else f"{name}-{n}.png")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if write_new(path, data):
                 return path
-            if _settings_or_none(path) == same:
+            if _settings_or_none(path) == recorded:
                 write(path, data)
                 return path
         except OSError as e:
-            told = f"{path}: cannot be written ({e}); give --out another folder."
-            raise PictureError(told) from None
+            message = f"{path}: cannot be written ({e}); give --out another folder."
+            raise PictureError(message) from None
 
 
 def png(picture: Image.Image, settings: dict | None = None) -> bytes:

@@ -141,8 +141,8 @@ def dpmpp2m_sample(
     for t, t_next in schedule.pairs(steps, spacing):
         eps = guided(z_t, torch.tensor(t, device=z_t.device))
         abar_t, abar_next = schedule.level(t), schedule.level(t_next)
-        second = last is not None and t_next >= 0 and last[1] < abar_t
-        z_t, z0_hat = dpmpp2m_step(z_t, eps, abar_t, abar_next, last if second else None)
+        second_order = last is not None and t_next >= 0 and last[1] < abar_t
+        z_t, z0_hat = dpmpp2m_step(z_t, eps, abar_t, abar_next, last if second_order else None)
         last = z0_hat, abar_t
         yield t_next, z_t, z0_hat
 

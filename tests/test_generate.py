@@ -330,4 +330,3 @@ def test_a_model_of_float32_files_needs_few_open_files(tiny):
     run = [sys.executable, "-c", code, str(tiny), str(MINI)]
     done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "True", done.stderr
-

@@ -121,13 +121,13 @@ def main(argv: list[str] | None = None) -> None:
         runner.run(work, rank, world, args.rescore)
         rows = work.rows()
         if len(rows) < len(grid.units()):
-            told = "of the units are there; other processes are at work."
-            print(f"{len(rows)} of {len(grid.units())} {told}")
+            rest = "of the units are there; other processes are at work."
+            print(f"{len(rows)} of {len(grid.units())} {rest}")
             return
         baseline = args.baseline or chosen[0].label
         with writing(args.out):
-            told = json.dumps(runner.manifest(work), indent=1) + "\n"
-            write(args.out / "run.json", told.encode())
+            manifest = json.dumps(runner.manifest(work), indent=1) + "\n"
+            write(args.out / "run.json", manifest.encode())
             print(report.make(rows, args.out, Path(args.benchmark).stem, baseline))
             seconds = report.times(rows)
             write(args.out / "times.md", seconds.encode())

@@ -28,6 +28,7 @@ from dnp.errors import SettingsError, meant
 from dnp.evaluation.benchmarks import SEMANTIC, subjects
 from dnp.guided import together
 from dnp.methods import METHODS as ROWS
+from dnp.plan import Plan
 from dnp.sampling import ddim_sample, noise_like
 
 # Words that people put against any picture. A miniature that never read them sees untrained tokens.
@@ -151,9 +152,9 @@ def check(
     row, given = ROWS[method.rule], dict(settings)
     given.pop("rule_sha256", None)
     if method.name in ("negative-alone", "cnp"):
-        generation.Plan.of(model, "", "dns", {"s": given.pop("s_dns"), "steps": steps})
+        Plan.of(model, "", "dns", {"s": given.pop("s_dns"), "steps": steps})
     words = "" if row.negative == "given" else None
-    generation.Plan.of(model, "", method.rule, {**given, "negative": words})
+    Plan.of(model, "", method.rule, {**given, "negative": words})
     for prompt in prompts:
         negative(method, prompt, 0, others)
 
@@ -204,8 +205,8 @@ def _of_words(method: Method, option: str) -> bool:
 
 def dns_settings(settings: dict) -> dict:
     """The settings of the DNS images that the words of a method's settings are for."""
-    same = {k: settings[k] for k in ("steps", "eta", "size", "sampler") if k in settings}
-    return {"s": settings["s_dns"], **same}
+    shared = {k: settings[k] for k in ("steps", "eta", "size", "sampler") if k in settings}
+    return {"s": settings["s_dns"], **shared}
 
 
 def n_stars(
@@ -217,7 +218,7 @@ def n_stars(
     `describe` gives those for the DNS images of (prompt, seeds, settings); the first one of a
     picture has its seed, so that it starts at its z_T.
     """
-    own, count = dns_settings(settings), settings.get("dns_images", 1)
+    of_dns, count = dns_settings(settings), settings.get("dns_images", 1)
     of = lambda j: [(seed + generation.FAR * j) % table.SEEDS for seed in seeds]  # noqa: E731
     return [
         Words(
@@ -225,7 +226,7 @@ def n_stars(
             sum(part.nfe for part in parts),
             sum(part.seconds for part in parts),
         )
-        for parts in zip(*(describe(prompt, of(j), own) for j in range(count)))
+        for parts in zip(*(describe(prompt, of(j), of_dns) for j in range(count)))
     ]
 
 

@@ -50,8 +50,8 @@ def name(key: tuple[str, float | None], rows: Rows) -> str:
 
 def baseline_of(key: tuple, rows: Rows, baseline: str) -> tuple:
     """The row of the baseline at the same scale, or its first one."""
-    own = [k for k in rows if k[0] == baseline]
-    return next((k for k in own if k[1] == key[1]), own[0])
+    of_baseline = [k for k in rows if k[0] == baseline]
+    return next((k for k in of_baseline if k[1] == key[1]), of_baseline[0])
 
 
 def grouped(records: Sequence[dict]) -> Rows:
@@ -75,16 +75,16 @@ def make(records: Sequence[dict], folder: Path, benchmark: str, baseline: str) -
             names = name(base, rows), name(key, rows)
             text += sheets(rows[base], rows[key], names, by, COLUMNS[by][0], folder)
     text += _published(benchmark)
-    whole = "\n".join(text) + "\n"
+    tables = "\n".join(text) + "\n"
     for pattern in PICTURES:  # of a grid that was reported here before
         for path in folder.glob(pattern):
-            if f"`{path.name}`" not in whole:
+            if f"`{path.name}`" not in tables:
                 path.unlink(missing_ok=True)
     for file, data in (
-        ("tables.md", whole), ("tables.csv", cells.csv()), ("pictures.csv", _pictures(records)),
+        ("tables.md", tables), ("tables.csv", cells.csv()), ("pictures.csv", _pictures(records)),
     ):  # fmt: skip
         write(folder / file, data.encode())
-    return whole
+    return tables
 
 
 # ----------------------------------------------------------------------------------------- tables
@@ -166,16 +166,16 @@ def _table(rows: Rows, out: Cells) -> list[str]:
         for c in [*columns, *["diversity"] * _have(rows, "diversity")]:
             heading, factor, digits = COLUMNS.get(c, (c, 1, 3))
             groups = _groups(records, c)
-            told = (
+            cell = (
                 out.add("all", key, rows, heading, bootstrap(groups), factor, digits)
                 if groups
                 else "-"
             )
-            cells.append(told)
+            cells.append(cell)
         if _have(rows, "classes"):
             place = 1 + len(columns)
-            told = out.add("all", key, rows, "IS", inception_interval(records), 1, 2)
-            cells.insert(place, told)
+            cell = out.add("all", key, rows, "IS", inception_interval(records), 1, 2)
+            cells.insert(place, cell)
         n = cost(records)
         out.rows.append(["all", key[0], f"{rows[key][0]['s']:g}", "evaluations", f"{n:g}", "", ""])
         body.append([*cells, f"{n:g}"])
@@ -210,15 +210,15 @@ def _differences(rows: Rows, baseline: str, out: Cells) -> list[str]:
         for c in columns:
             a, b = _values(records, c), _values(base, c)
             both = bool(a.keys() & b.keys())
-            told = paired(a, b, group=lambda k: k[0]) if both else None
+            difference = paired(a, b, group=lambda k: k[0]) if both else None
             table, (heading, factor, digits) = f"minus {baseline}", COLUMNS[c]
-            put = told and out.add(table, key, rows, heading, told, factor, digits, "+")
+            put = difference and out.add(table, key, rows, heading, difference, factor, digits, "+")
             cells.append(put or "-")
         body.append(cells)
     if not body:
         return []
-    told = f"Differences to {baseline} at the same scale option, paired by prompt and seed:"
-    return [told, "", *_lines(["method", *(COLUMNS[c][0] for c in columns)], body)]
+    caption = f"Differences to {baseline} at the same scale option, paired by prompt and seed:"
+    return [caption, "", *_lines(["method", *(COLUMNS[c][0] for c in columns)], body)]
 
 
 def _categories(rows: Rows, column: str, out: Cells) -> list[str]:
@@ -260,13 +260,13 @@ def inception_interval(records: Sequence[dict], draws: int = 1000) -> tuple[floa
     p = [np.asarray(r["classes"], np.float64) for r in records if "classes" in r]
     p = [x / x.sum(1, keepdims=True) for x in p]
     counts = np.array([len(x) for x in p], np.float64)
-    own = np.array([(x * np.log(np.maximum(x, 1e-300))).sum() for x in p])
+    minus_h = np.array([(x * np.log(np.maximum(x, 1e-300))).sum() for x in p])
     sums = np.stack([x.sum(0) for x in p])
 
     def score(rows: np.ndarray) -> np.ndarray:
         n = counts[rows].sum(-1)
         mean = sums[rows].sum(-2) / n[..., None]
-        return np.exp(own[rows].sum(-1) / n - (mean * np.log(np.maximum(mean, 1e-300))).sum(-1))
+        return np.exp(minus_h[rows].sum(-1) / n - (mean * np.log(np.maximum(mean, 1e-300))).sum(-1))
 
     drawn = score(np.random.default_rng(0).integers(0, len(p), (draws, len(p))))
     value, half = float(score(np.arange(len(p)))), 1.96 * float(drawn.std())
@@ -287,8 +287,8 @@ def times(records: Sequence[dict]) -> str:
     """Seconds for a picture of each method, which no other table depends on."""
     rows = grouped(records)
     body = [
-        [name(key, rows), f"{np.median([t for r in own for t in r['seconds']]):.2f}"]
-        for key, own in rows.items()
+        [name(key, rows), f"{np.median([t for r in records for t in r['seconds']]):.2f}"]
+        for key, records in rows.items()
     ]
     return "\n".join(_lines(["method", "seconds for a picture, median"], body))
 
@@ -311,13 +311,13 @@ def _plots(rows: Rows, folder: Path) -> list[str]:
             scales.setdefault(method, []).append((scale, *interval))
         if method not in best or interval[0] > best[method][1][1]:
             best[method] = name(key, rows), (cost(records), *interval)
-    told = []
+    captions = []
     curves = {k: sorted(v) for k, v in scales.items() if len(v) > 1}
     if curves:
         write(folder / "scales.png", png(plot(curves, "guidance scale s", heading)))
-        told += ["`scales.png`: " + heading + " by scale."]
+        captions += ["`scales.png`: " + heading + " by scale."]
     if len(best) > 1:
         points = {label: [point] for label, point in best.values()}
         write(folder / "evaluations.png", png(plot(points, "evaluations per picture", heading)))
-        told += ["`evaluations.png`: each method at the scale where it is best on these pictures."]
-    return [*told, ""] if told else []
+        captions += ["`evaluations.png`: each method at its best scale on these pictures."]
+    return [*captions, ""] if captions else []

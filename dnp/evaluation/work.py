@@ -65,7 +65,7 @@ class Run:
             for s in grid.scales:
                 m.check(method, s, grid.steps, model, texts, grid.others, grid.size)
         self.grid, self.model, self.instruments, self.folder = grid, model, instruments, folder
-        self.metrics = keys.key(instruments.told())
+        self.metrics = keys.key(instruments.identity())
         self.sound: dict[str, dict] = {}  # records whose pictures were looked at, by key
         self.lost = 0
         with writing(folder):

@@ -221,8 +221,8 @@ def _allowed(part: str, key: str, value: object, kinds: dict[str, bool]) -> bool
 
 def _fixed(part: str, d: dict, fixed: dict) -> None:
     for key, value in fixed.items():
-        same = ("silu", "swish") if value == "silu" else (value,)
-        if key in d and _one(d[key]) not in same:
+        spellings = ("silu", "swish") if value == "silu" else (value,)
+        if key in d and _one(d[key]) not in spellings:
             _refuse(part, key, d[key])
 
 

@@ -61,8 +61,8 @@ class StableDiffusionXL(StableDiffusion):
             context = context.where(said[:, None, None], 0)
             pooled = pooled.where(said[:, None], 0)
         f, (_, h, w) = self.config.vae.factor, self.latent_shape(size)
-        own = h * f, w * f
-        six = [*(original_size or own), *(crop or (0, 0)), *(target_size or own)]
+        size = h * f, w * f
+        six = [*(original_size or size), *(crop or (0, 0)), *(target_size or size)]
         numbers = torch.tensor([six] * len(prompts), dtype=torch.float32, device=self.device)
         return Condition(context, pooled, numbers)
 

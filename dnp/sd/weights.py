@@ -91,10 +91,10 @@ def _shards(index: Path) -> list[Path]:
         raise WeightsError(f"{index}: weight_map names no files; restore the file.")
     files = sorted({index.parent / n for n in names.values()})
     for file in files:
-        told = examples([file.name])
+        named = examples([file.name])
         if file.parent != index.parent or file.suffix != ".safetensors" or len(file.name) > 200:
             raise WeightsError(
-                f"{index}: {told} is no safetensors file beside it; restore the folder."
+                f"{index}: {named} is no safetensors file beside it; restore the folder."
             )
         if not file.is_file():
             raise WeightsError(f"{file}: no such file, but {index.name} names it; fetch it.")
@@ -156,8 +156,8 @@ class Entry:
 
 
 def _state(f: BinaryIO) -> tuple[int, ...]:
-    told = os.fstat(f.fileno())
-    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
+    stat = os.fstat(f.fileno())
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
@@ -174,7 +174,7 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
             _say_what_is_wrong(path, e)
         header.pop("__metadata__", None)
         small = {
-            k: told["dtype"] for k, told in header.items() if told["dtype"][:2] in ("F8", "F4")
+            k: entry["dtype"] for k, entry in header.items() if entry["dtype"][:2] in ("F8", "F4")
         }
         if small:
             raise WeightsError(
@@ -182,13 +182,13 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
                 f"({examples(list(small))}), numbers of 8 bits or fewer, which are not read; fetch "
                 "the variant in float16 or float32."
             )
-        for key, told in header.items():
+        for key, entry in header.items():
             if key in entries:
                 raise WeightsError(
                     f"{path}: {examples([key])} is in two shards; fetch the folder again."
                 )
-            shape, dtype = tuple(told["shape"]), DTYPES.get(told["dtype"])
-            start, stop = (8 + size + n for n in told["data_offsets"])
+            shape, dtype = tuple(entry["shape"]), DTYPES.get(entry["dtype"])
+            start, stop = (8 + size + n for n in entry["data_offsets"])
             entries[key] = Entry(path, key, shape, dtype, start, stop, state)
     return entries
 
@@ -254,10 +254,10 @@ def fill(
         "of a type that is not read": [k for k in want if k in have and have[k].dtype is None],
     }
     if any(problems.values()):
-        told = "; ".join(
+        differences = "; ".join(
             f"{len(keys)} {kind} ({examples(keys)})" for kind, keys in problems.items() if keys
         )
-        raise WeightsError(f"{what}: {told}; take both files from the same source.")
+        raise WeightsError(f"{what}: {differences}; take both files from the same source.")
     state, maps = {}, {}
     for k in want:
         entry = have[k]
