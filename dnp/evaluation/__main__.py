@@ -100,8 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     closed = clip == own_clip and model.config.words
     templates = metrics.ONE_TEMPLATE if closed else metrics.TEMPLATES
     three = any(len(benchmarks.subjects(p.text)) > 2 for p in prompts)  # or a file of such
-    own_judge = args.weights / "training" / f"{'judge' if three else 'recogniser'}.safetensors"
-    judge = args.recogniser or (own_judge if own_judge.is_file() else None)
+    judge = args.recogniser or recogniser.of_weights(args.weights, 3 if three else 2)
     instruments = Instruments(
         load_captioner(captioner, device) if needs and not args.rescore else None,
         metrics.CLIPScorer(clip, templates, str(device)) if clip else None,
