@@ -29,6 +29,7 @@ from dnp import guidance, rules
 from dnp.checks import call
 from dnp.command import Parser, run
 from dnp.errors import SettingsError
+from dnp.evaluation.modes import MODES as MODES
 from dnp.evaluation.modes import PROMPTS, Result, index, toy, where
 from dnp.evaluation.panels import panels
 from dnp.pictures import check_folder, png, write
