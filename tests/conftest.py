@@ -8,6 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 import pytest
 import torch
 
+torch.set_num_threads(1)  # two on a busy machine are slower, and sums stay the same anywhere
+
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "weights" / "mini"
 
@@ -143,3 +145,26 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     make_pipeline(**ARCHITECTURES["linear, v"]).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def cli(tmp_path, capsys, monkeypatch):
+    """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
+    from dnp.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        before = set((tmp_path / "outputs").glob("*"))
+        try:
+            main([str(w) for w in words])
+            code = 0
+        except SystemExit as e:
+            code = e.code
+        printed = capsys.readouterr()
+        new = sorted(set((tmp_path / "outputs").glob("*")) - before)
+        run.dns = [path for path in new if "-auto-dnp-dns-" in path.name]
+        new = [path for path in new if path not in run.dns]
+        return code, new, printed.out, printed.err
+
+    return run
