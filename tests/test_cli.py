@@ -18,28 +18,6 @@ from safetensors.torch import load_file, save_file
 import dnp
 from conftest import MINI, ROOT
 from dnp import pictures
-from dnp.cli import main
-
-
-@pytest.fixture
-def cli(tmp_path, capsys, monkeypatch):
-    """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        before = set((tmp_path / "outputs").glob("*"))
-        try:
-            main([str(w) for w in words])
-            code = 0
-        except SystemExit as e:
-            code = e.code
-        printed = capsys.readouterr()
-        new = sorted(set((tmp_path / "outputs").glob("*")) - before)
-        run.dns = [path for path in new if "-auto-dnp-dns-" in path.name]
-        new = [path for path in new if path not in run.dns]
-        return code, new, printed.out, printed.err
-
-    return run
 
 
 def pixels(path):
