@@ -128,10 +128,10 @@ def loses(start):
         (loses(FIRST), "no tensors of text_encoder; this is no whole SDXL"),
         (loses(SECOND), "no tensors of text_encoder_2; this is no whole SDXL"),
         (loses("conditioner."), "no tensors of text_encoder, text_encoder_2; this is no whole SD"),
-        (loses(UNET + "label_emb."), "192 wide|144 wide and the U-Net reads 0"),
-        (loses(SECOND + "text_projection"), "text_projection is missing"),
-        (loses(SECOND + "transformer.resblocks.3."), "12 missing"),
-        (loses(UNET + "middle_block.1.transformer_blocks.9."), "20 missing|unexpected"),
+        (loses(UNET + "label_emb."), "six numbers are 1632 wide and the U-Net reads 0"),
+        (loses(SECOND + "text_projection"), "'text_projection' is missing"),
+        (loses(SECOND + "transformer.resblocks.3."), "16 missing"),
+        (loses(UNET + "middle_block.1.transformer_blocks.9."), "20 missing"),
         (lambda t: t.update({SECOND + "extra": torch.zeros(1)}), r"1 unexpected \(extra"),
         (lambda t: t.update({"ztsnr": torch.zeros(1)}), r"\(ztsnr\); they belong to no part of SD"),
     ],
@@ -305,12 +305,13 @@ def test_names_shapes_and_counts_at_the_published_size(full):
 
 
 def hollow(tensors, path):
-    """A safetensors file in float16 whose numbers are a hole: all zeros, and no room on the disk."""
+    """A safetensors file in float16 whose numbers are a hole: zeros that take no disk."""
     header, end = {}, 0
     for key, x in tensors.items():
         start, end = end, end + 2 * x.numel()
         header[key] = {"dtype": "F16", "shape": list(x.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # an odd byte could not be mapped
     with path.open("wb") as f:
         f.write(struct.pack("<Q", len(text)) + text)
         f.truncate(8 + len(text) + end)
@@ -319,9 +320,7 @@ def hollow(tensors, path):
 
 def test_a_single_file_of_the_published_size_is_known(full, tmp_path):
     parts = {part: dict(network.state_dict()) for part, network in full.items()}
-    path = hollow(
-        {k: x.to("meta") for k, x in to_original(parts).items()}, tmp_path / "xl.safetensors"
-    )
+    path = hollow(to_original(parts), tmp_path / "xl.safetensors")
     assert path.stat().st_size == pytest.approx(6.94e9, rel=0.01)
     told = layouts.read(path)
     assert (told.text, told.text_2) == (SDXL_TEXT, SDXL_TEXT_2)
