@@ -45,13 +45,21 @@ def to_original(parts):
     return out
 
 
+def make_both(root, **widths):
+    """(pipeline of diffusers, its folder, a single file with the same tensors), CLIP's tokens."""
+    kinds = TextConfig(), TextConfig(hidden_act="gelu")
+    pipeline = make_sdxl(**widths, tokenizers=[single_file.clip_tokenizer(kind) for kind in kinds])
+    pipeline.save_pretrained(root / "folder")
+    parts = {n: load_file(root / "folder" / n / f"{stem}.safetensors") for n, stem in PARTS.items()}
+    save_file(to_original(parts), root / "xl.safetensors", metadata={"format": "pt"})
+    return pipeline, root / "folder", root / "xl.safetensors"
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """(pipeline of diffusers, its folder, a single file with the same tensors): depths 1/2/10, both
-    encoders, CLIP's vocabulary, and a projection that is not square."""
-    root = tmp_path_factory.mktemp("both")
-    kinds = TextConfig(), TextConfig(hidden_act="gelu")
-    pipeline = make_sdxl(
+    """Depths 1/2/10, both text encoders, and a projection that is not square."""
+    return make_both(
+        tmp_path_factory.mktemp("both"),
         text=dict(
             hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=1
         ),
@@ -65,12 +73,7 @@ def both(tmp_path_factory):
             addition_time_embed_dim=8, projection_class_embeddings_input_dim=96 + 6 * 8,
         ),
         vae=dict(block_out_channels=(32, 32, 64, 64), norm_num_groups=32),
-        tokenizers=[single_file.clip_tokenizer(kind) for kind in kinds],
     )  # fmt: skip
-    pipeline.save_pretrained(root / "folder")
-    parts = {n: load_file(root / "folder" / n / f"{stem}.safetensors") for n, stem in PARTS.items()}
-    save_file(to_original(parts), root / "xl.safetensors", metadata={"format": "pt"})
-    return pipeline, root / "folder", root / "xl.safetensors"
 
 
 def test_a_single_file_is_the_folder_it_was_made_from(both):
@@ -139,6 +142,13 @@ def loses(start):
 def test_a_damaged_single_file_is_told(both, tmp_path, change, sentence):
     with pytest.raises(WeightsError, match=sentence):
         dnp.load(changed(both[2], tmp_path, change))
+
+
+def test_a_file_can_say_that_it_predicts_v(both, tmp_path):
+    path = changed(both[2], tmp_path, lambda t: t.update(v_pred=torch.zeros(0)))
+    assert dnp.load(both[2]).config.prediction_type == "epsilon"
+    assert dnp.load(path).config.prediction_type == "v_prediction"
+    assert dnp.load(path, prediction_type="epsilon").config.prediction_type == "epsilon"
 
 
 # ---------------------------------------------------------------------------- refused by name

@@ -26,8 +26,8 @@ def read(path: Path, predicts: str | None = None) -> Parts:
 
     Whether a 2.x U-Net predicts eps or v is in no shape: v if the bias of its last self-attention's
     norm spreads more than 0.09 (a heuristic in wide use); a warning says what was chosen, unless
-    `predicts` said it. A 2.x that predicts v is taken for one of 768 x 768 pixels. SDXL is taken
-    for one that predicts eps, at 1024 x 1024 pixels, with zeros for phi, as it was published.
+    `predicts` or a tensor `v_pred` said it. A 2.x that predicts v is taken for one of 768 x 768
+    pixels. SDXL is taken for one of 1024 x 1024, with zeros for phi, as it was published.
     """
     entries = weights.open_files([path])
     hint = foreign.of_file({k: e.shape for k, e in entries.items()})
@@ -48,8 +48,10 @@ def read(path: Path, predicts: str | None = None) -> Parts:
                 f"has {single_file.VOCABULARY}; give a folder in the diffusers layout, with its "
                 "tokenizer."
             )
-    chosen = predicts or ("v_prediction" if second and _predicts_v(own["unet"]) else "epsilon")
-    if second and not predicts:
+    marked = single_file.PREDICTS_V in entries
+    v = marked or (second and _predicts_v(own["unet"]))
+    chosen = predicts or ("v_prediction" if v else "epsilon")
+    if second and not (predicts or marked):
         warnings.warn(
             f"{path.name} is a Stable Diffusion 2.x, taken for one that predicts {chosen} and uses "
             f"{text.num_hidden_layers} layers of its text encoder; if its pictures are noise, give "

@@ -28,6 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT_1, TEXT_2 = "cond_stage_model.transformer.", "cond_stage_model.model."
 TEXT_XL = "conditioner.embedders.1.model."
+PREDICTS_V = "v_pred"  # an empty tensor, by which fine-tunes of SDXL that predict v say so
 VOCABULARY = 49_408  # CLIP's tokens: 256 bytes, these at a word's end, 48,894 merges, start and end
 
 _RESNET = {
@@ -78,7 +79,7 @@ HARMLESS = re.compile(
     r"|cond_stage_model\.((model|transformer)\.(text_model\.)?)?"
     r"(logit_scale|text_projection|attn_mask)|denoiser\.sigmas$"
     r"|conditioner\.embedders\.1\.model\.(logit_scale|attn_mask)$"
-    r"|(betas|global_step|logvar|lvlb_weights|scale_factor|posterior_\w+"
+    r"|v_pred$|(betas|global_step|logvar|lvlb_weights|scale_factor|posterior_\w+"
     r"|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?)$)"
     r"|^cond_stage_model\.(model\.)?transformer\.(text_model\.)?embeddings\.position_ids$"
 )
