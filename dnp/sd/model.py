@@ -207,10 +207,16 @@ def load(
             f"{path}: the text encoder is {text_width} wide and the U-Net's cross-attention "
             f"{unet.cross_attention_dim}; take all parts from one model."
         )
+    added = parts.text_2.pooled_dim + 6 * unet.added_freq_dim if parts.text_2 else 0
+    if added != unet.added_dim:
+        raise WeightsError(
+            f"{path}: the pooled text and six numbers are {added} wide and the U-Net reads "
+            f"{unet.added_dim}; take all parts from one model."
+        )
     if not unet.in_channels == unet.out_channels == vae.latent_channels:
         raise WeightsError(
             f"{path}: the U-Net maps {unet.in_channels} to {unet.out_channels} channels and the "
-            f"VAE has {vae.latent_channels}; inpainting and upscaling models are not supported."
+            f"VAE has {vae.latent_channels}; models that upscale or edit are not supported."
         )
     wide = torch.promote_types(dtype, torch.float32)
     networks = []
@@ -259,6 +265,8 @@ def describe(path: str | Path) -> str:
         said = ", ".join(f"{k} {v}" for k, v in vars(config).items())
         rows.append(f"{name:<11} {count:,} parameters: {said}")
     rows.append(f"predicts    {parts.prediction_type}, {parts.spacing} spacing")
+    if parts.text_2:
+        rows.append(f"phi         {parts.phi}")
     for file in parts.files:
         with file.open("rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()
