@@ -28,7 +28,7 @@ QUESTIONS = {  # asked apart, in this order: the text is not shown with the firs
 }
 ANSWERS = ("left", "equal", "right", "unclear")
 # Fixed before anybody answers; `PLAN.md` says them in words.
-EXCLUSIONS = {"one_sided_p": 0.001, "wrong_checks": 1 / 3}
+EXCLUSIONS = {"one_sided_p": 0.001, "wrong_checks": 0.3}
 CIRCUMSTANCES = ("code", "weights", "device", "dtype")  # of run.json and of every record
 MOST_PAIRS = 1000
 
