@@ -179,14 +179,16 @@ async function load(trial, mine) {
 // a whole number of theirs for each of the screen's.
 function fit() {
   const [w, h] = plan.size, ratio = devicePixelRatio || 1;
-  const wide = (document.documentElement.clientWidth - 3 * 8) / 2;
-  const high = Math.max(120, innerHeight - (innerWidth > 640 ? 330 : 400));
+  const phone = innerWidth <= 640, gap = phone ? 8 : 16;
+  const wide = (document.documentElement.clientWidth - 3 * gap) / 2;
+  const high = Math.max(120, innerHeight - (phone ? 400 : 350));
   const most = Math.min((wide * ratio) / w, (high * ratio) / h, (640 * ratio) / Math.max(w, h));
   const factor = most >= 1 ? Math.floor(most) : 1 / Math.ceil(1 / most);
   for (const id of ["left", "right"]) {
     $(id).style.width = (w * factor) / ratio + "px";
     $(id).style.height = (h * factor) / ratio + "px";
   }
+  document.querySelector(".choices").style.maxWidth = Math.max(480, (2 * w * factor) / ratio + gap) + "px";
 }
 
 // ---------------------------------------------------------------------------------------- answers
