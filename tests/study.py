@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import random
 
 import numpy as np
@@ -25,9 +26,8 @@ METHODS = {
 
 def make_run(folder, size=(16, 16), failed=(), prompts=12, seeds=(0,)):
     """A folder as python -m dnp.evaluation leaves it; `failed` holds numbers of prompts of cfg."""
-    import json
-
     texts = [f"a {a} and a {b}" for a, b in zip(THINGS[:prompts], [*THINGS[1:], THINGS[0]])]
+    texts[0] = 'a "cat", <b>ü</b> & </script> $title 中'  # what a page and a CSV must not trip over
     rng, store = np.random.default_rng(0), Store(folder / "records")
     (folder / "images").mkdir()
     for i, text in enumerate(texts):

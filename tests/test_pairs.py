@@ -219,6 +219,7 @@ def test_the_analysis_counts_what_was_answered(tmp_path):
     assert got["kept", "better", "A wins"]["n"] == "18"  # 3 raters x 6 pairs, no repeat, no check
     assert value("follows", "sign test of votes, p") == pytest.approx(2 * 0.5**12, rel=1e-4)
     assert value("follows", "sign test of prompts, p") == pytest.approx(2 * 0.5**6, rel=1e-4)
+    assert value("better", "left, of left and right") == pytest.approx(0.5, abs=1e-6)
     assert report.count("| 0 of 6 |") == 3  # wrong checks
     assert report.count("| 4 of 4 |") == 3  # the same when repeated
 

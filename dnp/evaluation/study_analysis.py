@@ -26,6 +26,7 @@ SHARES = {  # the quantity: what a vote +1, 0, -1 counts above and below the lin
     "A, ties as half": lambda v: ((v + 1) / 2, v == v),
     "A, ties dropped": lambda v: (v == 1, v != 0),
 }
+LEFT = "left, of left and right"  # half, where nobody prefers a side
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ def _numbers(key: dict, votes: Sequence) -> list[tuple]:
         if share is not None:
             usual = ag.over_votes(above[below > 0])
             lines.append((quantity, *share, *usual[1:], int(below.sum())))
+    chosen = [x.answer in ("left", "right") for x in votes]
+    lefts = [x.answer == "left" for x in votes]
+    share = ag.two_way(ag.cells(lefts, who, prompts), ag.cells(chosen, who, prompts))
+    if share is not None:
+        lines.append((LEFT, *share, None, None, sum(chosen)))
     by_votes, by_prompts = (int((v == 1).sum()), int((v == -1).sum())), ag.majorities(v, prompts)
     for quantity, (a, b) in (("votes", by_votes), ("prompts", by_prompts)):
         lines.append((f"sign test of {quantity}, p", ag.sign_test(a, b), *[None] * 4, a + b))
@@ -168,6 +174,8 @@ def _cells(line: tuple) -> tuple:
     if quantity in SHARES:
         told = f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         return quantity, told, f"{n} votes", f"[{100 * usual_low:.1f}, {100 * usual_high:.1f}]"
+    if quantity == LEFT:
+        return quantity, f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]", f"{n} votes", "-"
     if low is None:
         return quantity, f"{value:.3g}", f"{n} without ties", "-"
     return quantity, f"{value:.3f} [{low:.3f}, {high:.3f}]", f"{n} pairs", "-"
