@@ -109,6 +109,12 @@ def resolve(typed: dict) -> argparse.Namespace:
             raise SettingsError(
                 f"{typed['from']}: {key} = {value!r} was never written here; take another PNG."
             )
+    if str(recorded.get("fingerprint")).startswith(table.OF_PIPELINE) and "weights" not in typed:
+        raise SettingsError(
+            f"{typed['from']}: its weights came from a diffusers pipeline that was open in Python "
+            "(dnp.from_diffusers), and no file is named; save it with pipe.save_pretrained(FOLDER) "
+            "and add --weights FOLDER."
+        )
     if "method" in typed or "compare" in typed:  # the recorded ones belong to another method
         for key in OF_A_METHOD:
             recorded.pop(key, None)
@@ -219,7 +225,13 @@ def run(args: argparse.Namespace) -> None:
     model.check_finite()
     speed.apply(model)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
-    if args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
+    if str(args.fingerprint).startswith(table.OF_PIPELINE):
+        warnings.warn(
+            "the PNG's weights came from a diffusers pipeline, so it is not known whether these "
+            "are the same",
+            stacklevel=1,
+        )
+    elif args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
     for text in (args.prompt, args.negative or ""):
         tell_what_is_not_read(text, model.config.words)
