@@ -47,11 +47,12 @@ FAMILIES = {
     "PixArtSigmaPipeline": Family("PixArt-sigma", "guidance_scale", "transformer", "noise"),
 }
 REFUSED = {  # pipelines, and why they cannot do it
-    "QwenImagePipeline": "scales what it guided to the norm of the prompt's part, so it is no phi + s "
-    "(phi - p)",
-    "SanaPipeline": "writes an instruction before the prompt and not before the negative, so that its "
-    "empty prompt is not empty",
-    "LatentConsistencyModelPipeline": "has the guidance inside its distilled U-Net and takes no negative",
+    "QwenImagePipeline": "scales what it guided to the norm of the prompt's part, so "
+    "that it is no phi + s (phi - p)",
+    "SanaPipeline": "writes an instruction before the prompt and not before the negative, so "
+    "that its empty prompt is not empty",
+    "LatentConsistencyModelPipeline": "has the guidance inside its distilled U-Net and takes "
+    "no negative",
 }
 # Arguments that change the guided noise, or treat prompt and negative differently.
 UNEQUAL = {

@@ -29,7 +29,8 @@ def t5(width, seed):
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
-        d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4, vocab_size=len(tokenizer())
+        d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4,
+        vocab_size=len(tokenizer()),
     )  # fmt: skip
     return randomise(T5EncoderModel(config), seed)
 
@@ -133,18 +134,14 @@ def pixart_sigma():
 
 
 SIDE = {"height": 32, "width": 32}
-PIXART = {
-    **SIDE,
-    "clean_caption": False,
-    "use_resolution_binning": False,
-    "max_sequence_length": 20,
-}
+T5 = {**SIDE, "max_sequence_length": LENGTH}
+PIXART = {**T5, "clean_caption": False, "use_resolution_binning": False}
 BUILD = {  # name: (builder, arguments of its call)
     "1.x": (sd1, SIDE),
     "2.x": (sd2, SIDE),
     "SDXL": (sdxl, SIDE),
-    "SD3": (sd3, {**SIDE, "max_sequence_length": 20}),
-    "Flux": (flux, {**SIDE, "max_sequence_length": 20}),
+    "SD3": (sd3, T5),
+    "Flux": (flux, T5),
     "PixArt-alpha": (pixart, PIXART),
     "PixArt-sigma": (pixart_sigma, PIXART),
 }
