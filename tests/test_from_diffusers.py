@@ -1,5 +1,7 @@
 """`dnp.from_diffusers`: a pipeline as a model, against our own loader and the pipeline's runs."""
 
+import re
+import shlex
 import subprocess
 import sys
 
@@ -80,7 +82,7 @@ def test_forwards_agree_with_our_loader(pair):
 )
 def test_runs_of_20_steps_agree_with_our_loader(pair, method, negative):
     _, ours, own = pair
-    call = dict(s=3.0, steps=20, seed=5, images=2)
+    call = dict(s=3.0, steps=20, seed=5)
     a, b = (dnp.generate(m, PROMPT, method, negative, **call) for m in (ours, own))
     assert_close(a.latents[1], b.latents[1], atol=1e-4, rtol=1e-4)
     assert a.nfe == b.nfe
@@ -304,3 +306,30 @@ def test_diffusers_is_imported_by_nothing_here():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert made.stdout.strip() == "none"
+
+
+def test_the_python_of_weights_readme_runs_and_its_two_pictures_are_one(
+    tmp_path, monkeypatch, capsys
+):
+    text = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 2
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for block in blocks:
+        exec(compile(block, "<weights/README.md>", "exec"), space)
+    assert space["dns"].tobytes() == space["same"].tobytes() != space["made"].images[0].tobytes()
+    assert space["result"].settings["fingerprint"].startswith("pipeline-")
+    own = dnp.generate(dnp.load(MINI), "a red car", "dns", s=2.0)
+    apart = abs(np.asarray(own.images[0], dtype=int) - np.asarray(space["dns"], dtype=int))
+    assert apart.max() <= 1
+    assert re.match(r"\['.+'\] \(64, 64\)", capsys.readouterr().out)
+
+
+def test_the_commands_of_weights_readme_parse():
+    text = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python train_free_sample\.py (.*)$", text, re.M)
+    assert sum("--captioner" in command for command in commands) == 4
+    for command in commands:
+        assert cli.parse(shlex.split(command))
