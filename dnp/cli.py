@@ -53,7 +53,13 @@ def run(args: argparse.Namespace) -> None:
     model.check_finite()
     speed.apply(model)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
-    if args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
+    if str(args.fingerprint).startswith(table.OF_PIPELINE):
+        warnings.warn(
+            "the PNG's weights came from a diffusers pipeline, so it is not known whether these "
+            "are the same",
+            stacklevel=1,
+        )
+    elif args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
     for text in (args.prompt, args.negative or ""):
         tell_what_is_not_read(text, model.config.words)

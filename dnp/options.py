@@ -101,6 +101,12 @@ def resolve(typed: dict) -> argparse.Namespace:
             raise SettingsError(
                 f"{typed['from']}: {key} = {value!r} was never written here; take another PNG."
             )
+    if str(recorded.get("fingerprint")).startswith(table.OF_PIPELINE) and "weights" not in typed:
+        raise SettingsError(
+            f"{typed['from']}: its weights came from a diffusers pipeline that was open in Python "
+            "(dnp.from_diffusers), and no file is named; save it with pipe.save_pretrained(FOLDER) "
+            "and add --weights FOLDER."
+        )
     if "method" in typed or "compare" in typed:  # the recorded ones belong to another method
         for key in OF_A_METHOD:
             recorded.pop(key, None)

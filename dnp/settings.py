@@ -161,6 +161,7 @@ _ROWS = (
 SETTINGS = {s.name: s for s in _ROWS}
 # What a PNG holds beside its settings: which weights and which rule made it.
 RECORDED = ("fingerprint", "rule_sha256", "rule_file")
+OF_PIPELINE = "pipeline-"  # how the fingerprint of weights begins that a diffusers pipeline held
 BY_ARGUMENT = {s.argument: s for s in _ROWS if s.group in ("how", "what", "which")}
 
 

@@ -90,6 +90,10 @@ def _index(path: Path) -> dict:
 
 
 def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
+    return read_schedule(weights.read_json(path), path)
+
+
+def read_schedule(d: dict, path: Path | str) -> tuple[Schedule, str, str, dict[str, object]]:
     """Schedule, prediction type, spacing and the numbers of it that a scheduler config describes.
 
     Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM
@@ -97,7 +101,6 @@ def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
     trailing and linspace spacing.) Keys that only some schedulers write have Stable Diffusion's
     values: steps_offset 1, set_alpha_to_one false.
     """
-    d = weights.read_json(path)
     kinds = {
         "beta_schedule": ("linear", "scaled_linear"),  # the first is diffusers' default
         "prediction_type": ("epsilon", "v_prediction"),

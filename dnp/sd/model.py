@@ -93,6 +93,10 @@ class StableDiffusion:
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
 
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        return self.vae.post_quant_conv.weight.dtype
+
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
         """tau(c): prompts -> context (B, L, D), L tokens each, padded with the end token.
 
@@ -140,7 +144,7 @@ class StableDiffusion:
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> list[Image.Image]:
         """Latents (B, C, H, W) -> RGB pictures. One at a time: no picture depends on another."""
-        z = z_0.to(self.device, self.vae.post_quant_conv.weight.dtype)
+        z = z_0.to(self.device, self.vae_dtype)
         pictures = []
         for row in z.split(1):
             x = self.vae.decode(row / self.config.vae.scaling_factor)[0]  # (3, fH, fW)
@@ -156,7 +160,7 @@ class StableDiffusion:
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of one size -> latents (B, C, H, W), the mean of the VAE's posterior."""
         x = torch.stack([torch.from_numpy(np.array(i.convert("RGB"))) for i in images])
-        x = x.permute(0, 3, 1, 2).to(self.device, self.vae.post_quant_conv.weight.dtype)
+        x = x.permute(0, 3, 1, 2).to(self.device, self.vae_dtype)
         return self.vae.encode(x / 127.5 - 1)[0] * self.config.vae.scaling_factor
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
