@@ -21,6 +21,7 @@ from dnp.guidance import negative_prompt as np3
 from dnp.schedule import Schedule, column
 
 SHARE = torch.tensor([0.1, 0.3, 0.5, 0.8], dtype=torch.float64)  # P(n | z_t) of each sample
+NEAR = PHI + column(torch.tensor([0.05, 1, 1, 1]), N) * (N - PHI)  # n of one sample hardly pushes
 LOG_N, LOG_ALL = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -2.5, -2.9])
 
 
@@ -163,7 +164,7 @@ EXERCISES = {
         ],
     ),
     "my_bounded": Exercise(
-        lambda a, b, c, s: rules.bounded(a, b, c, s, r=0.25), (PHI, P, N, S),
+        lambda a, b, c, s: rules.bounded(a, b, c, s, r=0.25), (PHI, P, NEAR, S),
         [
             ("n = phi gives CFG", lambda f: same(f(PHI, P, PHI, S), cfg(PHI, P, S))),
             ("a small push of n is not changed",

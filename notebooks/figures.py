@@ -159,6 +159,7 @@ def outside(ax: Axes, z: Tensor) -> None:
 
 def curves(ax: Axes, x: Sequence | Tensor, **ys: Sequence | Tensor) -> None:
     """Curves of one x, each with its name, a colour and a dash; the legend stands above them."""
+    ax.autoscale(axis="y")  # a second call starts from the curves, not from the first call's room
     first = len([line for line in ax.lines if not line.get_label().startswith("_")])
     for i, (name, y) in enumerate(ys.items(), first):
         style = dict(color=COLOURS[i % 5], linestyle=STYLES[i % 5])
