@@ -87,6 +87,18 @@ def test_the_imports_work_in_both_folders(folder):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_sentences_are_short(name):
+    """At most 25 words outside tables, headings and solutions; a formula counts as one word."""
+    cells = [c.source for c in NOTEBOOKS[name].cells if c.cell_type == "markdown"]
+    for text in (c for c in cells if not c.startswith("<details>")):
+        text = re.sub(r"\$\$.*?\$\$", " . ", text, flags=re.S)
+        text = re.sub(r"\$[^$]*\$|`[^`]*`", "X", re.sub(r"Eqs?\. ", "Eq", text))
+        text = "\n".join(line for line in text.split("\n") if line[:1] not in "|#" or not line)
+        for sentence in re.split(r"[.?!][)\"*]*\s+|\n\n|\n- ", text):
+            assert len(re.findall(r"\w[\w'-]*", sentence)) <= 25, " ".join(sentence.split())
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_minutes_are_the_estimate(name):
     minutes = refresh.minutes(NOTEBOOKS[name])
     assert f"Time: {minutes} minutes" in NOTEBOOKS[name].cells[0].source
