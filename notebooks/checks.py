@@ -44,8 +44,8 @@ def check(function: Callable) -> bool:
         print(f"  {'holds' if ok else 'FAILS'}: {sentence}")
         held = held and ok
     if held and exercise.points and not _holds_for_points(function, exercise.inputs, wanted):
-        print("  FAILS: it works for points (B, D) as for pictures (B, C, H, W). Name no number of "
-              "dimensions: x.reshape(-1, *[1] * (eps.ndim - 1)), .flatten(1).sum(1).")  # fmt: skip
+        print("  FAILS: it works for points (B, D) as for pictures (B, C, H, W). Do not fix the number "
+              "of dimensions: x.reshape(-1, *[1] * (eps.ndim - 1)), .flatten(1).sum(1).")  # fmt: skip
         held = False
     print(f"{name}: all identities hold." if held else f"{name}: not yet.")
     return held

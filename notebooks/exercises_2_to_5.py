@@ -29,7 +29,7 @@ EXERCISES = {
         energy.score_from_eps, (P, SIGMA),
         [("where the noise is zero, the score is zero", lambda f: same(f(0 * P, SIGMA), 0 * P))],
         [
-            ("sigma_t is missing. The score is the noise divided by sigma_t.", lambda e, x: -e),
+            ("sigma_t is missing. The score is minus the noise, divided by sigma_t.", lambda e, x: -e),
             ("sigma_t is missing and the sign is wrong.", lambda e, x: e),
             ("the sign is wrong: the score points towards the data, the noise away from it.",
              lambda e, x: e / column(x, e)),
