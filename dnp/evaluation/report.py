@@ -44,8 +44,13 @@ Rows = dict[tuple[str, float | None], list[dict]]  # (method, scale) -> the reco
 
 
 def name(key: tuple[str, float | None], rows: Rows) -> str:
-    """The method and the scale that it ran at."""
-    return f"{key[0]}, s = {rows[key][0]['s']:g}"
+    """The method and the scale that it ran at, if it has one."""
+    s = scale(rows[key][0])
+    return f"{key[0]}, s = {s}" if s else key[0]
+
+
+def scale(record: dict) -> str:
+    return "" if record["s"] is None else f"{record['s']:g}"
 
 
 def baseline_of(key: tuple, rows: Rows, baseline: str) -> tuple:
@@ -103,7 +108,7 @@ class Cells:
         """The text of a cell: a mean and its interval."""
         values = [factor * v for v in interval]
         numbers = [f"{v:.6g}" for v in values]
-        self.rows.append([table, key[0], f"{rows[key][0]['s']:g}", heading, *numbers])
+        self.rows.append([table, key[0], scale(rows[key][0]), heading, *numbers])
         mean, low, high = (f"{v:{sign}.{digits}f}" for v in values)
         return f"{mean} [{low}, {high}]"
 
@@ -125,7 +130,7 @@ def _pictures(records: Sequence[dict]) -> str:
         for i, seed in enumerate(r["seeds"]):
             numbers = [r[c][i] if r.get(c) is not None else "" for c in columns]
             numbers = [int(v) if isinstance(v, bool) else v for v in numbers]
-            line = [r["method"], f"{r['s']:g}", r["prompt"], r["category"], seed]
+            line = [r["method"], scale(r), r["prompt"], r["category"], seed]
             line += [r["negatives"][i], f"{r['nfe'][i]:g}", r["failed"][i], *numbers]
             body.append([*line, r["images"][i]])
     heads = ["method", "s", "prompt", "category", "seed", "negative", "evaluations", "failed"]
@@ -177,7 +182,7 @@ def _table(rows: Rows, out: Cells) -> list[str]:
             cell = out.add("all", key, rows, "IS", inception_interval(records), 1, 2)
             cells.insert(place, cell)
         n = cost(records)
-        out.rows.append(["all", key[0], f"{rows[key][0]['s']:g}", "evaluations", f"{n:g}", "", ""])
+        out.rows.append(["all", key[0], scale(rows[key][0]), "evaluations", f"{n:g}", "", ""])
         body.append([*cells, f"{n:g}"])
     first = next(iter(rows.values()))
     seeds = first[0]["seeds"]
@@ -305,10 +310,10 @@ def _plots(rows: Rows, folder: Path) -> list[str]:
     scales: dict[str, list[tuple]] = {}
     best: dict[str, tuple] = {}
     for key, records in rows.items():
-        method, scale = key
+        method, s = key
         interval = [factor * v for v in bootstrap(_groups(records, column))]
-        if scale is not None:
-            scales.setdefault(method, []).append((scale, *interval))
+        if s is not None:
+            scales.setdefault(method, []).append((s, *interval))
         if method not in best or interval[0] > best[method][1][1]:
             best[method] = name(key, rows), (cost(records), *interval)
     captions = []
