@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import signal
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = p.add_argument
     named = "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts"
+    add("--preset", metavar="NAME", help="a paper's protocol: dnp-paper or answer-paper")
     add("--benchmark", default="ae", metavar="NAME", help=named)
     add("--per-category", type=int, metavar="N", help="N prompts of each category; default all")
     add("--method", nargs="+", default=["cfg"], metavar="M", help="name or name:option=value,...")
@@ -61,9 +63,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", default="float32", choices=DTYPES, help="default float32; halves on a GPU only")
     rescore_help = "sample nothing; score the pictures that are there anew"
     add("--rescore", action="store_true", help=rescore_help)
+    dry_help = "make nothing; print pictures, evaluations, disk and hours from one measured step"
+    add("--dry-run", action="store_true", help=dry_help)
     strength_help = "measure how strong each method is, fit CFG to it, write strength.json"
     add("--strength", action="store_true", help=strength_help)
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.preset is not None:  # its values are defaults: what is typed stands over them
+        from dnp.evaluation.presets import PRESETS
+
+        if args.preset not in PRESETS:
+            known = " or ".join(PRESETS)
+            raise SettingsError(f"preset {args.preset!r} is unknown; choose {known}.")
+        p.set_defaults(**PRESETS[args.preset].arguments)
+        args = p.parse_args(argv)
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,7 +84,17 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     import dnp
-    from dnp.evaluation import benchmarks, controls, methods, metrics, recogniser, report, runner
+    from dnp.evaluation import (
+        benchmarks,
+        controls,
+        methods,
+        metrics,
+        presets,
+        recogniser,
+        report,
+        runner,
+    )
+    from dnp.evaluation import dry as dry_run
     from dnp.evaluation import strength as strong
     from dnp.evaluation.scores import Instruments
     from dnp.evaluation.store import writing
@@ -101,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     captioner = args.captioner or model.config.captioner
     if needs and captioner is None:
         raise SettingsError(f"{needs[0]} needs a captioner; give --captioner FOLDER.")
-    own_clip = args.weights / "clip"
+    own_clip, dry = args.weights / "clip", args.dry_run
     clip = args.clip or (own_clip if own_clip.is_dir() else None)
     # A miniature's own CLIP has read captions of its world, and none of the 80 templates.
     closed = clip == own_clip and model.config.words
@@ -110,16 +133,16 @@ def main(argv: list[str] | None = None) -> None:
     own_judge = args.weights / "training" / f"{'judge' if three else 'recogniser'}.safetensors"
     judge = args.recogniser or (own_judge if own_judge.is_file() else None)
     instruments = Instruments(
-        load_captioner(captioner, device) if needs and not args.rescore else None,
-        metrics.CLIPScorer(clip, templates, str(device)) if clip else None,
-        recogniser.load_recogniser(judge) if judge else None,
+        load_captioner(captioner, device) if needs and not (args.rescore or dry) else None,
+        metrics.CLIPScorer(clip, templates, str(device)) if clip and not dry else None,
+        recogniser.load_recogniser(judge) if judge and not dry else None,
         of_folder(Path(captioner)).whole if needs else None,
         Fingerprint([judge]).whole if judge else None,
     )
     scales = tuple(args.scale) if args.scale else (None,)
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
     size = tuple(args.size) if args.size else None
-    scales, others = tuple(args.scale or (None,)), tuple(p.text for p in every)
+    others = tuple(p.text for p in every)
     grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -128,6 +151,11 @@ def main(argv: list[str] | None = None) -> None:
     if strengths is not None:
         controls.require_same(strengths, model.config.fingerprint, args.steps, size)
     try:
+        if dry:
+            with tempfile.TemporaryDirectory() as none:  # a folder that is not there stays so
+                folder = args.out if args.out.is_dir() else Path(none)
+                print(dry_run.estimate(Run(grid, model, instruments, folder), world))
+            return
         work = Run(grid, model, instruments, args.out)
         if args.strength:
             told = strong.measure(work)
@@ -146,7 +174,11 @@ def main(argv: list[str] | None = None) -> None:
         with writing(args.out):
             manifest = json.dumps(runner.manifest(work), indent=1) + "\n"
             write(args.out / "run.json", manifest.encode())
-            print(report.make(rows, args.out, Path(args.benchmark).stem, baseline))
+            numbers = presets.published(Path(args.benchmark).stem, args.preset)
+            if said:
+                shared = controls.overlap(args.scales_from, [p.text for p in prompts])
+                said += f"; {shared} of the {len(prompts)} prompts here are among those."
+            print(report.make(rows, args.out, baseline, numbers, said))
             seconds = report.times(rows)
             write(args.out / "times.md", seconds.encode())
         print(seconds)

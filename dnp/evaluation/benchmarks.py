@@ -186,12 +186,13 @@ def read(path: str | Path) -> list[Prompt]:
 
 
 def load(name: str) -> list[Prompt]:
-    """The benchmark "ae", "ae-choosing", "ae-reporting", "trio", "trio-choosing", "hh" or
-    "semantic", or that of a file."""
+    """The benchmark "ae", "ae-choosing", "ae-reporting", "trio", "trio-choosing", "hh",
+    "dnp-paper" (A&E and H&H) or "semantic", or that of a file."""
     from dnp.evaluation.trio import trio  # it needs this file's words
 
     known = {"ae": attend_excite, "hh": people_and_hands, "semantic": hand_made, "trio": trio}
     known["trio-choosing"] = partial(trio, "choosing")
+    known["dnp-paper"] = lambda: attend_excite() + people_and_hands()
     known["ae-choosing"] = partial(attend_excite_part, True)
     known["ae-reporting"] = partial(attend_excite_part, False)
     return known[name]() if name in known else read(name)
