@@ -1,6 +1,8 @@
 """Benchmarks: lists of prompts, each with a category.
 
 A&E  Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): two of 24 things, most with a colour
+     (`ae-choosing` is every fifth of its prompts, to choose scales and options by, and
+     `ae-reporting` the rest)
 trio three of the 24 things, objects with colours; `trio-choosing` has others (`trio.py`)
 H&H  people and hands, in the form of arXiv:2411.05473; its lists are not public, these are ours
 """
@@ -46,6 +48,11 @@ def attend_excite() -> list[Prompt]:
         first, second = COLOURS[i % 11], COLOURS[(i + 1 + i // 11) % 11]
         prompts.append(Prompt(f"a {first} {a} and a {second} {b}", "objects"))
     return prompts
+
+
+def attend_excite_part(choosing: bool) -> list[Prompt]:
+    """Every fifth prompt, 56 of them, to choose by; or the 220 others, to report."""
+    return [p for i, p in enumerate(attend_excite()) if (i % 5 == 0) == choosing]
 
 
 # Ours, but for the first three of people and the first of hands, which arXiv:2411.05473 shows.
@@ -179,11 +186,15 @@ def read(path: str | Path) -> list[Prompt]:
 
 
 def load(name: str) -> list[Prompt]:
-    """The benchmark "ae", "trio", "trio-choosing", "hh" or "semantic", or that of a file."""
+    """The benchmark "ae", "ae-choosing", "ae-reporting", "trio", "trio-choosing", "hh",
+    "dnp-paper" (A&E and H&H) or "semantic", or that of a file."""
     from dnp.evaluation.trio import trio  # it needs this file's words
 
     known = {"ae": attend_excite, "hh": people_and_hands, "semantic": hand_made, "trio": trio}
     known["trio-choosing"] = partial(trio, "choosing")
+    known["dnp-paper"] = lambda: attend_excite() + people_and_hands()
+    known["ae-choosing"] = partial(attend_excite_part, True)
+    known["ae-reporting"] = partial(attend_excite_part, False)
     return known[name]() if name in known else read(name)
 
 

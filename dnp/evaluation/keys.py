@@ -26,7 +26,7 @@ def code_hash() -> str:
     """Of everything that samples: the equations, rules, methods, networks, weights' readers and
     captions. Comments, docstrings and the layout of a file do not change it."""
     files = [f for f in ROOT.glob("*.py") if f.stem not in APART]
-    files += [*ROOT.glob("sd/*.py"), ROOT / "evaluation" / "methods.py"]
+    files += [*ROOT.glob("sd/*.py"), *(ROOT / "evaluation" / f"{x}.py" for x in ("methods", "cnp"))]
     return source_hash(files)
 
 
