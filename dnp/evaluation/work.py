@@ -89,6 +89,7 @@ class Run:
             "prompt": prompt,
             "seed": seed,
             "negative": m.negative(method, prompt, seed, self.grid.others),
+            "subjects": m.excited(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             "code": keys.code_hash(),
             "weights": self.model.config.fingerprint,

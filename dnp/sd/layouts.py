@@ -17,9 +17,10 @@ import torch
 from dnp import folders
 from dnp.errors import WeightsError
 from dnp.schedule import Schedule
-from dnp.sd import foreign, single_file, weights
+from dnp.sd import foreign, recommendations, single_file, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.fingerprint import small_files
+from dnp.validation import is_finite
 
 _NEW_TEXT = {"penultimate": False, "pooled_dim": 0}
 _NEW_UNET = {"depth": (1,), "added_dim": 0, "added_freq_dim": 256}
@@ -40,7 +41,7 @@ class Parts:
     levels: dict[str, object]  # what the schedule was computed from
     tokenizer: Callable
     tokenizer_files: dict[str, str] = field(default_factory=dict)  # their sha256
-    recommended: tuple[dict[str, float], tuple[str, ...]] = ({}, ())
+    recommended: recommendations.Recommended = recommendations.NONE
     captioner: Path | None = None
     text_2: TextConfig | None = None  # SDXL's second text encoder, and its tokenizer
     tokenizer_2: Callable | None = None
@@ -112,7 +113,7 @@ def folder(path: Path) -> Parts:
     return Parts(
         *configs.values(), tensors, files, *_schedule(path / "scheduler" / "scheduler_config.json"),
         _tokenizer(path / "tokenizer", configs["text_encoder"]), small_files(path / "tokenizer"),
-        _recommended(path), captioner, **second,
+        recommendations.read(path), captioner, **second,
     )  # fmt: skip
 
 
@@ -275,8 +276,8 @@ def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
         warnings.warn(f"{path}: clip_sample is true, but latents are never clipped", stacklevel=3)
     start, end, T = (d.get(k) for k in ("beta_start", "beta_end", "num_train_timesteps"))
     if not (
-        _number(start)
-        and _number(end)
+        is_finite(start)
+        and is_finite(end)
         and 0 < start <= end < 1
         and type(T) is int
         and 0 < T < 10**6
@@ -298,24 +299,6 @@ def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
     levels = {"betas": (chosen["beta_schedule"], float(start), float(end), T)}
     levels |= {"steps_offset": offset, "set_alpha_to_one": bool(to_one)}
     return schedule, chosen["prediction_type"], chosen["timestep_spacing"], levels
-
-
-def _recommended(path: Path) -> tuple[dict[str, float], tuple[str, ...]]:
-    """From `dnp.json`, if the folder has one: scale of each method, and all words of its world."""
-    file = path / "dnp.json"
-    if not file.exists():
-        return {}, ()
-    d = weights.read_json(file)
-    scales, words = d.get("scale", {}), d.get("words", [])
-    if not isinstance(scales, dict) or not all(_number(s) for s in scales.values()):
-        raise WeightsError(f"{file}: scale must map methods to finite numbers; restore the file.")
-    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-        raise WeightsError(f"{file}: words must be a list of words; restore the file.")
-    return {method: float(s) for method, s in scales.items()}, tuple(words)
-
-
-def _number(x: object) -> bool:
-    return type(x) in (int, float) and abs(x) < 1e30  # also false for NaN
 
 
 def _tokenizer(path: Path, config: TextConfig) -> Callable:
