@@ -43,11 +43,8 @@ CAPTIONED = (
     *(m.name for m in ROWS.values() if m.negative == "captioned"), "negative-alone", "cnp",
 )  # fmt: skip
 OPTIONS = {x.argument: x for x in table.of_group("how").values() if x.kind != "options"}
-FROM_DNS = (
-    "auto-dnp",
-    "ae+auto-dnp",
-    "negative-alone",
-)  # n* are words for DNS images, which variants share
+# Their n* are words for DNS images, which variants share.
+FROM_DNS = ("auto-dnp", "ae+auto-dnp", "negative-alone")
 OF_WORDS = ("s_dns", "dns_images", "caption_per")  # options that only n* depends on
 OF_CNP, OF_ALONE = ("steps", "s", "s_dns", "negative_scale"), ("steps", "s", "s_dns", "eta")
 
@@ -165,8 +162,8 @@ def check(
         asked = excited(method, prompt)
         if row.excites and asked is None:
             raise SettingsError(
-                f'"{prompt}" names no thing of benchmark ae, so {method.name} has no subjects; leave '
-                "the method or the prompt out."
+                f'"{prompt}" names no thing of benchmark ae, so {method.name} has no subjects; '
+                "leave the method or the prompt out."
             )
         Plan.of(model, prompt, method.rule, {**given, "negative": words, "subjects": asked})
     for prompt in prompts:
