@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
 
     import dnp
     from dnp import contract, pictures
+    from dnp.attend_excite import things
     from dnp.prompting import load_captioner
     from dnp.sd import speed
     from dnp.sd.device import choose_device, choose_dtype
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
         folder = args.captioner if args.allow_download else find_weights(args.captioner)
         model.captioner = load_captioner(folder, device, args.allow_download)
 
+    if args.compare and args.subjects is None and not things(model, args.prompt):
+        methods.pop("ae", None)  # it needs subjects
     batch = args.images if args.caption_per == "prompt" else dnp.batch_size(device)
     results: dict[str, list] = {}
     with tqdm(total=steps_of_all(args, methods), unit="step", leave=False) as bar:
@@ -100,8 +103,7 @@ def save(result, args: argparse.Namespace, method: str, first: int, bar) -> None
 
     stem, row = pictures.slug(args.prompt), METHODS[method]
     if first == 0:
-        evaluated = f"{method}: {round(result.nfe, 1)} network evaluations per picture"
-        bar.write(evaluated, file=sys.stdout)
+        bar.write(f"{method}: {cost([result])} per picture", file=sys.stdout)
     captioned = result.dns_images if row.negative == "captioned" else []
     for image, seed in zip(captioned, dns_seeds(args, first, len(result.images))):
         path = save_dns(image, args, f"{stem}-{method}-dns-{seed}", result.settings["s_dns"], seed)
@@ -173,8 +175,8 @@ def compare_sheet(args: argparse.Namespace, results: dict):
     judge = judge and recogniser.load_recogniser(judge)
     rows = []
     for method, parts in results.items():
-        row, s, nfe = METHODS[method], parts[0].settings["scale"], round(parts[0].nfe, 1)
-        label = f"{method}\n{row.formula}\n{row.source}, s = {s:g}\nnetwork evaluations: {nfe}"
+        row, s = METHODS[method], parts[0].settings["scale"]
+        label = f"{method}\n{row.formula}\n{row.source}, s = {s:g}\n{cost(parts)}"
         made = [picture for part in parts for picture in part.images]
         stars = [f"n* = {n}" for part in parts for n in part.negatives]
         words = stars if row.makes_dns_image else [""] * len(made)
@@ -187,6 +189,14 @@ def compare_sheet(args: argparse.Namespace, results: dict):
     title = f'p = "{args.prompt}"'
     title += f'    n = "{args.negative}"' if args.negative is not None else ""
     return pictures.contact_sheet(rows, columns, title)
+
+
+def cost(parts: list) -> str:
+    """The network evaluations of a picture, and its gradient passes if it has any: their means."""
+    gradients = [g for part in parts for g in part.gradients]
+    nfe = round(sum(p.nfe * len(p.gradients) for p in parts) / len(gradients), 1)
+    passes = f", {sum(gradients) / len(gradients):g} gradients" if any(gradients) else ""
+    return f"{nfe:g} network evaluations{passes}"
 
 
 def tell_what_is_not_read(text: str, words: tuple[str, ...]) -> None:

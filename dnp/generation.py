@@ -33,6 +33,7 @@ class Result:
     latents: tuple[Tensor, Tensor]  # z_T and z_0, float32 on the CPU, each (k, C, H, W)
     negatives: list[str | None]  # of each picture
     nfe: float  # network evaluations per picture, one for each condition and step: their mean
+    gradients: list[int]  # gradient passes of each picture, by Attend-and-Excite
     settings: dict = field(default_factory=dict)
     dns_images: list[Image.Image] = field(default_factory=list)  # those of the first picture first
 
@@ -41,6 +42,12 @@ class Result:
         """The negative prompt, where it is the same for every picture; else that of the first."""
         return self.negatives[0]
 
+    @property
+    def evaluations(self) -> list[float]:
+        """What each picture cost in network evaluations, a gradient pass as two more of them."""
+        mean = sum(self.gradients) / len(self.gradients)
+        return [_whole(round(self.nfe - mean + 3 * g, 6)) for g in self.gradients]
+
     def sheet(self) -> Image.Image:
         """The pictures side by side, with the DNS images above them where there are any."""
         from dnp.pictures import contact_sheet  # what it draws is no part of a picture's key
@@ -48,7 +55,8 @@ class Result:
         s, k = self.settings, len(self.images)
         heads = [f"seed {s['seed'] + i}" for i in range(k)]
         label = f"{s['method']}\ns = {s['scale']:g}" if s["scale"] is not None else s["method"]
-        rows = [(f"{label}\n{self.nfe:g} evaluations", self.images)]
+        mean = sum(self.evaluations) / len(self.evaluations)
+        rows = [(f"{label}\n{mean:g} evaluations", self.images)]
         if len(self.dns_images) == k:
             rows.insert(0, ("DNS image", self.dns_images))
         n = f'    n = "{self.negative}"' if self.negative is not None else ""
@@ -88,6 +96,7 @@ def generate(
     record = plan.record()  # now: a weight file that was changed is told before the work
     words, dns, evaluated = negatives(plan, captioner, progress)
     latents, pictures, decode = [], [], getattr(model, "decode", lambda z_0: [])
+    gradients: list[int] = []
     batch = batch_size(plan.device)
     for first in range(0, images, batch):
         rows = range(first, min(first + batch, images))
@@ -98,10 +107,12 @@ def generate(
                     progress(len(rows))
             latents.append((z_T.float().cpu(), z_0.float().cpu()))
             pictures += decode(z_0)
-            evaluated += guided.evaluations * len(rows)
+            gradients += guided.gradients
+            evaluated += guided.evaluations * len(rows) + sum(guided.gradients)
     z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
     record["negative"] = words[0]
-    return Result(pictures, (z_T, z_0), words, _whole(evaluated / images), record, dns)
+    nfe = _whole(evaluated / images)
+    return Result(pictures, (z_T, z_0), words, nfe, gradients, record, dns)
 
 
 def trajectory(

@@ -18,18 +18,18 @@ from dnp.settings import SETTINGS
 from dnp.validation import choose_method
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = {"whole": int, "number": float}
+KINDS = {"whole": int, "number": float, "numbers": table.numbers}
 # Settings that another method or rule does not take over from a PNG.
 OF_A_METHOD = {
     "compare", "scale", "negative_scale", "rule", "rule_options", "rule_sha256",
     "negative_interval",
     *(s.name for s in SETTINGS.values() if s.of in (table.of_dns, table.of_dns_image)),
-    *(s.name for s in SETTINGS.values() if s.of is table.of_chain),
+    *(s.name for s in SETTINGS.values() if s.of in (table.of_chain, table.of_ae)),
 }  # fmt: skip
 # What leaves the words n* of a PNG true: they belong to its prompt, seed and DNS image.
 KEEPS_WORDS = {
     *table.of_group("run"), "scale", "negative_scale", "rule", "rule_options", "interval",
-    "negative_interval",
+    "negative_interval", *table.EXCITATION,
 }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def parse(argv: list[str] | None, description: str | None = None) -> dict:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         epilog="methods:\n"
-        + "\n".join(f"  {m.name:<9} {m.formula:<21} {m.source}" for m in METHODS.values()),
+        + "\n".join(f"  {m.name:<11} {m.formula:<21} {m.source}" for m in METHODS.values()),
     )
     for s in SETTINGS.values():
         if s.name == "prompt":
@@ -115,6 +115,8 @@ def resolve(typed: dict) -> argparse.Namespace:
             and not METHODS[choose_method(typed["method"], None, None)].takes_words
         ):
             recorded.pop("negative", None)
+    if "prompt" in typed:
+        recorded.pop("subjects", None)
     if "rule" in typed:
         now, file = typed["rule"], recorded.get("rule_file")
         if recorded.pop("rule", None) != now:
@@ -162,7 +164,7 @@ def chosen_methods(args: argparse.Namespace) -> dict[str, dict]:
     """The settings of `dnp.generate` of each method, as typed.
 
     --compare takes all methods that need only what was given, and gives each what belongs to it;
-    dnp with given words is np, so it has no row of its own.
+    dnp with given words is np, so it has no row of its own, and ae has one row, without n*.
     """
     from dnp import contract
 
@@ -170,8 +172,7 @@ def chosen_methods(args: argparse.Namespace) -> dict[str, dict]:
     typed = {SETTINGS[name].argument for name in args.typed}
     how = {k: v for k, v in how.items() if v != table.arguments()[k] or k in typed}
     how["steps"] = args.steps
-    if args.negative is not None:
-        how["negative"] = args.negative
+    how |= {k: getattr(args, k) for k in ("negative", "subjects") if getattr(args, k) is not None}
     if not args.compare:
         rule = contract.read(args.rule, args.rule_options) if args.rule else None
         method = choose_method(args.method, rule and rule.needs, args.negative)
@@ -182,7 +183,7 @@ def chosen_methods(args: argparse.Namespace) -> dict[str, dict]:
                 stacklevel=1,
             )
         return {method: how}
-    rows = [m for m in METHODS.values() if m.negative != "asked"]
+    rows = [m for m in METHODS.values() if m.negative != "asked" and m.name != "ae+auto-dnp"]
     if args.negative is None:
         rows = [m for m in rows if m.negative != "given"]
     if args.captioner is None and not (find_weights(args.weights) / "captioner").is_dir():

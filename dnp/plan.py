@@ -16,6 +16,7 @@ from torch import Tensor
 from dnp import contract
 from dnp import settings as table
 from dnp.answer import LatentNegative
+from dnp.attend_excite import Excitation, loss_of_prompt, require_subjects
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.guided import Guided, together
 from dnp.methods import METHODS, Method
@@ -67,6 +68,10 @@ class Plan:
                 raise SettingsError(f"{name} belongs to SDXL weights; leave it out.")
         if "phi" in getattr(model, "takes", ()) and chosen["phi"] is None:
             chosen["phi"] = config.phi
+        if row.excites:
+            chosen |= table.excitation(chosen, getattr(config, "attend_excite", {}))
+            chosen["subjects"] = require_subjects(model, prompt, row.name, chosen["subjects"])
+            model.attention(chosen["ae_level"])  # SettingsError for a level that has none
         used = rule or contract.read(_rule_of_method(row, chosen))
         plan = cls(model, prompt, row, used, chosen, rule is not None)
         plan.warn_of_a_low_start()
@@ -125,10 +130,17 @@ class Plan:
                 LatentNegative, c_phi=conditions["phi"], c_p=conditions["p"],
                 schedule=model.schedule, pairs=self.pairs, s_dns=scale, **inner,
             )  # fmt: skip
+        excite = None
+        if self.row.excites:
+            loss = loss_of_prompt(
+                model, self.prompt, encode([self.prompt]), chosen["subjects"], chosen["ae_level"]
+            )
+            excite = Excitation(loss, chosen["steps"], **{k: chosen[k] for k in table.EXCITATION})
         guided = Guided(
             evaluate, conditions, self.rule, model.schedule, self.pairs, self.row.positive,
             s=chosen["s"], h=chosen["negative_scale"], interval=chosen["interval"],
             negative_interval=chosen["negative_interval"], latent_negative=chain_of,
+            excite=excite,
         )  # fmt: skip
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return guided, generators, self._draw(generators) if draw else None
@@ -144,13 +156,15 @@ class Plan:
 
     def walk(self, guided: Guided, z_T: Tensor, generators) -> Iterator[Row]:
         """The rows of `trajectory` from z_T on. NonFiniteError names a step that overflows."""
-        steps, z_t = self.chosen["steps"], z_T
+        steps = self.chosen["steps"]
         sample = SAMPLERS[self.chosen["sampler"]]
         at_fault = f", rule {self.rule.name}" if self.named else ""
         guided.reset(z_T)
         with torch.no_grad():
             eta, schedule = self.chosen["eta"], self.model.schedule
-            chain = sample(guided, z_T, schedule, steps, eta, generators, self.spacing)
+            chain = sample(
+                guided, z_T, schedule, steps, eta, generators, self.spacing, guided.excite
+            )
             for step, ((t, t_next), (_, z_next, z0_hat)) in enumerate(zip(self.pairs, chain), 1):
                 if not torch.isfinite(z_next).all():
                     raise NonFiniteError(
@@ -158,10 +172,9 @@ class Plan:
                         f"the scale{at_fault} or the half precision overflows; try a smaller "
                         "--scale or --dtype float32."
                     )
-                eps = guided.observe(z_t, z_next, t, t_next)
+                z_t, eps = guided.observe(z_next, t, t_next)
                 yield t, z_t, z0_hat, eps
-                z_t = z_next
-        yield -1, z_t, z_t, None
+        yield -1, z_next, z_next, None
 
     def record(self) -> dict:
         """The settings as a PNG holds them, by their names there."""
@@ -173,6 +186,8 @@ class Plan:
         record |= {
             x.name: chosen[x.argument] for x in belong if x.name not in ("compare", "rule_options")
         }
+        if row.excites:
+            record["subjects"] = chosen["subjects"]
         record["negative_scale"] = chosen["negative_scale"]
         if row.makes_dns_image and chosen["negative"] is None:
             record["s_dns"] = self.s_dns

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dnp.errors import SettingsError
@@ -44,6 +44,10 @@ def of_negative(method: Method) -> bool:
     return method.negative != "none"
 
 
+def of_ae(method: Method) -> bool:
+    return method.excites
+
+
 def of_two_scale(method: Method) -> bool:
     """Where a second scale makes Eq. (4) the two-scale form; another rule asks for h itself."""
     return method.takes_words and method.rule == "negative_prompt"
@@ -53,9 +57,9 @@ def of_two_scale(method: Method) -> bool:
 class Setting:
     """One row.
 
-    kind      text, whole, number, choice, flag, sides (two whole numbers), span (two numbers) or
-              options (a dict)
-    group     what   what is drawn: prompt, method, negative
+    kind      text, whole, number, choice, flag, sides (two whole numbers), span (two numbers),
+              numbers (a list of them) or options (a dict)
+    group     what   what is drawn: prompt, method, negative, subjects
               how    how it is sampled: also an option of a method in the experiments
               which  which pictures: seeds, sizes
               where  weights and precision
@@ -95,6 +99,9 @@ _ROWS = (
     S("method", "text", None, "what", "cfg, or np2 where a negative is given", "METHOD"),
     S("negative", "text", None, "what",
       "negative prompt n, or n* for dnp and auto-dnp", "TEXT", of_words),
+    S("subjects", "text", None, "what",
+      'ae: the things of the prompt, as in "cat, dog"; default: those of a closed world',
+      "WORDS", of_ae),
     S("rule", "text", None, "how", "another guidance rule: its name, or FILE.py:NAME", "RULE"),
     S("rule_options", "options", None, "how",
       "an option of the rule", "KEY=VALUE", called="rule_options"),
@@ -130,6 +137,16 @@ _ROWS = (
     S("normalize", "choice", "sample", "how",
       "answer: statistics of the negative; default sample", "NAME",
       of_chain, choices=("sample", "channel", "none")),
+    S("ae_step", "number", None, "how",
+      "ae: size of the first move; default: the weights' own, else 20", "X", of_ae, 0),
+    S("ae_until", "number", None, "how",
+      "ae: the share of the steps that move; the weights' own, else 0.5", "F", of_ae, 0, 1),
+    S("ae_thresholds", "numbers", None, "how",
+      "ae: wanted peaks at 0, 1/5, 2/5, ... of the steps; else 0.05:0.5:0.8", "X:X:X", of_ae, 0, 1),
+    S("ae_refinements", "whole", None, "how",
+      "ae: most moves towards a threshold; the weights' own, else 20", "N", of_ae, 0, 1000),
+    S("ae_level", "whole", None, "how",
+      "ae: whose maps; 0 is as large as z_t, each next half; else 2", "L", of_ae, 0, 10),
     S("phi", "choice", None, "how",
       "SDXL: the empty prompt is zeros, or its text; default: as PATH says", "WHAT",
       choices=("zeros", "text")),
@@ -162,12 +179,24 @@ SETTINGS = {s.name: s for s in _ROWS}
 # What a PNG holds beside its settings: which weights and which rule made it.
 RECORDED = ("fingerprint", "rule_sha256", "rule_file")
 OF_PIPELINE = "pipeline-"  # how the fingerprint of weights begins that a diffusers pipeline held
+# Attend-and-Excite as published for Stable Diffusion 1.4, where the weights recommend nothing.
+EXCITATION = {
+    "ae_step": 20.0, "ae_until": 0.5, "ae_thresholds": (0.05, 0.5, 0.8), "ae_refinements": 20,
+    "ae_level": 2,
+}  # fmt: skip
 BY_ARGUMENT = {s.argument: s for s in _ROWS if s.group in ("how", "what", "which")}
 
 
 def arguments() -> dict[str, object]:
     """Every setting of `dnp.generate` by its name there, with its default."""
-    return {x.argument: x.default for x in of_group("how", "which").values()} | {"negative": None}
+    every = {x.argument: x.default for x in of_group("how", "which").values()}
+    return every | {"negative": None, "subjects": None}
+
+
+def excitation(chosen: Mapping[str, object], recommended: Mapping[str, object]) -> dict:
+    """The settings of Attend-and-Excite: as chosen, else as the weights recommend or published."""
+    recommended = EXCITATION | dict(recommended)
+    return {k: chosen[k] if chosen.get(k) is not None else recommended[k] for k in EXCITATION}
 
 
 def of_group(*groups: str) -> dict[str, Setting]:
@@ -187,7 +216,14 @@ def from_text(setting: Setting, text: str) -> object:
     if setting.kind == "span":
         low, high = text.split(":")
         return float(low), float(high)
+    if setting.kind == "numbers":
+        return numbers(text)
     return text
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """0.05:0.5:0.8 as three numbers; ValueError if it is none."""
+    return tuple(float(x) for x in text.split(":"))
 
 
 def option(text: str) -> tuple[str, object]:
@@ -203,7 +239,7 @@ def option(text: str) -> tuple[str, object]:
 
 _RECORD_KINDS = {
     "text": (str,), "choice": (str,), "whole": (int,), "number": (int, float), "flag": (bool,),
-    "sides": (list,), "span": (list,), "options": (dict,),
+    "sides": (list,), "span": (list,), "numbers": (list,), "options": (dict,),
 }  # fmt: skip
 
 

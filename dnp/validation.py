@@ -116,6 +116,10 @@ def _check_value(setting: Setting, value: object, T: int = 1000) -> None:
             raise SettingsError(
                 f"{name} {value!r} is not possible; give two whole numbers of pixels."
             )
+    elif setting.kind == "numbers":
+        many = isinstance(value, tuple | list) and 1 <= len(value) <= 5
+        if not many or not all(is_finite(v) and low <= v <= high for v in value):
+            raise SettingsError(_SENTENCES[setting.name].format(value=value))
     elif setting.kind == "span":
         two = isinstance(value, tuple | list) and len(value) == 2 and all(map(_number, value))
         if not two or not 0 <= value[0] <= value[1]:
@@ -137,6 +141,14 @@ _SENTENCES = {
     "eta": "eta {value} is not possible; choose 0 to 1.",
     "K": "K = {value} inner steps are not possible; choose 0 to 1000.",
     "K_until": "K_until = {value} is not possible; choose a fraction from 0 to 1.",
+    "ae_step": "ae_step = {value} is not possible; choose 0 or more, such as 20.",
+    "ae_until": "ae_until = {value} is not possible; choose a fraction from 0 to 1.",
+    "ae_thresholds": (
+        "ae_thresholds {value!r} are not possible; give 1 to 5 numbers from 0 to 1, such as "
+        "0.05:0.5:0.8."
+    ),
+    "ae_refinements": "{value} ae_refinements are not possible; choose 0 to 1000.",
+    "ae_level": "ae_level = {value} is not possible; choose 0, 1, 2 or the like.",
 }
 
 

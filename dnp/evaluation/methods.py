@@ -45,7 +45,7 @@ CAPTIONED = (
 )  # fmt: skip
 OPTIONS = {x.argument: x for x in table.of_group("how").values() if x.kind != "options"}
 # Their n* are words for DNS images, which all variants share.
-FROM_DNS = ("auto-dnp", "negative-alone", "shuffled")
+FROM_DNS = ("auto-dnp", "ae+auto-dnp", "negative-alone", "shuffled")
 OF_WORDS = ("s_dns", "dns_images", "caption_per")  # options that only n* depends on
 OF_CNP, OF_ALONE = ("steps", "s", "s_dns", "negative_scale"), ("steps", "s", "s_dns", "eta")
 
@@ -75,7 +75,8 @@ class Words:
 
 @dataclass
 class Sample:
-    """One picture, the words it was kept away from, and the evaluations of it alone."""
+    """One picture, the words it was kept away from, and the evaluations of it alone, a gradient
+    pass counted as two."""
 
     image: Image.Image
     negative: str | None
@@ -128,6 +129,8 @@ def settled(method: Method, s: float | None, steps: int, model, size=None) -> di
         out = {**chain, **out}
         if "rule" in out:
             out.pop("form")
+    if method.name in ROWS and ROWS[method.name].excites:
+        out |= table.excitation(out, model.config.attend_excite)
     if "rule" in out:
         rule = contract.read(out["rule"], dict(out.get("rule_options", ())))
         out["rule_options"], out["rule_sha256"] = rule.options, rule.sha256
@@ -158,7 +161,14 @@ def check(
     if method.name in ("negative-alone", "cnp"):
         Plan.of(model, "", "dns", {"s": given.pop("s_dns"), "steps": steps})
     words = "" if row.negative == "given" else None
-    Plan.of(model, "", method.rule, {**given, "negative": words})
+    for prompt in prompts if row.excites else [""]:
+        asked = excited(method, prompt)
+        if row.excites and asked is None:
+            raise SettingsError(
+                f'"{prompt}" names no thing of benchmark ae, so {method.name} has no subjects; '
+                "leave the method or the prompt out."
+            )
+        Plan.of(model, prompt, method.rule, {**given, "negative": words, "subjects": asked})
     if method.name == "shuffled":
         partners(prompts)
     for prompt in prompts:
@@ -174,6 +184,12 @@ def negative(method: Method, prompt: str, seed: int, others: Sequence[str]) -> s
     if method.name.startswith("random"):
         return random_negative(prompt, seed, others)
     return None
+
+
+def excited(method: Method, prompt: str) -> str | None:
+    """The subjects of Attend-and-Excite; None for another method, and where there are none."""
+    asked = subjects(prompt) if ROWS[method.rule].excites else []
+    return ", ".join(thing for _, thing in asked) or None
 
 
 def sample(
@@ -196,9 +212,10 @@ def sample(
         positive = {"unconditional": "", "negative-alone": n}.get(name, prompt)
         words = None if name == "negative-alone" else n
         r = generation.generate(
-            model, positive, method.rule, words, seed=seed, images=k, **settings
-        )
-        made += [Sample(image, n, r.nfe) for image in r.images]
+            model, positive, method.rule, words, seed=seed, images=k,
+            subjects=excited(method, prompt), **settings,
+        )  # fmt: skip
+        made += [Sample(image, n, cost) for image, cost in zip(r.images, r.evaluations)]
         pairs = pairs[k:]
     return made
 

@@ -91,6 +91,7 @@ class Run:
             "prompt": prompt,
             "seed": seed,
             "negative": m.negative(method, prompt, seed, self.grid.others),
+            "subjects": m.excited(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
             "code": keys.code_hash(),

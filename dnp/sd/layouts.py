@@ -17,10 +17,11 @@ import torch
 from dnp import folders
 from dnp.errors import WeightsError
 from dnp.schedule import Schedule
-from dnp.sd import foreign, original, weights
+from dnp.sd import foreign, original, recommendations, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.fingerprint import small_files
 from dnp.sd.parts import Parts
+from dnp.validation import is_finite
 
 
 def read(path: Path, predicts: str | None = None) -> Parts:
@@ -79,7 +80,7 @@ def folder(path: Path) -> Parts:
     return Parts(
         *configs.values(), tensors, files, *_schedule(path / "scheduler" / "scheduler_config.json"),
         _tokenizer(path / "tokenizer", configs["text_encoder"]), small_files(path / "tokenizer"),
-        _recommended(path), captioner, **second,
+        recommendations.read(path), captioner, **second,
     )  # fmt: skip
 
 
@@ -120,8 +121,8 @@ def read_schedule(d: dict, path: Path | str) -> tuple[Schedule, str, str, dict[s
         warnings.warn(f"{path}: clip_sample is true, but latents are never clipped", stacklevel=3)
     start, end, T = (d.get(k) for k in ("beta_start", "beta_end", "num_train_timesteps"))
     if not (
-        _number(start)
-        and _number(end)
+        is_finite(start)
+        and is_finite(end)
         and 0 < start <= end < 1
         and type(T) is int
         and 0 < T < 10**6
@@ -143,24 +144,6 @@ def read_schedule(d: dict, path: Path | str) -> tuple[Schedule, str, str, dict[s
     levels = {"betas": (chosen["beta_schedule"], float(start), float(end), T)}
     levels |= {"steps_offset": offset, "set_alpha_to_one": bool(to_one)}
     return schedule, chosen["prediction_type"], chosen["timestep_spacing"], levels
-
-
-def _recommended(path: Path) -> tuple[dict[str, float], tuple[str, ...]]:
-    """From `dnp.json`, if the folder has one: scale of each method, and all words of its world."""
-    file = path / "dnp.json"
-    if not file.exists():
-        return {}, ()
-    d = weights.read_json(file)
-    scales, words = d.get("scale", {}), d.get("words", [])
-    if not isinstance(scales, dict) or not all(_number(s) for s in scales.values()):
-        raise WeightsError(f"{file}: scale must map methods to finite numbers; restore the file.")
-    if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-        raise WeightsError(f"{file}: words must be a list of words; restore the file.")
-    return {method: float(s) for method, s in scales.items()}, tuple(words)
-
-
-def _number(x: object) -> bool:
-    return type(x) in (int, float) and abs(x) < 1e30  # also false for NaN
 
 
 def _tokenizer(path: Path, config: TextConfig) -> Callable:

@@ -19,6 +19,7 @@ from dnp.energy import eps_from_v
 from dnp.errors import NonFiniteError, SettingsError, WeightsError
 from dnp.schedule import Schedule
 from dnp.sd import families, layouts, weights
+from dnp.sd.attention import AttentionMaps
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.device import choose_device
@@ -41,6 +42,8 @@ class ModelConfig:
     spacing: str = "leading"
     scales: dict[str, float] = field(default_factory=dict)  # recommended scale of each method
     words: tuple[str, ...] = ()  # of its whole world, if that is closed
+    things: tuple[str, ...] = ()  # those words that a picture can be of
+    attend_excite: dict[str, object] = field(default_factory=dict)  # recommended settings of ae
     captioner: Path | None = None  # its own captioner's folder
     files: Fingerprint = field(default_factory=lambda: Fingerprint([]))
     text_2: TextConfig | None = None  # SDXL's second text encoder
@@ -140,6 +143,34 @@ class StableDiffusion:
         if self.config.prediction_type == "epsilon":
             return out
         return eps_from_v(z_t, out, self.schedule.level(t))
+
+    def attention(self, level: int) -> AttentionMaps:
+        """A recorder of the maps of cross-attention of one level of the U-Net."""
+        return AttentionMaps(self.unet, level)
+
+    def places(self, prompt: str, subjects: Sequence[str]) -> tuple[list[int], int]:
+        """Where each subject ends among the prompt's own tokens, and how many these are.
+
+        Of a subject of several tokens the last counts: the text encoder is causal, so only that one
+        has read all of it. One that is named twice is looked for twice. SettingsError if a subject
+        is not in the prompt, as whole words.
+        """
+        tokenizer, config = self.tokenizer, self.config.text
+        prompts, ends = self.token_ids([prompt, *subjects], tokenizer, config, warn=False)
+        own, *wanted = (row[1:end].tolist() for row, end in zip(prompts, ends))
+        text = tokenizer.convert_ids_to_tokens(own)
+        starts = [i for i in range(len(own)) if i == 0 or text[i - 1].endswith("</w>")]
+        found: list[int] = []
+        for subject, ids in zip(subjects, wanted):
+            places = (i + len(ids) - 1 for i in starts if ids and own[i : i + len(ids)] == ids)
+            place = next((i for i in places if i not in found), None)
+            if place is None:
+                raise SettingsError(
+                    f'the subject "{subject}" is not in the prompt "{prompt}"; name words of it, '
+                    'as in --subjects "cat, dog".'
+                )
+            found.append(place)
+        return found, len(own)
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> list[Image.Image]:

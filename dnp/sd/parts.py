@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dnp.schedule import Schedule
-from dnp.sd import weights
+from dnp.sd import recommendations, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 
 _NEW_TEXT = {"penultimate": False, "pooled_dim": 0}
@@ -29,7 +29,7 @@ class Parts:
     levels: dict[str, object]  # what the schedule was computed from
     tokenizer: Callable
     tokenizer_files: dict[str, str] = field(default_factory=dict)  # their sha256
-    recommended: tuple[dict[str, float], tuple[str, ...]] = ({}, ())
+    recommended: recommendations.Recommended = recommendations.NONE
     captioner: Path | None = None
     text_2: TextConfig | None = None  # SDXL's second text encoder, and its tokenizer
     tokenizer_2: Callable | None = None
@@ -39,11 +39,11 @@ class Parts:
     def settings(self) -> dict[str, object]:
         """All that is read beside the tensors and changes a picture made with the same arguments;
         no recommendation, since what was taken of them is an argument."""
-        told = {p: asdict(getattr(self, p)) for p in ("text", "unet", "vae")}
+        read = {p: asdict(getattr(self, p)) for p in ("text", "unet", "vae")}
         if self.text_2 is None:  # what SDXL added is not in the fingerprints of the others
             for part, new in (("text", _NEW_TEXT), ("unet", _NEW_UNET)):
-                told[part] = {k: v for k, v in told[part].items() if k not in new or v != new[k]}
+                read[part] = {k: v for k, v in read[part].items() if k not in new or v != new[k]}
         else:
-            told |= {"text_2": asdict(self.text_2), "tokenizer_2": self.tokenizer_2_files}
-        told |= {p: getattr(self, p) for p in ("prediction_type", "spacing", "levels")}
-        return told | {"tokenizer": self.tokenizer_files}
+            read |= {"text_2": asdict(self.text_2), "tokenizer_2": self.tokenizer_2_files}
+        read |= {p: getattr(self, p) for p in ("prediction_type", "spacing", "levels")}
+        return read | {"tokenizer": self.tokenizer_files}

@@ -4,7 +4,7 @@
     folder/vae/config.json + diffusion_pytorch_model.safetensors
     folder/text_encoder/config.json + model.safetensors
     folder/tokenizer/ and folder/scheduler/scheduler_config.json
-    folder/dnp.json                     optional: {"scale": {method: recommended scale}}
+    folder/dnp.json                     optional: see `dnp/sd/recommendations.py`
 
 A network is built on the meta device, where it has shapes and no numbers, and every tensor of it
 must come from the file: nothing random survives, and nothing in the file is passed over in silence
