@@ -12,25 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
 from dnp.errors import SettingsError
-
-ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
-OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
-COLOURS = "red orange yellow green blue purple pink brown gray black white".split()
-WORN = ("glasses", "crown", "bow")  # an animal is "with" them, and they have no colour then
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt and the category whose mean it belongs to."""
-
-    text: str
-    category: str
+from dnp.evaluation.things import ANIMALS, COLOURS, OBJECTS, WORN, Prompt
+from dnp.evaluation.trio import trio
 
 
 def attend_excite() -> list[Prompt]:
@@ -188,8 +176,6 @@ def read(path: str | Path) -> list[Prompt]:
 def load(name: str) -> list[Prompt]:
     """The benchmark "ae", "ae-choosing", "ae-reporting", "trio", "trio-choosing", "hh",
     "dnp-paper" (A&E and H&H) or "semantic", or that of a file."""
-    from dnp.evaluation.trio import trio  # it needs this file's words
-
     known = {"ae": attend_excite, "hh": people_and_hands, "semantic": hand_made, "trio": trio}
     known["trio-choosing"] = partial(trio, "choosing")
     known["dnp-paper"] = lambda: attend_excite() + people_and_hands()

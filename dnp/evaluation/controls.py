@@ -1,7 +1,7 @@
 """Controls, and what a run takes from another one: scales, and strengths.
 
-    cfg-equal:of=M, cfg-scheduled:of=M    CFG as strong as the method M (`strength.py`)
-    --scales-from RUN                     each method at the scale that was best in RUN
+cfg-equal:of=M, cfg-scheduled:of=M    CFG as strong as the method M (`strength.py`)
+--scales-from RUN                     each method at the scale that was best in RUN
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ def estimate(work: Run, world: int = 1) -> str:
         for s in work.grid.scales:
             settings, missing = work.settings(method, s), 0
             for prompt in work.grid.prompts:
-                contents = [
-                    work.content(method, settings, prompt.text, k) for k in work.grid.seeds
-                ]
+                contents = [work.content(method, settings, prompt.text, k) for k in work.grid.seeds]
                 new = [c for c in contents if work.kept(c) is None]
                 missing += len(new)
                 for c in new if method.name in m.FROM_DNS else ():

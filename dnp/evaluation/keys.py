@@ -33,7 +33,7 @@ def code_hash() -> str:
 @cache
 def metrics_code() -> str:
     """Of what looks at the pictures and says what a prompt asks for."""
-    names = ("metrics", "recogniser", "benchmarks", "scores")
+    names = ("metrics", "recogniser", "benchmarks", "scores", "things")
     return source_hash([ROOT / "evaluation" / f"{name}.py" for name in names])
 
 
