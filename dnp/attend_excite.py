@@ -1,16 +1,24 @@
-"""Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): the equations, one function each.
+"""Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): its equations and a chain's moves.
 
 The latent moves down the gradient of a loss that is low where each subject of the prompt has one
-place in the maps of cross-attention: z <- z - step grad.
+place in the maps of cross-attention: z <- z - step grad. Before the guided step i of N:
+
+    i < until N           one move
+    i = 0, N/5, 2N/5, ..  before it, moves until the loss is at most 1 - threshold: at most `most`
+
+The loss sees the positive branch alone, so any rule and any negative go with it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dnp.errors import SettingsError
 
 
 def kernel(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -26,9 +34,10 @@ def kernel(dtype: torch.dtype = torch.float32) -> Tensor:
 def over_words(maps: Tensor, words: int) -> Tensor:
     """softmax(100 A) over the prompt's own tokens: (B, N, L) -> (B, N, words).
 
-    The start token, the end token and the padding are left out.
+    The start token, the end token and the padding are left out. In at least float32.
     """
-    return (100 * maps[..., 1 : words + 1]).softmax(-1)
+    wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    return (100 * wide[..., 1 : words + 1]).softmax(-1)
 
 
 def peaks(maps: Tensor, tokens: Sequence[int], size: tuple[int, int]) -> Tensor:
@@ -62,3 +71,103 @@ def gradient(value: Callable[[Tensor], Tensor], z_t: Tensor) -> tuple[Tensor, Te
 def excite(z_t: Tensor, grad: Tensor, step: float) -> Tensor:
     """z <- z - step grad."""
     return z_t - step * grad
+
+
+class Excitation:
+    """The moves of one chain: (z_t, t) -> z_t, before each guided step.
+
+    `value(z_t, t)` gives the loss (B,). `passes` counts the gradients of each sample since `reset`,
+    each of them one forward and one backward; no sample depends on its batch mates.
+    """
+
+    def __init__(
+        self, value: Callable[[Tensor, Tensor], Tensor], steps: int, ae_step: float,
+        ae_until: float, ae_thresholds: Sequence[float], ae_refinements: int, ae_level: int = 0,
+    ):  # fmt: skip
+        self.value, self.steps, self.first, self.until = value, steps, ae_step, ae_until
+        self.most = ae_refinements
+        self.wanted = {k * steps // 5: 1 - x for k, x in enumerate(ae_thresholds)}
+        self.i, self.passes = 0, []
+
+    def reset(self, z_T: Tensor) -> None:
+        """Before the chain of a batch."""
+        self.i, self.passes = 0, [0] * len(z_T)
+
+    def __call__(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """The latent (B, *S) that the next step starts from."""
+        i, self.i = self.i, self.i + 1
+        if i >= self.until * self.steps:
+            return z_t
+        step = step_size(i, self.steps, self.first)
+        every = torch.arange(len(z_t), device=z_t.device)
+        losses, grad = self._gradient(z_t, t, every)
+        for _ in range(self.most if i in self.wanted else 0):
+            rows = every[losses > self.wanted[i]]
+            if len(rows) == 0:
+                break
+            z_t = z_t.index_copy(0, rows, excite(z_t[rows], grad[rows], step))
+            of_rows = self._gradient(z_t, t, rows)
+            losses, grad = (x.index_copy(0, rows, y) for x, y in zip((losses, grad), of_rows))
+        return excite(z_t, grad, step)
+
+    def _gradient(self, z_t: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        for row in rows.tolist():
+            self.passes[row] += 1
+        return gradient(lambda z: self.value(z, t), z_t[rows])
+
+
+def require_subjects(model, prompt: str, method: str, given: str | None) -> str:
+    """The subjects of a prompt, as in "cat, dog": those given, or of a closed world its own.
+
+    SettingsError if there are none, one is not in the prompt, or the model has no attention.
+    """
+    if not hasattr(model, "attention"):
+        raise SettingsError(
+            f"method {method} reads a network's attention, and this model has none; choose another."
+        )
+    if torch.is_inference_mode_enabled():
+        raise SettingsError(
+            f"method {method} takes gradients, and torch.inference_mode forbids them; take "
+            "torch.no_grad."
+        )
+    subjects = words(given or "") or things(model, prompt)
+    if not subjects:
+        raise SettingsError(
+            f"method {method} needs the subjects of the prompt; add them, as in "
+            '--subjects "cat, dog".'
+        )
+    model.places(prompt, subjects)
+    return ", ".join(subjects)
+
+
+def words(subjects: str) -> list[str]:
+    """The words of a text such as "cat, dog"."""
+    return [word.strip() for word in subjects.split(",") if word.strip()]
+
+
+def things(model, prompt: str) -> list[str]:
+    """The things of a closed world that a prompt names, in order."""
+    return [w for w in re.findall(r"[^\W\d_]+", prompt.lower()) if w in model.config.things]
+
+
+def loss_of_prompt(
+    model, prompt: str, c: object, subjects: str, level: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(z_t, t) -> the loss (B,) of the maps that a forward under the prompt's condition `c` has.
+
+    A map of level l is the latent's size, halved l times and rounded up. SettingsError if it is one
+    pixel wide: the kernel has no neighbours there.
+    """
+    tokens, count = model.places(prompt, words(subjects))
+
+    def value(z_t: Tensor, t: Tensor) -> Tensor:
+        size = tuple(-(-side // 2**level) for side in z_t.shape[-2:])
+        if min(size) < 2:
+            raise SettingsError(
+                f"ae_level = {level} has maps of {size[0]} x {size[1]} here; choose a lower one."
+            )
+        with model.attention(level) as maps:
+            model.eps(z_t, t, c)
+        return loss(peaks(over_words(maps.mean(), count), tokens, size))
+
+    return value

@@ -159,10 +159,13 @@ def product_of_gaussians(
     L = sum_i w_i C_i^-1,   mean = L^-1 sum_i w_i C_i^-1 mean_i
     `means` (n, D), `covariances` (n, D, D). At level t pass sqrt(abar) mean and
     abar C + (1 - abar) I. The result is a density only if L is positive definite (`is_proper`).
+    ValueError where L has no inverse: the product is flat along a line, so it has no mean.
     """
     w = torch.as_tensor(weights, dtype=means.dtype)[:, None, None]
     precisions = w * torch.linalg.inv(covariances)  #                (n, D, D)
     L = precisions.sum(0)
+    if torch.linalg.matrix_rank(L, hermitian=True) < len(L):
+        raise ValueError("the precisions cancel, so the product has no mean; choose another scale.")
     return torch.linalg.solve(L, (precisions @ means[..., None]).sum(0))[:, 0], L
 
 
@@ -175,8 +178,8 @@ def is_proper(weights: Sequence[float], covariances: Tensor) -> bool:
     s >= var_p / (var_phi - var_p). `covariances` (n, D, D).
     """
     w = torch.as_tensor(weights, dtype=covariances.dtype)[:, None, None]
-    L = (w * torch.linalg.inv(covariances)).sum(0)
-    return bool(torch.linalg.eigvalsh(L).min() > 0)
+    eigenvalues = torch.linalg.eigvalsh((w * torch.linalg.inv(covariances)).sum(0))
+    return bool(eigenvalues.min() > 1e-12 * eigenvalues.abs().max())  # 0 is flat, so improper
 
 
 # -------------------- one line, N(0, v_phi) and N(0, v_p): what is wanted, and what chains sample

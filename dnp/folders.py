@@ -110,8 +110,8 @@ def _refuse(path: Path, key: str, value: object) -> None:
             "ones."
         )
     if re.match("_?(attn|experts)_implementation", key):  # one, or one for each part
-        told = [v for v in (value.values() if isinstance(value, dict) else [value]) if v]
-        if not all(isinstance(v, str) and v in OF_TORCH for v in told):
+        dtypes = [v for v in (value.values() if isinstance(value, dict) else [value]) if v]
+        if not all(isinstance(v, str) and v in OF_TORCH for v in dtypes):
             raise WeightsError(
                 f"{path}: {key} = {value!r:.80} is code from elsewhere, which is never run; remove "
                 "the entry."

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dnp.attend_excite import Excitation
 from dnp.contract import NOISES, Rule
 from dnp.errors import SettingsError
 from dnp.schedule import EpsFn, Schedule
@@ -29,7 +30,9 @@ class Guided:
 
     `evaluate(z_t, t, conditions)` gives the noise of each condition; `conditions` holds those of
     phi and p, and of n where it is words. `latent_negative` makes ANSWER's negative of them.
-    `evaluations` counts the network evaluations per sample since `reset`.
+    `excite` moves the latents of each step first (`dnp/attend_excite.py`).
+    `evaluations` counts the network evaluations per sample since `reset`, and `gradients` the
+    passes of each sample that `excite` made, each of which is one more evaluation and a gradient.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Guided:
         pairs: Sequence[tuple[int, int]], positive: str = "p", *, s: float | None = None,
         h: float | None = None, interval: Span | None = None,
         negative_interval: Span | None = None, latent_negative: Callable | None = None,
+        excite: Excitation | None = None,
     ):  # fmt: skip
         self.evaluate, self.conditions, self.rule = evaluate, dict(conditions), rule
         self.schedule, self.positive = schedule, positive
@@ -44,7 +48,8 @@ class Guided:
         self.interval, self.negative_interval = interval, negative_interval
         self.t_next = dict(pairs)  # of a level twice there, the last
         self.latent_negative = latent_negative and latent_negative(noises=self.noises)
-        self.first: tuple[int, Tensor, dict] | None = None  # the first evaluation of a step
+        self.excite, self.gradients = excite, []
+        self.first: tuple[int, Tensor, Tensor, dict] | None = None  # a step's first evaluation
 
     def __call__(self, z_t: Tensor, t: Tensor) -> Tensor:
         level = int(t)
@@ -59,7 +64,7 @@ class Guided:
                 raise SettingsError(f"rule {self.rule.name} at t = {level}: {e}") from e
             self._check(eps, z_t)
         if self.first is None:
-            self.first = level, eps, seen
+            self.first = level, z_t, eps, seen
         return eps
 
     def _seen(self, z_t: Tensor, t: Tensor, level: int) -> dict[str, Tensor]:
@@ -109,17 +114,21 @@ class Guided:
     def reset(self, z_T: Tensor) -> None:
         """Before the chain of a batch."""
         self.first, self.evaluations = None, 0
+        self.gradients = [0] * len(z_T)
+        if self.excite is not None:
+            self.excite.reset(z_T)
+            self.gradients = self.excite.passes
         if self.rule.remembers:
             self.rule.function.reset(z_T)
 
-    def observe(self, z_t: Tensor, z_next: Tensor, t: int, t_next: int) -> Tensor:
+    def observe(self, z_next: Tensor, t: int, t_next: int) -> tuple[Tensor, Tensor]:
         """After an outer step: a rule with a memory sees it, unless it had no part in it (outside
-        `interval`). Returns the guided noise at z_t."""
-        _, eps, seen = self.first
+        `interval`). Returns the z_t that the step started from, and the guided noise there."""
+        _, z_t, eps, seen = self.first
         self.first = None
         if self.rule.remembers and set(self.rule.needs) & set(NOISES) <= seen.keys():
             self.rule.function.observe(z_t, z_next, t, t_next, **seen)
-        return eps
+        return z_t, eps
 
 
 def together(

@@ -9,6 +9,8 @@ A method is a guidance rule, and where its two prompts come from:
                 asked      words of a person for a DNS image (DNP)
                 captioned  words of a captioner for a DNS image (auto-DNP)
                 chain      noise of a chain of DNS steps in latent space (ANSWER)
+    excites     whether z_t moves before each step, so that every subject of the prompt has a place
+                in the attention to it (Attend-and-Excite)
 
 Rules stand here by name: `dnp.rules.RULES` holds the functions. This file imports no torch, so that
 `--help` is instant.
@@ -29,6 +31,7 @@ class Method:
     negative: str
     formula: str
     source: str
+    excites: bool = False
 
     @property
     def takes_words(self) -> bool:
@@ -52,6 +55,10 @@ METHODS = {
             "auto-dnp", "negative_prompt", "p", "captioned", "phi + s (p - n*)", "a captioner's n*"
         ),
         Method("answer", "negative_prompt", "p", "chain", "phi + s (p - eps_neg)", "K DNS steps"),
+        Method("ae", "cfg", "p", "none", "phi + s (p - phi)", "z_t moved: arXiv:2301.13826", True),
+        Method(
+            "ae+auto-dnp", "negative_prompt", "p", "captioned", "phi + s (p - n*)", "ae, n*", True
+        ),
     )
 }
 

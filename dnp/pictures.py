@@ -46,19 +46,19 @@ def save(picture: Image.Image, folder: Path, name: str, settings: dict) -> Path:
     Anything else under that name is kept, also what another process puts there at the same moment:
     the new picture is name-2.png, and so on. One of the same settings is replaced.
     """
-    data, same = png(picture, settings), json.loads(json.dumps(settings))
+    data, recorded = png(picture, settings), json.loads(json.dumps(settings))
     for n in itertools.count(1):
         path = folder / (f"{name}.png" if n == 1 else f"{name}-{n}.png")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if write_new(path, data):
                 return path
-            if _settings_or_none(path) == same:
+            if _settings_or_none(path) == recorded:
                 write(path, data)
                 return path
         except OSError as e:
-            told = f"{path}: cannot be written ({e}); give --out another folder."
-            raise PictureError(told) from None
+            message = f"{path}: cannot be written ({e}); give --out another folder."
+            raise PictureError(message) from None
 
 
 def png(picture: Image.Image, settings: dict | None = None) -> bytes:
@@ -234,15 +234,18 @@ def contact_sheet(rows: Sequence[tuple], columns: Sequence[str], title: str) -> 
 
 
 def _lines(words: Sequence[str] | None, font: ImageFont.ImageFont, width: int) -> list[list[str]]:
-    """Each text as at most three lines that fit a cell."""
+    """Each text as lines that fit a cell, at most three for each of its own."""
     wrapped = []
     for text in words or ():
-        lines = [""]
-        for word in text.split():
-            longer = f"{lines[-1]} {word}".strip()
-            if font.getlength(longer) <= width:
-                lines[-1] = longer
-            else:
-                lines.append(word)
-        wrapped.append([*lines[:2], lines[2] + " …"] if len(lines) > 3 else lines)
+        lines = []
+        for own_line in text.splitlines():
+            parts = [""]
+            for word in own_line.split():
+                longer = f"{parts[-1]} {word}".strip()
+                if font.getlength(longer) <= width:
+                    parts[-1] = longer
+                else:
+                    parts.append(word)
+            lines += [*parts[:2], parts[2] + " …"] if len(parts) > 3 else parts
+        wrapped.append(lines)
     return wrapped

@@ -67,19 +67,21 @@ def ddim_sample(
     eta: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
     spacing: str = "leading",
+    move: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yields (t_next, z_next, z0_hat) after each of `steps` steps; the last z_next is z_0.
 
     z_next = sample(z_t, guided(z_t, t), t)
     Eq. (2), arXiv:2411.05473. `guided` gets `t` as a 0-d integer tensor; `z_T` (B, *S) is not
     changed. With eta > 0 each sample draws from its own CPU generator, so that it never depends on
-    its batch mates; ValueError if there is not one for each.
+    its batch mates; ValueError if there is not one for each. `move` (z_t, t) -> z_t, if given, is
+    where each step starts from.
     """
     if eta > 0 and (generators is None or len(generators) != len(z_T)):
         raise ValueError(f"eta > 0 needs one generator per sample: {len(z_T)} of them")
     z_t = z_T
     for t, t_next in schedule.pairs(steps, spacing):
-        eps = guided(z_t, torch.tensor(t, device=z_t.device))
+        z_t, eps = _evaluated(guided, z_t, t, move)
         noise = noise_like(z_t, generators) if eta > 0 else None
         z_t, z0_hat = ddim_step(z_t, eps, schedule.level(t), schedule.level(t_next), eta, noise)
         yield t_next, z_t, z0_hat
@@ -128,6 +130,7 @@ def dpmpp2m_sample(
     eta: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
     spacing: str = "leading",
+    move: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """As `ddim_sample`, by `dpmpp2m_step`; the first and the last step are of first order.
 
@@ -139,12 +142,21 @@ def dpmpp2m_sample(
         raise ValueError("DPM-Solver++(2M) adds no noise: leave eta at 0, or take ddim")
     z_t, last = z_T, None
     for t, t_next in schedule.pairs(steps, spacing):
-        eps = guided(z_t, torch.tensor(t, device=z_t.device))
+        z_t, eps = _evaluated(guided, z_t, t, move)
         abar_t, abar_next = schedule.level(t), schedule.level(t_next)
-        second = last is not None and t_next >= 0 and last[1] < abar_t
-        z_t, z0_hat = dpmpp2m_step(z_t, eps, abar_t, abar_next, last if second else None)
+        second_order = last is not None and t_next >= 0 and last[1] < abar_t
+        z_t, z0_hat = dpmpp2m_step(z_t, eps, abar_t, abar_next, last if second_order else None)
         last = z0_hat, abar_t
         yield t_next, z_t, z0_hat
+
+
+def _evaluated(
+    guided: Callable, z_t: Tensor, t: int, move: Callable | None
+) -> tuple[Tensor, Tensor]:
+    """The latent of a step, moved if it is to be, and its guided noise."""
+    level = torch.tensor(t, device=z_t.device)
+    z_t = z_t if move is None else move(z_t, level)
+    return z_t, guided(z_t, level)
 
 
 SAMPLERS = {"ddim": ddim_sample, "dpmpp2m": dpmpp2m_sample}  # of one signature

@@ -1,7 +1,8 @@
 """The settings: kind, range, default, help and owner of every one, in one table.
 
-The command line, the record in a PNG, the checks of `dnp.generate` and the options of a method in
-the experiments are all made from SETTINGS. This file imports no torch, so that `--help` is instant.
+The command line, the record in a PNG, the checks of `dnp.generate` (`dnp/validation.py`) and the
+options of a method in the experiments are all made from SETTINGS. This file imports no torch, so
+that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dnp.errors import SettingsError, meant
-from dnp.methods import METHODS, Method, names
+from dnp.errors import SettingsError
+from dnp.methods import METHODS, Method
 
 SEEDS = 2**32  # torch seeds its CPU generator with 32 bits, so more would repeat
 DEFAULT_SCALE = 7.5  # where the weights recommend none; Stable Diffusion's own
@@ -43,6 +44,10 @@ def of_negative(method: Method) -> bool:
     return method.negative != "none"
 
 
+def of_ae(method: Method) -> bool:
+    return method.excites
+
+
 def of_two_scale(method: Method) -> bool:
     """Where a second scale makes Eq. (4) the two-scale form; another rule asks for h itself."""
     return method.takes_words and method.rule == "negative_prompt"
@@ -52,9 +57,9 @@ def of_two_scale(method: Method) -> bool:
 class Setting:
     """One row.
 
-    kind      text, whole, number, choice, flag, sides (two whole numbers), span (two numbers) or
-              options (a dict)
-    group     what   what is drawn: prompt, method, negative
+    kind      text, whole, number, choice, flag, sides (two whole numbers), span (two numbers),
+              numbers (a list of them) or options (a dict)
+    group     what   what is drawn: prompt, method, negative, subjects
               how    how it is sampled: also an option of a method in the experiments
               which  which pictures: seeds, sizes
               where  weights and precision
@@ -94,6 +99,9 @@ _ROWS = (
     S("method", "text", None, "what", "cfg, or np2 where a negative is given", "METHOD"),
     S("negative", "text", None, "what",
       "negative prompt n, or n* for dnp and auto-dnp", "TEXT", of_words),
+    S("subjects", "text", None, "what",
+      'ae: the things of the prompt, as in "cat, dog"; default: those of a closed world',
+      "WORDS", of_ae),
     S("rule", "text", None, "how", "another guidance rule: its name, or FILE.py:NAME", "RULE"),
     S("rule_options", "options", None, "how",
       "an option of the rule", "KEY=VALUE", called="rule_options"),
@@ -106,7 +114,8 @@ _ROWS = (
       "guide where LO < sqrt((1 - abar)/abar) <= HI, else p alone", "LO HI"),
     S("negative_interval", "span", None, "how",
       "the same for the negative, else phi", "LO HI", of_negative),
-    S("sampler", "choice", "ddim", "how", "ddim (default) or dpmpp2m", "NAME", choices=SAMPLERS),
+    S("sampler", "choice", SAMPLERS[0], "how",
+      " or ".join(SAMPLERS) + f"; default {SAMPLERS[0]}", "NAME", choices=SAMPLERS),
     S("steps", "whole", 50, "how", "sampling steps, 1 to 1000; default 50", "N", low=1),
     S("eta", "number", 0.0, "how", "0 (DDIM) to 1 (DDPM); default 0", "E", low=0, high=1),
     S("s_dns", "number", None, "how",
@@ -128,6 +137,16 @@ _ROWS = (
     S("normalize", "choice", "sample", "how",
       "answer: statistics of the negative; default sample", "NAME",
       of_chain, choices=("sample", "channel", "none")),
+    S("ae_step", "number", None, "how",
+      "ae: size of the first move; default: the weights' own, else 20", "X", of_ae, 0),
+    S("ae_until", "number", None, "how",
+      "ae: the share of the steps that move; the weights' own, else 0.5", "F", of_ae, 0, 1),
+    S("ae_thresholds", "numbers", None, "how",
+      "ae: wanted peaks at 0, 1/5, 2/5, ... of the steps; else 0.05:0.5:0.8", "X:X:X", of_ae, 0, 1),
+    S("ae_refinements", "whole", None, "how",
+      "ae: most moves towards a threshold; the weights' own, else 20", "N", of_ae, 0, 1000),
+    S("ae_level", "whole", None, "how",
+      "ae: whose maps; 0 is as large as z_t, each next half; else 2", "L", of_ae, 0, 10),
     S("phi", "choice", None, "how",
       "SDXL: the empty prompt is zeros, or its text; default: as PATH says", "WHAT",
       choices=("zeros", "text")),
@@ -159,156 +178,30 @@ _ROWS = (
 SETTINGS = {s.name: s for s in _ROWS}
 # What a PNG holds beside its settings: which weights and which rule made it.
 RECORDED = ("fingerprint", "rule_sha256", "rule_file")
-_BY_ARGUMENT = {s.argument: s for s in _ROWS if s.group in ("how", "what", "which")}
+OF_PIPELINE = "pipeline-"  # how the fingerprint of weights begins that a diffusers pipeline held
+# Attend-and-Excite as published for Stable Diffusion 1.4, where the weights recommend nothing.
+EXCITATION = {
+    "ae_step": 20.0, "ae_until": 0.5, "ae_thresholds": (0.05, 0.5, 0.8), "ae_refinements": 20,
+    "ae_level": 2,
+}  # fmt: skip
+BY_ARGUMENT = {s.argument: s for s in _ROWS if s.group in ("how", "what", "which")}
 
 
 def arguments() -> dict[str, object]:
     """Every setting of `dnp.generate` by its name there, with its default."""
-    return {x.argument: x.default for x in of_group("how", "which").values()} | {"negative": None}
+    every = {x.argument: x.default for x in of_group("how", "which").values()}
+    return every | {"negative": None, "subjects": None}
+
+
+def excitation(chosen: Mapping[str, object], recommended: Mapping[str, object]) -> dict:
+    """The settings of Attend-and-Excite: as chosen, else as the weights recommend or published."""
+    recommended = EXCITATION | dict(recommended)
+    return {k: chosen[k] if chosen.get(k) is not None else recommended[k] for k in EXCITATION}
 
 
 def of_group(*groups: str) -> dict[str, Setting]:
     """The settings of some groups, by their names."""
     return {s.name: s for s in _ROWS if s.group in groups}
-
-
-# --------------------------------------------------------------------------------------- choosing
-
-
-def choose_method(method: str | None, rule_needs: tuple[str, ...] | None, negative: object) -> str:
-    """The method that is meant where none is named.
-
-    cfg, or np2 where a negative is given; with a rule, one whose negative is given if the rule has
-    an eps_n.
-    """
-    if method is not None:
-        if method not in METHODS:
-            raise SettingsError(f"method {method!r} is unknown; {meant(str(method), METHODS)}")
-        return method
-    if rule_needs is not None:
-        return "np" if "eps_n" in rule_needs else "cfg"
-    return "cfg" if negative is None else "np2"
-
-
-def check(given: Mapping[str, object], method: str, T: int = 1000, rule=None) -> None:
-    """SettingsError, one sentence with the mend, for settings that are not possible.
-
-    `given` holds settings by their names in `dnp.generate`; None and defaults are as if not given.
-    `rule` is a `dnp.contract.Rule` that replaces the method's own, T the levels of the schedule.
-    """
-    row = METHODS[method]
-    for name in given:
-        if name not in _BY_ARGUMENT:
-            raise SettingsError(f"{name} is no setting; {meant(name, _BY_ARGUMENT)}")
-    _check_negative(given, row, rule)
-    for name, value in given.items():
-        setting = _BY_ARGUMENT[name]
-        if value is None or setting.kind == "options":
-            continue
-        _check_owner(setting, value, row, rule)
-        _check_value(setting, value, T)
-
-
-def _check_negative(given: Mapping[str, object], row: Method, rule) -> None:
-    negative = given.get("negative")
-    if rule is not None and "eps_n" not in rule.needs and row.negative != "none":
-        raise SettingsError(
-            f"rule {rule.name} has no eps_n, and method {row.name} makes a negative; choose method "
-            "cfg, or a rule with eps_n."
-        )
-    if rule is not None and "eps_n" not in rule.needs and negative is not None:
-        raise SettingsError(f"rule {rule.name} takes no negative prompt (no eps_n); leave it out.")
-    if row.negative == "given" and negative is None:
-        raise SettingsError(f"method {row.name} needs a negative prompt; add --negative TEXT.")
-    if rule is not None and "eps_n" in rule.needs and row.negative == "none":
-        raise SettingsError(
-            f"rule {rule.name} needs a negative (eps_n), and method {row.name} has none; choose "
-            f"{' or '.join(m.name for m in METHODS.values() if m.negative != 'none')}."
-        )
-    if not row.takes_words and negative is not None:
-        raise SettingsError(
-            f"method {row.name} takes no negative prompt; leave it out or choose "
-            f"{' or '.join(names(negative='given'))}."
-        )
-
-
-def _check_owner(setting: Setting, value: object, row: Method, rule) -> None:
-    called = setting.called or setting.name
-    if setting.name == "negative_scale" and rule is not None:
-        if "h" not in rule.needs:
-            raise SettingsError(
-                f"rule {rule.name} has no scale of the negative (no h); leave it out."
-            )
-        return
-    if setting.name == "scale" and rule is not None and "s" not in rule.needs:
-        raise SettingsError(f"rule {rule.name} has no guidance scale (no s); leave it out.")
-    if setting.name == "negative_interval" and rule is not None and "eps_n" not in rule.needs:
-        raise SettingsError(f"rule {rule.name} has no eps_n for a negative interval; leave it out.")
-    if setting.name == "form" and rule is not None:
-        raise SettingsError("form is a name for a rule; leave form or rule out.")
-    typed = value != setting.default or of_chain is setting.of
-    if typed and not setting.of(row):
-        raise SettingsError(
-            f"{called} belongs to method {setting.owners}, not {row.name}; leave it out."
-        )
-
-
-def _check_value(setting: Setting, value: object, T: int = 1000) -> None:
-    """SettingsError if a value is not of its kind, or out of range."""
-    name, low, high = setting.name.replace("_", " "), setting.low, setting.high
-    if setting.name == "steps":
-        high = T
-    if setting.kind == "whole":
-        if type(value) is not int or not low <= value <= high:
-            raise SettingsError(_SENTENCES[setting.name].format(value=value, low=low, high=high))
-    elif setting.kind == "number":
-        if not is_finite(value):
-            called = name if setting.name not in ("s_dns", "K_until") else setting.name
-            if setting.name not in _SENTENCES:
-                raise SettingsError(f"{called} {value} is not finite; give a number such as 1.")
-        if setting.name in _SENTENCES and not (is_finite(value) and low <= value <= high):
-            raise SettingsError(_SENTENCES[setting.name].format(value=value))
-    elif setting.kind == "choice":
-        if value not in setting.choices:
-            raise SettingsError(
-                f"{setting.name} = {value!r} is unknown; choose {_or(setting.choices)}."
-            )
-    elif name in ("original size", "target size", "crop"):
-        sides = isinstance(value, tuple | list) and len(value) == 2
-        if not sides or not all(type(v) is int and 0 <= v <= 100_000 for v in value):
-            raise SettingsError(
-                f"{name} {value!r} is not possible; give two whole numbers of pixels."
-            )
-    elif setting.kind == "span":
-        two = isinstance(value, tuple | list) and len(value) == 2 and all(map(_number, value))
-        if not two or not 0 <= value[0] <= value[1]:
-            raise SettingsError(
-                f"{name} {value!r} is not possible; give two numbers 0 <= LO <= HI of "
-                "sqrt((1 - abar)/abar), such as 0.3 5."
-            )
-
-
-def _or(choices: tuple[str, ...]) -> str:
-    return ", ".join(choices) if len(choices) > 2 else " or ".join(choices)
-
-
-_SENTENCES = {
-    "steps": "{value} steps are not possible; choose 1 to {high}.",
-    "images": "{value} images are not possible; choose 1 to 10000.",
-    "dns_images": "{value} DNS images for a caption are not possible; choose 1 to 100.",
-    "seed": "seed {value} is not possible; choose a whole number from 0 to 2^32 - 1.",
-    "eta": "eta {value} is not possible; choose 0 to 1.",
-    "K": "K = {value} inner steps are not possible; choose 0 to 1000.",
-    "K_until": "K_until = {value} is not possible; choose a fraction from 0 to 1.",
-}
-
-
-def is_finite(x: object) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e30
-
-
-def _number(x: object) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and x == x  # inf is allowed
 
 
 # ------------------------------------------------------------------------------- text and records
@@ -323,7 +216,14 @@ def from_text(setting: Setting, text: str) -> object:
     if setting.kind == "span":
         low, high = text.split(":")
         return float(low), float(high)
+    if setting.kind == "numbers":
+        return numbers(text)
     return text
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """0.05:0.5:0.8 as three numbers; ValueError if it is none."""
+    return tuple(float(x) for x in text.split(":"))
 
 
 def option(text: str) -> tuple[str, object]:
@@ -339,7 +239,7 @@ def option(text: str) -> tuple[str, object]:
 
 _RECORD_KINDS = {
     "text": (str,), "choice": (str,), "whole": (int,), "number": (int, float), "flag": (bool,),
-    "sides": (list,), "span": (list,), "options": (dict,),
+    "sides": (list,), "span": (list,), "numbers": (list,), "options": (dict,),
 }  # fmt: skip
 
 

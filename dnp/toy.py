@@ -4,6 +4,7 @@ They satisfy the contract of a denoiser, `eps(z_t, t, c)`, with an integer for a
 for phi, so every rule and sampler runs on them unchanged and can be checked against formulas. A
 pair (p, n) is the law of "p and not n", exact because what is left of a mixture is a mixture.
 If z_0 has components N(m_k, C_k), then z_t has components N(sqrt(abar) m_k, abar C_k + sigma^2 I).
+The default schedule is Stable Diffusion's, but its clean end has no noise at all: abar = 1.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Mixture:
         self.log_w = torch.as_tensor(weights, dtype=torch.float64).log()
         self.prompts = {c: list(components) for c, components in enumerate(prompts)}
         self.prompts[None] = list(range(len(self.means)))
-        self.schedule = schedule or Schedule.stable_diffusion()
+        self.schedule = schedule or Schedule.stable_diffusion(set_alpha_to_one=True)
 
     def log_p(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
         """log p_t(z_t | c) with its normaliser: (B, D), () or (B,) -> (B,)."""
@@ -106,6 +107,8 @@ class Mixture:
     def _components(self, z_t: Tensor, t: int | Tensor, c: int | None) -> tuple[Tensor, Tensor]:
         """log w_k N(z_t; m_k, C_k), (B, K), and C_k^-1 (z_t - m_k), (B, K, D)."""
         log_w, means, cov = self._at(t, c)
+        if (torch.linalg.eigvalsh(cov) <= 0).any():
+            raise ValueError("points have no density at the clean end; choose a level t >= 0.")
         d = z_t.flatten(1)[:, None] - means  #                       (B, K, D)
         each = "kij,bkj->bki" if cov.ndim == 3 else "bkij,bkj->bki"
         pulls = torch.einsum(each, torch.linalg.inv(cov), d)

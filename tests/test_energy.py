@@ -172,6 +172,24 @@ def test_dns_is_improper_at_low_noise_only():
         assert energy.is_proper((3.0, -2.0), cov) == (sigma_sq > 1)
 
 
+def test_at_the_exact_boundary_of_a_density_there_is_a_sentence_and_no_crash():
+    """v_phi = 2, v_p = 1: DNS has no density from s = v_p / (v_phi - v_p) = 1 on, 1 included."""
+    for angle in (0.0, 0.3):  # turned, the precision cancels up to rounding alone
+        a = torch.tensor(angle, dtype=torch.float64)
+        turn = torch.stack([torch.stack([a.cos(), -a.sin()]), torch.stack([a.sin(), a.cos()])])
+        wide, narrow = (
+            turn @ torch.diag(v) @ turn.T
+            for v in (torch.tensor([2.0, 1]).double(), torch.tensor([1.0, 1]).double())
+        )
+        gaussian = toy.Gaussian(
+            (torch.tensor([0.0, 0]).double(), wide), [(torch.tensor([0.0, 0]).double(), narrow)]
+        )
+        assert [gaussian.is_proper({None: 1 + s, 0: -s}) for s in (0.999, 1.0)] == [True, False]
+        with pytest.raises(ValueError, match="cancel"):
+            covariances = torch.stack([wide, narrow])
+            energy.product_of_gaussians((2, -1), torch.zeros(2, 2).double(), covariances)
+
+
 def test_equal_covariances_guided_score_is_the_score_of_the_noised_target():
     cov, mu = random_covariances(1)[0], points(3, 3)
     model = toy.Gaussian((mu[0], cov), [(mu[1], cov), (mu[2], cov)])

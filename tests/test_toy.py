@@ -170,3 +170,12 @@ def test_samples_of_p_and_not_n_are_of_what_is_left():
         model.sample(3, c=(0, None), generator=g)
     with pytest.raises(ValueError, match="None, not 7"):
         model.sample(3, c=(0, 7), generator=g)
+
+
+def test_the_clean_level_of_a_toy_is_its_data():
+    phi, prompt = (torch.zeros(1), 2 * torch.eye(1)), (torch.ones(1), torch.eye(1))
+    clean, z_0 = toy.Gaussian(phi, [prompt]), torch.zeros(1, 1).double()
+    assert_close(clean.log_p(z_0, -1, 0).exp().item(), math.exp(-0.5) / math.sqrt(2 * math.pi))
+    points = toy.PointMass(torch.zeros(1), [torch.ones(1)])
+    with pytest.raises(ValueError, match="no density at the clean end"):
+        points.log_p(z_0, -1)

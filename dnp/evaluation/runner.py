@@ -87,7 +87,7 @@ def manifest(work: Run) -> dict:
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "captioner": work.instruments.captioner_file,
-        "metrics": work.instruments.told(),
+        "metrics": work.instruments.identity(),
         "protocol": scores.PROTOCOL,
     }
 

@@ -37,7 +37,7 @@ class Instruments:
     captioner_file: str | None = None  # fingerprints
     recogniser_file: str | None = None
 
-    def told(self) -> dict:
+    def identity(self) -> dict:
         """All that the numbers depend on, apart from the pictures."""
         clip = self.clip and {"file": self.clip.files.whole, "templates": self.clip.templates}
         return {"code": keys.metrics_code(), "clip": clip, "recogniser": self.recogniser_file}

@@ -27,7 +27,7 @@ def sheets(
     ]
     change = {k: values[1][k] - values[0][k] for k in values[0].keys() & values[1].keys()}
     order = sorted(change, key=lambda k: (change[k], k))
-    told = []
+    captions = []
     for title, keys in (
         ("wins", [k for k in order[::-1] if change[k] > 0][:8]),
         ("losses", [k for k in order if change[k] < 0][:8]),
@@ -41,10 +41,10 @@ def sheets(
         image = sheet([f"before\n{names[0]}", f"after\n{names[1]}"], pictures, columns, what)
         plain = "".join(c if c.isalnum() or c in "-." else "_" for c in names[1])
         write(folder / f"{title}-{plain}.png", png(image))
-        told.append(
+        captions.append(
             f"`{title}-{plain}.png`: " + "; ".join(f"{p} (seed {i})" for p, i in keys) + "."
         )
-    return [*told, ""] if told else []
+    return [*captions, ""] if captions else []
 
 
 def _picture(folder: Path, row: dict, seed: int) -> Image.Image:

@@ -59,8 +59,8 @@ class Store:
         return record if whole else None
 
     def put(self, key: str, record: dict) -> None:
-        told = {**record, "digest": keys.key({"key": key, **record})}
-        write(self._path(key), (json.dumps(told, indent=1) + "\n").encode())
+        sealed = {**record, "digest": keys.key({"key": key, **record})}
+        write(self._path(key), (json.dumps(sealed, indent=1) + "\n").encode())
 
     def all(self) -> Iterator[dict]:
         """Every whole record, in the order of the keys."""

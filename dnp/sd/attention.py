@@ -23,13 +23,13 @@ class AttentionMaps:
     def __init__(self, unet: UNet, level: int):
         last = len(unet.down_blocks) - 1
         if not 0 <= level <= last:
-            raise SettingsError(f"level {level} is not in this U-Net; choose 0 to {last}.")
+            raise SettingsError(f"ae_level = {level} is not in this U-Net; choose 0 to {last}.")
         blocks = [unet.down_blocks[level], unet.up_blocks[last - level]]
         blocks += [unet.mid_block] if level == last else []
         transformers = [a for block in blocks for a in block.attentions]
         if not transformers:
-            raise SettingsError(f"level {level} has no attention to the prompt; choose another.")
-        self.layers = [t.transformer_blocks[0].attn2 for t in transformers]
+            raise SettingsError(f"ae_level = {level} has no attention; choose another.")
+        self.layers = [b.attn2 for t in transformers for b in t.transformer_blocks]
         self.maps: list[Tensor] = []
 
     def __enter__(self) -> AttentionMaps:

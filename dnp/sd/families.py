@@ -21,8 +21,8 @@ class Family:
 
     def fits(self, unet: UNetConfig) -> bool:
         """Whether a U-Net is built as this family's is, at any width."""
-        told = ((u.use_linear_projection, u.added_dim > 0) for u in (unet, self.unet))
-        return len(set(told)) == 1
+        kinds = ((u.use_linear_projection, u.added_dim > 0) for u in (unet, self.unet))
+        return len(set(kinds)) == 1
 
 
 FAMILIES = {

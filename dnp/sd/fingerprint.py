@@ -44,8 +44,8 @@ class Fingerprint:
     @cached_property
     def whole(self) -> str:
         """ "all-" and 32 hexadecimal digits: 128 bits of a sha256 of all bytes and settings."""
-        told = [[f.digest() for f in self.files], self.settings]
-        return "all-" + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+        text = json.dumps([[f.digest() for f in self.files], self.settings], sort_keys=True)
+        return "all-" + hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @cached_property
     def by_ends(self) -> str:
@@ -57,9 +57,9 @@ class Fingerprint:
             digest.update(str(size).encode() + f.data[:mib] + f.data[max(size - mib, 0) :])
         return digest.hexdigest()[:16]
 
-    def like(self, told: object) -> str:
+    def like(self, recorded: object) -> str:
         """The name in the form of another one, to be compared with it."""
-        old = isinstance(told, str) and _BY_ENDS.fullmatch(told)
+        old = isinstance(recorded, str) and _BY_ENDS.fullmatch(recorded)
         return self.by_ends if old else self.whole
 
     def __reduce__(self):  # a copy, in another process too, is known and has no files open
@@ -102,19 +102,19 @@ class _Opened:
         """Of all bytes, from the cache if it has them."""
         began = time.time_ns()
         self._require_unchanged()
-        if (told := _cached(self.state)) is not None:
-            return told
+        if (digest := _cached(self.state)) is not None:
+            return digest
         with memoryview(self.data) as view, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
 
             def piece(start: int) -> bytes:
                 return hashlib.sha256(view[start : start + PIECE]).digest()
 
             pieces = b"".join(pool.map(piece, range(0, len(view), PIECE)))
-        told = hashlib.sha256(str(len(self.data)).encode() + pieces).hexdigest()
+        digest = hashlib.sha256(str(len(self.data)).encode() + pieces).hexdigest()
         still = self._require_unchanged()
         if still and max(self.state[3:]) < began - RACY:
-            _keep(self.state, told)
-        return told
+            _keep(self.state, digest)
+        return digest
 
     def _require_unchanged(self) -> bool:
         """Whether the path still leads to the file; WeightsError if it does to another content."""
@@ -130,8 +130,8 @@ class _Opened:
         return now == self.state
 
 
-def _state(told: os.stat_result) -> tuple[int, ...]:
-    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 # --------------------------------------------------------------------------------------- the cache

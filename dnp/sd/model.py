@@ -19,6 +19,7 @@ from dnp.energy import eps_from_v
 from dnp.errors import NonFiniteError, SettingsError, WeightsError
 from dnp.schedule import Schedule
 from dnp.sd import families, layouts, weights
+from dnp.sd.attention import AttentionMaps
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.device import choose_device
@@ -41,6 +42,8 @@ class ModelConfig:
     spacing: str = "leading"
     scales: dict[str, float] = field(default_factory=dict)  # recommended scale of each method
     words: tuple[str, ...] = ()  # of its whole world, if that is closed
+    things: tuple[str, ...] = ()  # those words that a picture can be of
+    attend_excite: dict[str, object] = field(default_factory=dict)  # recommended settings of ae
     captioner: Path | None = None  # its own captioner's folder
     files: Fingerprint = field(default_factory=lambda: Fingerprint([]))
     text_2: TextConfig | None = None  # SDXL's second text encoder
@@ -93,6 +96,10 @@ class StableDiffusion:
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
 
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        return self.vae.post_quant_conv.weight.dtype
+
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
         """tau(c): prompts -> context (B, L, D), L tokens each, padded with the end token.
 
@@ -137,10 +144,38 @@ class StableDiffusion:
             return out
         return eps_from_v(z_t, out, self.schedule.level(t))
 
+    def attention(self, level: int) -> AttentionMaps:
+        """A recorder of the maps of cross-attention of one level of the U-Net."""
+        return AttentionMaps(self.unet, level)
+
+    def places(self, prompt: str, subjects: Sequence[str]) -> tuple[list[int], int]:
+        """Where each subject ends among the prompt's own tokens, and how many these are.
+
+        Of a subject of several tokens the last counts: the text encoder is causal, so only that one
+        has read all of it. One that is named twice is looked for twice. SettingsError if a subject
+        is not in the prompt, as whole words.
+        """
+        tokenizer, config = self.tokenizer, self.config.text
+        prompts, ends = self.token_ids([prompt, *subjects], tokenizer, config, warn=False)
+        own, *wanted = (row[1:end].tolist() for row, end in zip(prompts, ends))
+        text = tokenizer.convert_ids_to_tokens(own)
+        starts = [i for i in range(len(own)) if i == 0 or text[i - 1].endswith("</w>")]
+        found: list[int] = []
+        for subject, ids in zip(subjects, wanted):
+            places = (i + len(ids) - 1 for i in starts if ids and own[i : i + len(ids)] == ids)
+            place = next((i for i in places if i not in found), None)
+            if place is None:
+                raise SettingsError(
+                    f'the subject "{subject}" is not in the prompt "{prompt}"; name words of it, '
+                    'as in --subjects "cat, dog".'
+                )
+            found.append(place)
+        return found, len(own)
+
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> list[Image.Image]:
         """Latents (B, C, H, W) -> RGB pictures. One at a time: no picture depends on another."""
-        z = z_0.to(self.device, self.vae.post_quant_conv.weight.dtype)
+        z = z_0.to(self.device, self.vae_dtype)
         pictures = []
         for row in z.split(1):
             x = self.vae.decode(row / self.config.vae.scaling_factor)[0]  # (3, fH, fW)
@@ -156,7 +191,7 @@ class StableDiffusion:
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of one size -> latents (B, C, H, W), the mean of the VAE's posterior."""
         x = torch.stack([torch.from_numpy(np.array(i.convert("RGB"))) for i in images])
-        x = x.permute(0, 3, 1, 2).to(self.device, self.vae.post_quant_conv.weight.dtype)
+        x = x.permute(0, 3, 1, 2).to(self.device, self.vae_dtype)
         return self.vae.encode(x / 127.5 - 1)[0] * self.config.vae.scaling_factor
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
@@ -207,10 +242,16 @@ def load(
             f"{path}: the text encoder is {text_width} wide and the U-Net's cross-attention "
             f"{unet.cross_attention_dim}; take all parts from one model."
         )
+    added = parts.text_2.pooled_dim + 6 * unet.added_freq_dim if parts.text_2 else 0
+    if added != unet.added_dim:
+        raise WeightsError(
+            f"{path}: the pooled text and six numbers are {added} wide and the U-Net reads "
+            f"{unet.added_dim}; take all parts from one model."
+        )
     if not unet.in_channels == unet.out_channels == vae.latent_channels:
         raise WeightsError(
             f"{path}: the U-Net maps {unet.in_channels} to {unet.out_channels} channels and the "
-            f"VAE has {vae.latent_channels}; inpainting and upscaling models are not supported."
+            f"VAE has {vae.latent_channels}; models that upscale or edit are not supported."
         )
     wide = torch.promote_types(dtype, torch.float32)
     networks = []
@@ -259,6 +300,8 @@ def describe(path: str | Path) -> str:
         said = ", ".join(f"{k} {v}" for k, v in vars(config).items())
         rows.append(f"{name:<11} {count:,} parameters: {said}")
     rows.append(f"predicts    {parts.prediction_type}, {parts.spacing} spacing")
+    if parts.text_2:
+        rows.append(f"phi         {parts.phi}")
     for file in parts.files:
         with file.open("rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()

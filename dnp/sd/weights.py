@@ -4,7 +4,7 @@
     folder/vae/config.json + diffusion_pytorch_model.safetensors
     folder/text_encoder/config.json + model.safetensors
     folder/tokenizer/ and folder/scheduler/scheduler_config.json
-    folder/dnp.json                     optional: {"scale": {method: recommended scale}}
+    folder/dnp.json                     optional: see `dnp/sd/recommendations.py`
 
 A network is built on the meta device, where it has shapes and no numbers, and every tensor of it
 must come from the file: nothing random survives, and nothing in the file is passed over in silence
@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
+from dnp.sd import foreign
 
 # Old and new spellings of the same tensors.
 _RENAMES = (
@@ -91,10 +92,10 @@ def _shards(index: Path) -> list[Path]:
         raise WeightsError(f"{index}: weight_map names no files; restore the file.")
     files = sorted({index.parent / n for n in names.values()})
     for file in files:
-        told = examples([file.name])
+        named = examples([file.name])
         if file.parent != index.parent or file.suffix != ".safetensors" or len(file.name) > 200:
             raise WeightsError(
-                f"{index}: {told} is no safetensors file beside it; restore the folder."
+                f"{index}: {named} is no safetensors file beside it; restore the folder."
             )
         if not file.is_file():
             raise WeightsError(f"{file}: no such file, but {index.name} names it; fetch it.")
@@ -121,7 +122,8 @@ class Entry:
     """A tensor that lies in a safetensors file, at `start` to `stop`; its numbers are not read yet.
 
     `dtype` is None if it is none of `DTYPES`. `state` tells whether the file is still the one that
-    was opened. `third` is which third of a fused projection it is, or None for the whole.
+    was opened. `third` is which third of a fused projection it is, or None for the whole;
+    `transposed` says that it lies transposed in the file.
     """
 
     path: Path
@@ -132,6 +134,7 @@ class Entry:
     stop: int
     state: tuple[int, ...]
     third: int | None = None
+    transposed: bool = False
 
     def view(self, data: mmap.mmap) -> Tensor:
         """The tensor in its mapped file: a byte is read when it is used. (Early files may lie at
@@ -152,12 +155,13 @@ class Entry:
 
     def _whole(self, x: Tensor) -> Tensor:
         x = x.view(self.shape)
+        x = x.t() if self.transposed else x
         return x if self.third is None else x.chunk(3)[self.third]
 
 
 def _state(f: BinaryIO) -> tuple[int, ...]:
-    told = os.fstat(f.fileno())
-    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
+    stat = os.fstat(f.fileno())
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
@@ -174,7 +178,7 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
             _say_what_is_wrong(path, e)
         header.pop("__metadata__", None)
         small = {
-            k: told["dtype"] for k, told in header.items() if told["dtype"][:2] in ("F8", "F4")
+            k: entry["dtype"] for k, entry in header.items() if entry["dtype"][:2] in ("F8", "F4")
         }
         if small:
             raise WeightsError(
@@ -182,13 +186,13 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
                 f"({examples(list(small))}), numbers of 8 bits or fewer, which are not read; fetch "
                 "the variant in float16 or float32."
             )
-        for key, told in header.items():
+        for key, entry in header.items():
             if key in entries:
                 raise WeightsError(
                     f"{path}: {examples([key])} is in two shards; fetch the folder again."
                 )
-            shape, dtype = tuple(told["shape"]), DTYPES.get(told["dtype"])
-            start, stop = (8 + size + n for n in told["data_offsets"])
+            shape, dtype = tuple(entry["shape"]), DTYPES.get(entry["dtype"])
+            start, stop = (8 + size + n for n in entry["data_offsets"])
             entries[key] = Entry(path, key, shape, dtype, start, stop, state)
     return entries
 
@@ -196,11 +200,13 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
 def _say_what_is_wrong(path: Path, e: Exception) -> None:
     try:
         with path.open("rb") as f:
-            start = f.read(2)
+            start = f.read(4)
     except OSError as again:
         raise WeightsError(f"{path}: cannot be read ({again.strerror}); mend that.") from None
-    if start[:1] == b"\x80" or start == b"PK":
+    if start[:1] == b"\x80" or start[:2] == b"PK":
         _refuse_pickle(path)
+    if start == b"GGUF":
+        raise WeightsError(f"{path}: {foreign.GGUF}.")
     raise WeightsError(
         f"{path} is truncated or damaged ({e}); compare its size with the source and fetch it "
         "again."
@@ -254,10 +260,10 @@ def fill(
         "of a type that is not read": [k for k in want if k in have and have[k].dtype is None],
     }
     if any(problems.values()):
-        told = "; ".join(
+        differences = "; ".join(
             f"{len(keys)} {kind} ({examples(keys)})" for kind, keys in problems.items() if keys
         )
-        raise WeightsError(f"{what}: {told}; take both files from the same source.")
+        raise WeightsError(f"{what}: {differences}; take both files from the same source.")
     state, maps = {}, {}
     for k in want:
         entry = have[k]
@@ -291,6 +297,8 @@ def examples(names: Sequence[str]) -> str:
 def _wanted(entry: Entry, want: Tensor) -> tuple[int, ...]:
     """The shape that a tensor must have in the file, which may hold three of them in one."""
     first, *rest = want.shape
+    if entry.transposed:
+        return (*rest, first)
     return tuple(want.shape) if entry.third is None else (3 * first, *rest)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 import world
 from common import Trainer, new_unet, take, text_tower, tokenizer
 from data import latents, pixels, scenes
-from dnp.schedule import Schedule
+from dnp.schedule import Schedule, noise_error
 from dnp.sd.config import MINI_VAE
 from dnp.sd.vae import VAE
 from export import export
@@ -117,6 +117,11 @@ def train_unet(args: argparse.Namespace) -> None:
     if args.device == "cpu":
         F.scaled_dot_product_attention = attention_in_float32
 
+    def eps_fn(z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        kind = "cuda" if args.device.startswith("cuda") else "cpu"
+        with torch.autocast(kind, torch.bfloat16, enabled=not args.float32):
+            return unet(z_t.contiguous(memory_format=torch.channels_last), t, c).float()
+
     def loss_at(step: int, progress: float) -> Tensor:
         """Eq. 1 of the paper, min-SNR weighted, with stratified t."""
         rng = np.random.default_rng((args.seed, 2, step))
@@ -128,14 +133,9 @@ def train_unet(args: argparse.Namespace) -> None:
         t = torch.from_numpy((strata * 1000).astype(np.int64))
         noise = torch.from_numpy(rng.standard_normal((2, *mean[rows].shape), dtype=np.float32))
         z_0 = mean[rows] + std[rows] * noise[0]
-        a = abar[t][:, None, None, None]
-        z_t = a.sqrt() * z_0 + (1 - a).sqrt() * noise[1]
-        z_t = z_t.to(args.device).contiguous(memory_format=torch.channels_last)
-        kind = "cuda" if args.device.startswith("cuda") else "cpu"
-        with torch.autocast(kind, torch.bfloat16, enabled=not args.float32):
-            eps = unet(z_t, t.to(args.device), text(ids.to(args.device)))
-        error = (eps.float().cpu() - noise[1]) ** 2
-        return (snr_weight[t] * error.mean((1, 2, 3))).mean()
+        z_0, eps = (x.to(args.device) for x in (z_0, noise[1]))
+        error = noise_error(eps_fn, schedule, z_0, eps, t, text(ids.to(args.device)))
+        return (snr_weight[t].to(args.device) * error).mean()
 
     (args.out / "scaling_factor.json").write_text(json.dumps(scale))
     trainer.run(loss_at, args.out / "unet.jsonl")
