@@ -291,7 +291,7 @@ def test_the_rest_that_a_rule_may_ask_for_is_what_the_contract_says():
     assert told[0][5:] == (2.0, 0.5)
 
 
-def midpoint(guided, z_t, schedule, steps, eta=0.0, generators=None, spacing="leading"):
+def midpoint(guided, z_t, schedule, steps, eta=0, generators=None, spacing="leading", move=None):
     """A sampler that evaluates between two levels too: twice a step, the last one once."""
     for t, t_next in schedule.pairs(steps, spacing):
         eps = guided(z_t, torch.tensor(t))
