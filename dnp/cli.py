@@ -217,8 +217,9 @@ def run(args: argparse.Namespace) -> None:
     dtype = choose_dtype(args.dtype, device)
     model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
     model.check_finite()
-    speed.apply(model)
+    measures = speed.apply(model)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
+    print(speed.line(measures, model))
     if args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
     for text in (args.prompt, args.negative or ""):

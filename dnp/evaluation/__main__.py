@@ -54,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--recogniser", type=Path, metavar="FILE", help=judge_help)
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
-    add("--dtype", default="float32", choices=DTYPES, help="default float32; see SPEED.md for halves")
+    add("--dtype", default="float32", choices=DTYPES, help="default float32")
     rescore_help = "sample nothing; score the pictures that are there anew"
     add("--rescore", action="store_true", help=rescore_help)
     return p.parse_args(argv)
@@ -87,7 +87,9 @@ def main(argv: list[str] | None = None) -> None:
     runner.threads(device)
     model = dnp.load(args.weights, device, dtype)
     model.check_finite()
-    speed.apply(model)
+    measures = speed.apply(model)
+    if rank == 0:
+        print(speed.line(measures, model))
     benchmarks.require_drawable(prompts, model.config.words)
     needs = [c.label for c in chosen if c.name in methods.CAPTIONED]
     captioner = args.captioner or model.config.captioner

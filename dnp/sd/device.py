@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ def has_bf16_units() -> bool:
     return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
+@cache
 def cpu_flags() -> frozenset[str]:
     """The instruction sets of this processor, by Linux's names; elsewhere none."""
     with suppress(OSError):

@@ -188,10 +188,11 @@ def load(
     or one file in the original layout (`dnp/sd/single_file.py`).
 
     `device` None is the CPU, `dtype` None is float32. Where it is half precision, the VAE stays in
-    float32, since float16 overflows in it, and so does the text encoder on a CPU: it runs once. `prediction_type` (epsilon or v_prediction)
-    overrides what the weights say. WeightsError says what is wrong with them: names and shapes now,
-    the tokenizer when it is first used, numbers by `check_finite()`. Do not write to the files
-    while a model lives. The process and torch's switches stay as they were; what makes a CPU faster
+    float32, since float16 overflows in it, and so does the text encoder on a CPU: it runs once.
+    `prediction_type` (epsilon or v_prediction) overrides what the weights say. WeightsError says
+    what is wrong with them: names and shapes now, the tokenizer when it is first used, numbers by
+    `check_finite()`. Do not write to the files while a model lives. The process and torch's
+    switches stay as they were; what makes a CPU faster
     is `dnp.sd.speed.apply(model)`.
     """
     path, device = Path(path), choose_device(str(device or "cpu"))
