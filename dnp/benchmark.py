@@ -196,7 +196,8 @@ def agree(args: argparse.Namespace) -> Iterator[str]:
     parts, count = ("text encoder", "U-Net", "VAE decode"), len(args.contestants) * 2 - 2
     for part, x, y in zip(parts, by_dnp, by_diffusers):
         error = (x.float() - y.float()).abs().max() / y.float().abs().max()
-        yield f"| {part}: greatest difference / greatest value | | {error:.1e} |{' |' * (count - 1)}"
+        what = f"{part}: greatest difference / greatest value"
+        yield f"| {what} | | {error:.1e} |{' |' * (count - 1)}"
     if args.dtype == "float32":
         return
     del pipe
