@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> None:
     dtype = choose_dtype(args.dtype, device)
     model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
     model.check_finite()
-    speed.apply(model)
+    measures = speed.apply(model)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
+    print(speed.line(measures, model))
     if str(args.fingerprint).startswith(table.OF_PIPELINE):
         warnings.warn(
             "the PNG's weights came from a diffusers pipeline, so it is not known whether these "

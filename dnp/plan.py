@@ -150,7 +150,7 @@ class Plan:
         if hasattr(model, "latent_shape"):
             shape = model.latent_shape(self.chosen["size"])
             z_T = noise_like(torch.empty(len(generators), *shape), generators)
-            return z_T.to(model.device, model.dtype)
+            return z_T.to(model.device, torch.promote_types(model.dtype, torch.float32))
         t, c = self.pairs[0][0], self.prompt if self.row.positive == "p" else None
         return torch.cat([model.sample(1, t, c, generator=g) for g in generators])
 

@@ -166,7 +166,7 @@ _ROWS = (
     S("captioner", "text", None, "where",
       "for auto-dnp: BLIP or its like; default: the weights' own", "FOLDER"),
     S("dtype", "text", "auto", "where",
-      "auto, float32, float64, on a GPU float16, bfloat16", "NAME"),
+      "auto, float32, float64, bfloat16, on a GPU float16", "NAME"),
     S("device", "text", "auto", "run", "auto, cpu, cuda, cuda:1, mps", "NAME"),
     S("allow_download", "flag", False, "run", "--captioner may be a name to download"),
     S("show", "flag", False, "run", "open the DNS image of dnp in a viewer"),

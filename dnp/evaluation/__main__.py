@@ -60,7 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--recogniser", type=Path, metavar="FILE", help=judge_help)
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
-    add("--dtype", default="float32", choices=DTYPES, help="default float32; halves on a GPU only")
+    add("--dtype", default="float32", choices=DTYPES, help="default float32")
     rescore_help = "sample nothing; score the pictures that are there anew"
     add("--rescore", action="store_true", help=rescore_help)
     dry_help = "make nothing; print pictures, evaluations, disk and hours from one measured step"
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.pictures import write
     from dnp.prompting import load_captioner
     from dnp.sd import speed
-    from dnp.sd.device import choose_device
+    from dnp.sd.device import choose_device, choose_dtype
     from dnp.sd.fingerprint import Fingerprint, of_folder
     from dnp.settings import SEEDS
 
@@ -112,13 +112,14 @@ def main(argv: list[str] | None = None) -> None:
     rank, world = runner.share(dict(os.environ))
     every = benchmarks.load(args.benchmark)
     prompts = benchmarks.choose(every, args.per_category)
-    device, dtype = choose_device(args.device, rank), getattr(torch, args.dtype)
-    if device.type == "cpu" and dtype.itemsize == 2:
-        raise SettingsError(f"{args.dtype} is slow and inexact on a CPU; choose --dtype float32.")
+    device = choose_device(args.device, rank)
+    dtype = choose_dtype(args.dtype, device)
     runner.threads(device)
     model = dnp.load(args.weights, device, dtype)
     model.check_finite()
-    speed.apply(model)
+    measures = speed.apply(model)
+    if rank == 0:
+        print(speed.line(measures, model))
     benchmarks.require_drawable(prompts, model.config.words)
     needs = [c.label for c in chosen if c.name in methods.CAPTIONED]
     captioner = args.captioner or model.config.captioner

@@ -45,6 +45,6 @@ def cnp(
 
     generator = torch.Generator().manual_seed(seed)
     z_T = noise_like(torch.empty(1, *model.latent_shape(size)), [generator])
-    z_T = z_T.to(model.device, model.dtype)
+    z_T = z_T.to(model.device, torch.promote_types(model.dtype, torch.float32))
     *_, (_, z_0, _) = ddim_sample(guided, z_T, model.schedule, steps, spacing=spacing)
     return model.decode(z_0)[0], captions[-1], nfe

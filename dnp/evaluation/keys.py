@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # What no picture of an experiment depends on. All else in dnp/ does, also a file that is new.
-APART = {"__init__", "benchmark", "checks", "cli", "command", "errors", "options", "pictures",
-         "pipelines", "toy", "validation"}  # fmt: skip
+APART = {"__init__", "benchmark", "checks", "cli", "command", "contestants", "errors", "options",
+         "pictures", "pipelines", "random_weights", "toy", "validation"}  # fmt: skip
 # What may differ between two records of one picture as it was asked for, in plain words.
 CIRCUMSTANCES = ("code", "weights", "captioner", "device", "dtype")
 

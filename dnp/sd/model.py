@@ -137,9 +137,13 @@ class StableDiffusion:
         return tuple(torch.tensor(x, device=self.device) for x in (rows, ends))
 
     def eps(self, z_t: Tensor, t: int | Tensor, c: Tensor) -> Tensor:
-        """eps_theta(z_t; t, c): (B, C, H, W), () or (B,), (B or 1, L, D) -> (B, C, H, W)."""
+        """eps_theta(z_t; t, c): (B, C, H, W), () or (B,), (B or 1, L, D) -> (B, C, H, W).
+
+        The network computes in its own dtype; eps comes in that of `z_t`.
+        """
         t = torch.as_tensor(t, device=z_t.device)
-        out = self.unet(z_t, t, c.expand(len(z_t), -1, -1))
+        c = c.to(self.dtype).expand(len(z_t), -1, -1)
+        out = self.unet(z_t.to(self.dtype), t, c).to(z_t.dtype)
         if self.config.prediction_type == "epsilon":
             return out
         return eps_from_v(z_t, out, self.schedule.level(t))
@@ -218,11 +222,12 @@ def load(
     """Opens weights as a StableDiffusion: a folder in the diffusers layout (`dnp/sd/weights.py`)
     or one file in the original layout (`dnp/sd/single_file.py`).
 
-    `device` None is the CPU, `dtype` None is float32. The VAE stays in float32 when the rest is
-    half precision, since float16 overflows in it. `prediction_type` (epsilon or v_prediction)
-    overrides what the weights say. WeightsError says what is wrong with them: names and shapes now,
-    the tokenizer when it is first used, numbers by `check_finite()`. Do not write to the files
-    while a model lives. The process and torch's switches stay as they were; what makes a CPU faster
+    `device` None is the CPU, `dtype` None is float32. Where it is half precision, the VAE stays in
+    float32, since float16 overflows in it, and so does the text encoder on a CPU: it runs once.
+    `prediction_type` (epsilon or v_prediction) overrides what the weights say. WeightsError says
+    what is wrong with them: names and shapes now, the tokenizer when it is first used, numbers by
+    `check_finite()`. Do not write to the files while a model lives. The process and torch's
+    switches stay as they were; what makes a CPU faster
     is `dnp.sd.speed.apply(model)`.
     """
     path, device = Path(path), choose_device(str(device or "cpu"))
@@ -254,10 +259,11 @@ def load(
             f"VAE has {vae.latent_channels}; models that upscale or edit are not supported."
         )
     wide = torch.promote_types(dtype, torch.float32)
+    of_text = wide if device.type == "cpu" else dtype
     networks = []
-    second = [(CLIPTextModel, parts.text_2, parts.tensors.get("text_encoder_2"), dtype)]
+    second = [(CLIPTextModel, parts.text_2, parts.tensors.get("text_encoder_2"), of_text)]
     for build, config, (entries, what), kind in (
-        (CLIPTextModel, text, parts.tensors["text_encoder"], dtype),
+        (CLIPTextModel, text, parts.tensors["text_encoder"], of_text),
         (UNet, unet, parts.tensors["unet"], dtype),
         (VAE, vae, parts.tensors["vae"], wide),
         *(second if parts.text_2 else []),

@@ -72,8 +72,10 @@ class StableDiffusionXL(StableDiffusion):
 
     def eps(self, z_t: Tensor, t: int | Tensor, c: Condition) -> Tensor:
         """eps_theta(z_t; t, c): (B, C, H, W), () or (B,), Condition of B or 1 -> (B, C, H, W)."""
-        t = torch.as_tensor(t, device=z_t.device)
-        out = self.unet(z_t, t, *(x.expand(len(z_t), *x.shape[1:]) for x in c))
+        t, kind = torch.as_tensor(t, device=z_t.device), self.dtype
+        c = Condition(c.context.to(kind), c.pooled.to(kind), c.numbers)  # 1023 is not in bfloat16
+        c = (x.expand(len(z_t), *x.shape[1:]) for x in c)
+        out = self.unet(z_t.to(kind), t, *c).to(z_t.dtype)
         if self.config.prediction_type == "epsilon":
             return out
         return eps_from_v(z_t, out, self.schedule.level(t))
