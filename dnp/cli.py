@@ -157,6 +157,41 @@ def resolve(typed: dict) -> argparse.Namespace:
     return args
 
 
+def jobs(typed: dict) -> list[argparse.Namespace]:
+    """What is to be drawn: one prompt, or those of --prompts FILE, all checked before the first."""
+    if "prompts" not in typed:
+        return [resolve(typed)]
+    if "prompt" in typed and typed["prompt"] is not None:
+        raise SettingsError("a prompt and --prompts FILE are both given; leave one out.")
+    return [resolve({**typed, **of_line}) for of_line in read_prompts(typed["prompts"])]
+
+
+def read_prompts(file: str) -> list[dict[str, str]]:
+    """The lines of a file: a prompt, or a prompt, TAB and a negative; empty lines are passed over.
+
+    SettingsError, one sentence with the mend, for a file without prompts.
+    """
+    from dnp.folders import open_regular
+
+    try:
+        with open_regular(file) as f:
+            lines = f.read().decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as e:
+        raise SettingsError(
+            f"{file}: cannot be read ({str(e)[:200]}); give --prompts a text file in UTF-8."
+        ) from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        words = [part.strip() for part in line.split("\t")]
+        if len(words) > 2:
+            raise SettingsError(f"{file}, line {number}: more than one TAB; give one negative.")
+        if any(words):
+            prompts.append(dict(zip(("prompt", "negative"), words)))
+    if not prompts:
+        raise SettingsError(f"{file} holds no prompt; write one on each line.")
+    return prompts
+
+
 def find_weights(name: str) -> Path:
     """A relative path is looked for here and then beside the package."""
     here, beside = Path(name), ROOT / name
@@ -200,10 +235,9 @@ def chosen_methods(args: argparse.Namespace) -> dict[str, dict]:
     return of
 
 
-def run(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
-    methods = chosen_methods(args)
+def run(asked: list[argparse.Namespace]) -> None:
+    """Draws all that `jobs` gave; only prompt and negative differ."""
+    args, chosen = asked[0], [chosen_methods(a) for a in asked]
 
     import dnp
     from dnp import contract, pictures
@@ -211,7 +245,7 @@ def run(args: argparse.Namespace) -> None:
     from dnp.sd import speed
     from dnp.sd.device import choose_device, choose_dtype
 
-    for method, own in methods.items():  # before anything is loaded
+    for method, own in (pair for methods in chosen for pair in methods.items()):  # before loading
         options = own.get("rule_options")
         rule = contract.read(own["rule"], options) if "rule" in own else None
         if options and rule is None:
@@ -233,12 +267,24 @@ def run(args: argparse.Namespace) -> None:
         )
     elif args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
-    for text in (args.prompt, args.negative or ""):
+    for text in (text for a in asked for text in (a.prompt, a.negative or "")):
         tell_what_is_not_read(text, model.config.words)
-    if args.captioner is not None and any(METHODS[m].negative == "captioned" for m in methods):
+    captioned = any(METHODS[m].negative == "captioned" for methods in chosen for m in methods)
+    if args.captioner is not None and captioned:
         folder = args.captioner if args.allow_download else find_weights(args.captioner)
         model.captioner = load_captioner(folder, device, args.allow_download)
+    for args, methods in zip(asked, chosen):
+        draw(model, args, methods)
 
+
+def draw(model, args: argparse.Namespace, methods: dict[str, dict]) -> None:
+    """Draws and saves the pictures of one prompt."""
+    from tqdm import tqdm
+
+    import dnp
+    from dnp import pictures
+
+    device = model.device
     batch = args.images if args.caption_per == "prompt" else dnp.batch_size(device)
     results: dict[str, list] = {}
     with tqdm(total=steps_of_all(args, methods), unit="step", leave=False) as bar:
@@ -375,7 +421,7 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
 
                 print(describe(find_weights(typed.get("weights", SETTINGS["weights"].default))))
                 return
-            run(resolve(typed))
+            run(jobs(typed))
         except DnpError:
             raise
         except (RuntimeError, MemoryError) as e:  # a CPU and MPS have no error of their own for it
