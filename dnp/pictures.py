@@ -91,9 +91,9 @@ def parameters(settings: dict, size: tuple[int, int]) -> str | None:
         p, n, w = "", p, None if w is None else w + 1
     sampler = {"ddim": "DDIM", "dpmpp2m": "DPM++ 2M"}.get(settings.get("sampler", "ddim"))
     told = {
-        "Steps": settings.get("steps"), "Sampler": sampler, "CFG scale": None if w is None else f"{w:g}",
-        "Seed": settings.get("seed"), "Size": "{}x{}".format(*size),
-        "Rule": settings.get("rule"),
+        "Steps": settings.get("steps"), "Sampler": sampler,
+        "CFG scale": None if w is None else f"{w:g}", "Seed": settings.get("seed"),
+        "Size": "{}x{}".format(*size), "Rule": settings.get("rule"),
     }  # fmt: skip
     if row.name not in ("cfg", "np2", "dns"):
         two = settings.get("negative_scale") is not None
