@@ -16,7 +16,7 @@ from dnp import settings as table
 from dnp.command import streams
 from dnp.errors import DnpError, SettingsError
 from dnp.methods import METHODS
-from dnp.options import chosen_methods, fail, find_weights, parse, resolve
+from dnp.options import chosen_methods, fail, find_weights, jobs, parse
 from dnp.settings import SETTINGS
 from dnp.validation import check
 
@@ -28,19 +28,17 @@ FOREIGN = {
 }
 
 
-def run(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
-    methods = chosen_methods(args)
+def run(asked: list[argparse.Namespace]) -> None:
+    """Draws all that `jobs` gave; only prompt and negative differ."""
+    args, chosen = asked[0], [chosen_methods(a) for a in asked]
 
     import dnp
     from dnp import contract, pictures
-    from dnp.attend_excite import things
     from dnp.prompting import load_captioner
     from dnp.sd import speed
     from dnp.sd.device import choose_device, choose_dtype
 
-    for method, options in methods.items():  # before anything is loaded
+    for method, options in (pair for methods in chosen for pair in methods.items()):
         of_rule = options.get("rule_options")
         rule = contract.read(options["rule"], of_rule) if "rule" in options else None
         if of_rule and rule is None:
@@ -63,15 +61,27 @@ def run(args: argparse.Namespace) -> None:
         )
     elif args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
-    for text in (args.prompt, args.negative or ""):
+    for text in (text for a in asked for text in (a.prompt, a.negative or "")):
         tell_what_is_not_read(text, model.config.words)
-    if args.captioner is not None and any(METHODS[m].negative == "captioned" for m in methods):
+    captioned = any(METHODS[m].negative == "captioned" for methods in chosen for m in methods)
+    if args.captioner is not None and captioned:
         folder = args.captioner if args.allow_download else find_weights(args.captioner)
         model.captioner = load_captioner(folder, device, args.allow_download)
+    for args, methods in zip(asked, chosen):
+        draw(model, args, methods)
+
+
+def draw(model, args: argparse.Namespace, methods: dict[str, dict]) -> None:
+    """Draws and saves the pictures of one prompt."""
+    from tqdm import tqdm
+
+    import dnp
+    from dnp import pictures
+    from dnp.attend_excite import things
 
     if args.compare and args.subjects is None and not things(model, args.prompt):
         methods.pop("ae", None)  # it needs subjects
-    batch = args.images if args.caption_per == "prompt" else dnp.batch_size(device)
+    batch = args.images if args.caption_per == "prompt" else dnp.batch_size(model.device)
     results: dict[str, list] = {}
     with tqdm(total=steps_of_all(args, methods), unit="step", leave=False) as bar:
         for method, options in methods.items():
@@ -225,7 +235,7 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
 
                 print(describe(find_weights(typed.get("weights", SETTINGS["weights"].default))))
                 return
-            run(resolve(typed))
+            run(jobs(typed))
         except DnpError:
             raise
         except (RuntimeError, MemoryError) as e:  # a CPU and MPS have no error of their own for it

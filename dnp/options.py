@@ -152,6 +152,41 @@ def resolve(typed: dict) -> argparse.Namespace:
     return args
 
 
+def jobs(typed: dict) -> list[argparse.Namespace]:
+    """What is to be drawn: one prompt, or those of --prompts FILE, all checked before the first."""
+    if "prompts" not in typed:
+        return [resolve(typed)]
+    if "prompt" in typed and typed["prompt"] is not None:
+        raise SettingsError("a prompt and --prompts FILE are both given; leave one out.")
+    return [resolve({**typed, **of_line}) for of_line in read_prompts(typed["prompts"])]
+
+
+def read_prompts(file: str) -> list[dict[str, str]]:
+    """The lines of a file: a prompt, or a prompt, TAB and a negative; empty lines are passed over.
+
+    SettingsError, one sentence with the mend, for a file without prompts.
+    """
+    from dnp.folders import open_regular
+
+    try:
+        with open_regular(file) as f:
+            lines = f.read().decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as e:
+        raise SettingsError(
+            f"{file}: cannot be read ({str(e)[:200]}); give --prompts a text file in UTF-8."
+        ) from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        words = [part.strip() for part in line.split("\t")]
+        if len(words) > 2:
+            raise SettingsError(f"{file}, line {number}: more than one TAB; give one negative.")
+        if any(words):
+            prompts.append(dict(zip(("prompt", "negative"), words)))
+    if not prompts:
+        raise SettingsError(f"{file} holds no prompt; write one on each line.")
+    return prompts
+
+
 def find_weights(name: str) -> Path:
     """A relative path is looked for here and then beside the package."""
     here, beside = Path(name), ROOT / name

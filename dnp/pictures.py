@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from dnp.errors import PictureError
 from dnp.folders import open_regular
+from dnp.methods import METHODS
+from dnp.settings import is_finite
 
 GREY = (90, 90, 90)
 CHUNK = "dnp"  # the PNG text chunk that holds the settings as JSON
@@ -66,8 +68,46 @@ def png(picture: Image.Image, settings: dict | None = None) -> bytes:
     chunk, file = PngImagePlugin.PngInfo(), io.BytesIO()
     if settings is not None:
         chunk.add_text(CHUNK, json.dumps(settings))
+        if text := parameters(settings, picture.size):
+            chunk.add_text("parameters", text)
     picture.save(file, format="PNG", pnginfo=chunk)
     return file.getvalue()
+
+
+def parameters(settings: dict, size: tuple[int, int]) -> str | None:
+    """What other interfaces read in a PNG: a prompt, its negative, and a line of settings.
+
+    They compute n + w (p - n), w their CFG scale, so DNS is there an empty prompt with negative p
+    and w = s + 1 (Eq. 19); what has no such form gets a `Rule` of its own behind. None for a sheet
+    of several methods, or without the settings of a picture.
+    """
+    row = METHODS.get(settings.get("method"))
+    if row is None or settings.get("compare") or not isinstance(settings.get("prompt"), str):
+        return None
+    p, n, w = settings["prompt"], settings.get("negative"), settings.get("scale")
+    if not (w is None or is_finite(w)):
+        return None
+    if row.name == "dns":
+        p, n, w = "", p, None if w is None else w + 1
+    sampler = {"ddim": "DDIM", "dpmpp2m": "DPM++ 2M"}.get(settings.get("sampler", "ddim"))
+    told = {
+        "Steps": settings.get("steps"), "Sampler": sampler,
+        "CFG scale": None if w is None else f"{w:g}", "Seed": settings.get("seed"),
+        "Size": "{}x{}".format(*size), "Rule": settings.get("rule"),
+    }  # fmt: skip
+    if row.name not in ("cfg", "np2", "dns"):
+        two = settings.get("negative_scale") is not None
+        own = "phi + s (p - phi) - h (n - phi)" if two else row.formula
+        told["Rule"] = told["Rule"] or own
+    line = ", ".join(f"{k}: {_quoted(v)}" for k, v in told.items() if v is not None)
+    text = "\n".join([p, *([f"Negative prompt: {n}"] if n else []), line])
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _quoted(value: object) -> str:
+    """A value of that line; one with a comma, a colon or a quote stands in quotes, as JSON."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:"\n') else text
 
 
 def write(path: Path, data: bytes) -> None:

@@ -172,6 +172,8 @@ _ROWS = (
     S("show", "flag", False, "run", "open the DNS image of dnp in a viewer"),
     S("info", "flag", False, "run", "tell what --weights holds, and stop"),
     S("out", "text", "outputs", "run", "default outputs", "FOLDER"),
+    S("prompts", "text", None, "run",
+      "prompts of a text file, one a line; TAB and a negative may follow", "FILE"),
     S("from", "text", None, "run",
       "take every setting from a PNG made here; other options override them", "FILE.png"),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import dnp
 from conftest import MINI, ROOT
 from dnp import pictures
+from dnp.cli import main
 
 
 def pixels(path):
@@ -623,3 +624,44 @@ def test_dnp_json_is_checked(cli, copy):
     (copy / "dnp.json").write_text('{"scale": {"cfg": 1.25}}')
     _, (png,), _, _ = cli("a", "--weights", copy, "--steps", 1)
     assert pictures.read_settings(png)["scale"] == 1.25
+
+
+# --------------------------------------------------------------------------- a file of prompts
+
+
+def test_prompts_of_a_file_are_those_of_single_calls(tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  a red car\ta dog  \r\n", encoding="utf-8-sig")
+    main(["--prompts", str(file), "--steps", "2", "--out", str(tmp_path / "a")])
+    assert capsys.readouterr().out.count("device: ") == 1  # one model for all
+    main(["a cat", "--steps", "2", "--out", str(tmp_path / "b")])
+    main(["a red car", "--negative", "a dog", "--steps", "2", "--out", str(tmp_path / "b")])
+    names = sorted(p.name for p in (tmp_path / "a").glob("*"))
+    assert names == sorted(p.name for p in (tmp_path / "b").glob("*")) and len(names) == 2
+    for name in names:
+        a, b = (tmp_path / folder / name for folder in "ab")
+        assert pictures.read_settings(a) == pictures.read_settings(b)
+        assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "sentence"),
+    [
+        (None, [], "cannot be read"),
+        (b"\xff\xfe\x00", [], "text file in UTF-8"),
+        (b" \n\t\n", [], "holds no prompt"),
+        (b"a cat\na cat\ta dog\ta bear\n", [], "line 2: more than one TAB"),
+        (b"a cat\n", ["a dog"], "both given"),
+        (b"a cat\na cat\ta dog\n", ["--method", "dns"], "dns takes no negative prompt"),
+    ],
+)
+def test_files_of_prompts_that_cannot_be_drawn_are_refused_before_the_first(
+    tmp_path, capsys, text, options, sentence
+):
+    file, out = tmp_path / "prompts.txt", tmp_path / "out"
+    if text is not None:
+        file.write_bytes(text)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--prompts", str(file), "--out", str(out), *options])
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+    assert not out.exists()

@@ -243,3 +243,43 @@ def test_a_png_of_178_million_pixels_is_read_in_a_few_kilobytes(tmp_path):
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
     read, kilobytes, seconds = done.stdout.rsplit(maxsplit=2)
     assert read == "{'prompt': 'a cat'}" and int(kilobytes) < 1000 and float(seconds) < 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"prompt": "a cat", "method": "cfg", "scale": 7.5, "steps": 20, "seed": 3},
+            "a cat\nSteps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 3, Size: 40x24",
+        ),
+        (
+            {"prompt": "a cat", "method": "np2", "negative": "a dog, a bear", "scale": 2.0,
+             "steps": 9, "seed": 0, "sampler": "dpmpp2m"},
+            "a cat\nNegative prompt: a dog, a bear\n"
+            "Steps: 9, Sampler: DPM++ 2M, CFG scale: 2, Seed: 0, Size: 40x24",
+        ),
+        (
+            {"prompt": "a cat", "method": "dns", "scale": 2.0, "steps": 9, "seed": 0},
+            "\nNegative prompt: a cat\n"
+            "Steps: 9, Sampler: DDIM, CFG scale: 3, Seed: 0, Size: 40x24",
+        ),
+        (
+            {"prompt": "a café", "method": "auto-dnp", "negative": "猫", "scale": 3.0, "steps": 9,
+             "seed": 1},
+            "a café\nNegative prompt: 猫\nSteps: 9, Sampler: DDIM, CFG scale: 3, Seed: 1, "
+            "Size: 40x24, Rule: phi + s (p - n*)",
+        ),
+        (
+            {"prompt": "a cat", "method": "cfg", "scale": None, "steps": 9, "seed": 1,
+             "rule": "FILE.py:mine"},
+            'a cat\nSteps: 9, Sampler: DDIM, Seed: 1, Size: 40x24, Rule: "FILE.py:mine"',
+        ),
+        ({"prompt": "a cat", "method": "cfg", "scale": 2.0, "compare": True}, None),
+        ({"anything": 1}, None),
+    ],
+)  # fmt: skip
+def test_a_png_holds_the_parameters_that_other_interfaces_read(tmp_path, settings, text):
+    path = pictures.save(Image.new("RGB", (40, 24)), tmp_path, "a", settings)
+    with Image.open(path) as image:
+        assert image.text.get("parameters") == text
+    assert pictures.read_settings(path) == settings  # ours are as they were
