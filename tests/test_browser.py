@@ -315,3 +315,30 @@ def test_deleting_answers_starts_anew_as_another_rater(chromium, study):
         page.wait_for_selector("#welcome:not([hidden])")
         assert page.evaluate("state.rater") != before
         assert page.evaluate("state.answers.length") == 0
+
+
+def test_two_tabs_of_a_rater_are_one_study(chromium, study):
+    with served(study[0]) as url, opened(chromium, url, **DESKTOP) as (context, page, _):
+        begin(page)
+        page.wait_for_selector(ARMED)
+        other = context.new_page()
+        other.goto(url)
+        other.wait_for_selector(ARMED)
+        page.keyboard.press("ArrowLeft")
+        other.wait_for_function("place.textContent.includes('Question 2 of 2')")
+        assert shown(other) == shown(page)
+
+
+def test_a_browser_that_keeps_nothing_is_told_to_the_rater(chromium, study, tmp_path):
+    with opened(chromium, "about:blank", **DESKTOP) as (context, page, _):
+        full = "Storage.prototype.setItem = () => { throw new Error('full'); }"
+        context.add_init_script(full)
+        page.goto((study[0] / "index.html").as_uri())
+        begin(page)
+        assert "keeps nothing" in page.inner_text("#notice")
+        for i in range(answers.expected(study[1])):
+            page.wait_for_selector(ARMED)
+            page.keyboard.press(KEYS[given(i)])
+        page.wait_for_selector("#done:not([hidden])")
+        _, path = saved(page, tmp_path)
+    assert len(answers.read_file(path, study[1])) == answers.expected(study[1])

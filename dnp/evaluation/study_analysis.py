@@ -142,8 +142,8 @@ def markdown(key: dict, told: Analysis, refused: Sequence[str] = ()) -> str:
     out = [r for r in told.raters if r.why]
     parts = [
         f"# Answers of study {key['study']}",
-        f"A is {key['a']['label']}, B is {key['b']['label']}. {len(told.raters)} raters, of whom "
-        f"{len(out)} are excluded by the rules of `PLAN.md`; {len(refused)} files were refused.",
+        f"A is {key['a']['label']}, B is {key['b']['label']}. Raters: {len(told.raters)}; excluded "
+        f"by the rules of `PLAN.md`: {len(out)}. Files refused: {len(refused)}.",
         "Shares are in % of the votes, with 95 % intervals by a bootstrap over prompts and raters. "
         "The last column has the usual interval, which takes votes as independent and is too "
         "narrow: it is there for comparison. The sign test of votes takes them so too; that of "
