@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = p.add_argument
-    named = "ae, trio, trio-choosing, hh, semantic, or a file of prompts"
+    named = "ae, ae-choosing, trio, trio-choosing, hh, semantic, or a file of prompts"
     add("--benchmark", default="ae", metavar="NAME", help=named)
     add("--per-category", type=int, metavar="N", help="N prompts of each category; default all")
     add("--method", nargs="+", default=["cfg"], metavar="M", help="name or name:option=value,...")

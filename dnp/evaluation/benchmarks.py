@@ -1,6 +1,7 @@
 """Benchmarks: lists of prompts, each with a category.
 
-A&E  Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): two of 24 things, most with a colour
+A&E  Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): two of 24 things, most with a colour;
+     `ae-choosing` is every fifth prompt of it
 trio three of the 24 things, objects with colours; `trio-choosing` has others (`trio.py`)
 H&H  people and hands, in the form of arXiv:2411.05473; its lists are not public, these are ours
 """
@@ -179,11 +180,12 @@ def read(path: str | Path) -> list[Prompt]:
 
 
 def load(name: str) -> list[Prompt]:
-    """The benchmark "ae", "trio", "trio-choosing", "hh" or "semantic", or that of a file."""
+    """A benchmark by its name, such as "ae" or "trio-choosing", or that of a file."""
     from dnp.evaluation.trio import trio  # it needs this file's words
 
     known = {"ae": attend_excite, "hh": people_and_hands, "semantic": hand_made, "trio": trio}
     known["trio-choosing"] = partial(trio, "choosing")
+    known["ae-choosing"] = lambda: attend_excite()[::5]
     return known[name]() if name in known else read(name)
 
 
