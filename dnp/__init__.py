@@ -19,6 +19,7 @@ _HOME = {  # name: the module that has it; imported when it is first used, so th
     "WeightsError": "errors",
     "batch_size": "generation",
     "check_rule": "checks",
+    "from_diffusers": "sd.from_diffusers",
     "generate": "generation",
     "load": "sd.model",
     "trajectory": "generation",
@@ -26,8 +27,8 @@ _HOME = {  # name: the module that has it; imported when it is first used, so th
 __all__ = [*_HOME]
 _MODULES = (
     "answer", "attend_excite", "checks", "command", "contract", "energy", "errors", "folders",
-    "generation", "guidance", "guided", "methods", "pictures", "plan", "prompting", "readings",
-    "rules", "sampling", "schedule", "sd", "settings", "toy", "validation",
+    "generation", "guidance", "guided", "methods", "pictures", "pipelines", "plan", "prompting",
+    "readings", "rules", "sampling", "schedule", "sd", "settings", "toy", "validation",
 )  # fmt: skip
 
 

@@ -54,7 +54,13 @@ def run(args: argparse.Namespace) -> None:
     model.check_finite()
     speed.apply(model)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
-    if args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
+    if str(args.fingerprint).startswith(table.OF_PIPELINE):
+        warnings.warn(
+            "the PNG's weights came from a diffusers pipeline, so it is not known whether these "
+            "are the same",
+            stacklevel=1,
+        )
+    elif args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
     for text in (args.prompt, args.negative or ""):
         tell_what_is_not_read(text, model.config.words)
@@ -158,16 +164,27 @@ def ask(image, args: argparse.Namespace, shown, bar) -> str:
 
 
 def compare_sheet(args: argparse.Namespace, results: dict):
-    """Methods in rows, seeds in columns; one column has one initial noise. n* under its cells."""
+    """Methods in rows, seeds in columns; one column has one initial noise. Under the cells n*, and
+    what a picture lacks, where the weights have a recogniser of their world."""
     from dnp import pictures
+    from dnp.evaluation import metrics, recogniser
+    from dnp.evaluation.benchmarks import subjects
 
+    asked = subjects(args.prompt)
+    judge = recogniser.of_weights(find_weights(args.weights), len(asked)) if asked else None
+    judge = judge and recogniser.load_recogniser(judge)
     rows = []
     for method, parts in results.items():
         row, s = METHODS[method], parts[0].settings["scale"]
         label = f"{method}\n{row.formula}\n{row.source}, s = {s:g}\n{cost(parts)}"
         made = [picture for part in parts for picture in part.images]
-        words = [f"n* = {n}" for part in parts for n in part.negatives]
-        rows.append((label, made, words if row.makes_dns_image else None))
+        stars = [f"n* = {n}" for part in parts for n in part.negatives]
+        words = stars if row.makes_dns_image else [""] * len(made)
+        if judge and row.positive == "p":
+            missing = metrics.lacking(judge, made, args.prompt)
+            lacks = [f"lacks {', '.join(m)}" if m else "lacks nothing" for m in missing]
+            words = [f"{n}\n{text}".lstrip() for n, text in zip(words, lacks)]
+        rows.append((label, made, words))
     columns = [f"seed {args.seed + i}" for i in range(args.images)]
     title = f'p = "{args.prompt}"'
     title += f'    n = "{args.negative}"' if args.negative is not None else ""

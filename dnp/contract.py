@@ -62,7 +62,7 @@ def read(rule: str | Callable, options: Mapping[str, object] | None = None) -> R
     given, made = dict(options or {}), {}
     source = function
     if isinstance(function, type):
-        made = _fill(name, _parameters(name, function), given)
+        made = _fill(name, _of_constructor(name, function), given)
         function, given = function(**made), {}
     parameters = _parameters(name, function)
     for k in parameters:
@@ -102,10 +102,9 @@ def _fill(
 
 def _parameters(name: str, function: Callable) -> dict[str, inspect.Parameter]:
     """The parameters that can be passed by keyword and are not bound already."""
-    function = getattr(function, "_orig_mod", function)  # a module under torch.compile
-    target = function.forward if hasattr(function, "forward") else function
+    bound = function.keywords if isinstance(function, functools.partial) else {}
     try:
-        found = inspect.signature(target).parameters
+        found = inspect.signature(_called(function)).parameters
     except (TypeError, ValueError):
         raise SettingsError(
             f"rule {name} does not say what it needs; wrap it in a function with named parameters."
@@ -125,8 +124,27 @@ def _parameters(name: str, function: Callable) -> dict[str, inspect.Parameter]:
                 f"the parameter {k} of rule {name} is positional-only; arguments are passed by "
                 "keyword, so take the / away."
             )
-    bound = function.keywords if isinstance(function, functools.partial) else {}
     return {k: p for k, p in found.items() if not (k in bound and k in RESERVED)}
+
+
+def _of_constructor(name: str, rule: type) -> dict[str, inspect.Parameter]:
+    """The options of a class; none where its constructor is torch's, of (*args, **kwargs)."""
+    owner = next(c for c in rule.__mro__ if "__init__" in vars(c))
+    return {} if owner.__module__.startswith("torch.") else _parameters(name, rule)
+
+
+def _bare(rule: Callable) -> Callable:
+    """A rule without torch.compile around it."""
+    rule = getattr(rule, "_orig_mod", rule)
+    return getattr(rule, "_torchdynamo_orig_callable", rule)
+
+
+def _called(rule: Callable) -> Callable:
+    """What has the signature: a module's forward, also inside a partial."""
+    if isinstance(rule, functools.partial):
+        return functools.partial(_called(rule.func), *rule.args, **rule.keywords)
+    rule = _bare(rule)
+    return rule.forward if hasattr(rule, "forward") and not isinstance(rule, type) else rule
 
 
 # ------------------------------------------------------------------------------ names and files
@@ -176,6 +194,7 @@ def file_sha256(name: str) -> str | None:
 def _name(rule: Callable) -> str:
     while isinstance(rule, functools.partial):
         rule = rule.func
+    rule = _bare(rule)
     return getattr(rule, "__name__", type(rule).__name__)
 
 
@@ -199,6 +218,7 @@ class _Unreadable(Exception):
 
 def _add(digest, x: object) -> None:
     """Adds a value to a hash: numbers, text, lists, tensors, functions and modules."""
+    x = _bare(x)
     if x is None or isinstance(x, bool | int | float | complex | str | bytes):
         digest.update(f"{type(x).__name__} {x!r};".encode())
     elif isinstance(x, tuple | list):
@@ -219,15 +239,18 @@ def _add(digest, x: object) -> None:
         _add(digest, x.__name__)
     elif isinstance(x, type):
         _add_source(digest, x)
-    elif inspect.isfunction(function := inspect.unwrap(x) if callable(x) else x):
-        _add_source(digest, function)
-        _add(digest, [cell.cell_contents for cell in function.__closure__ or ()])
-        _add(digest, [function.__defaults__, function.__kwdefaults__])
+    elif inspect.isfunction(x):  # what it decorates is in its closure
+        _add_source(digest, x)
+        _add(digest, [cell.cell_contents for cell in x.__closure__ or ()])
+        _add(digest, [x.__defaults__, x.__kwdefaults__])
     elif inspect.ismethod(x):
         _add(digest, [x.__func__, x.__self__])
+    elif hasattr(x, "__wrapped__"):
+        _add(digest, x.__wrapped__)
     elif hasattr(x, "state_dict"):  # a torch module
         _add_source(digest, type(x))
-        _add(digest, dict(x.state_dict()))
+        _add(digest, [dict(x.state_dict()), dict(x.named_children())])
+        _add(digest, {k: v for k, v in vars(x).items() if k != "training" and k[0] != "_"})
     elif hasattr(x, "__dict__"):  # an object with a memory
         _add_source(digest, type(x))
         _add(digest, vars(x))

@@ -101,6 +101,12 @@ def resolve(typed: dict) -> argparse.Namespace:
             raise SettingsError(
                 f"{typed['from']}: {key} = {value!r} was never written here; take another PNG."
             )
+    if str(recorded.get("fingerprint")).startswith(table.OF_PIPELINE) and "weights" not in typed:
+        raise SettingsError(
+            f"{typed['from']}: its weights came from a diffusers pipeline that was open in Python "
+            "(dnp.from_diffusers), and no file is named; save it with pipe.save_pretrained(FOLDER) "
+            "and add --weights FOLDER."
+        )
     if "method" in typed or "compare" in typed:  # the recorded ones belong to another method
         for key in OF_A_METHOD:
             recorded.pop(key, None)
@@ -112,12 +118,10 @@ def resolve(typed: dict) -> argparse.Namespace:
     if "prompt" in typed:
         recorded.pop("subjects", None)
     if "rule" in typed:
-        before, now = recorded.pop("rule", None), typed["rule"]
-        recorded.pop("rule_options", None)
-        if before is not None and recorded.get("rule_file") not in (
-            None,
-            contract.file_sha256(now),
-        ):
+        now, file = typed["rule"], recorded.get("rule_file")
+        if recorded.pop("rule", None) != now:
+            recorded.pop("rule_options", None)
+        if contract.is_file(now) and file not in (None, contract.file_sha256(now)):
             warnings.warn(
                 "this rule's file is not the one that the PNG was made with", stacklevel=1
             )
@@ -127,6 +131,9 @@ def resolve(typed: dict) -> argparse.Namespace:
             f"{typed['from']} was made with the rule {recorded['rule']}, and no picture makes "
             f"a file run; add --rule {recorded['rule']} if you trust it."
         )
+    if "rule_options" in typed:  # over the recorded ones of the same rule
+        options = (recorded.get("rule_options") or {}) | typed["rule_options"]
+        typed = {**typed, "rule_options": options}
     words = METHODS.get(recorded.get("method"))
     if typed.get("method", recorded.get("method")) in METHODS:
         row = METHODS[typed.get("method", recorded.get("method"))]

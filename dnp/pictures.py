@@ -234,15 +234,18 @@ def contact_sheet(rows: Sequence[tuple], columns: Sequence[str], title: str) -> 
 
 
 def _lines(words: Sequence[str] | None, font: ImageFont.ImageFont, width: int) -> list[list[str]]:
-    """Each text as at most three lines that fit a cell."""
+    """Each text as lines that fit a cell, at most three for each of its own."""
     wrapped = []
     for text in words or ():
-        lines = [""]
-        for word in text.split():
-            longer = f"{lines[-1]} {word}".strip()
-            if font.getlength(longer) <= width:
-                lines[-1] = longer
-            else:
-                lines.append(word)
-        wrapped.append([*lines[:2], lines[2] + " …"] if len(lines) > 3 else lines)
+        lines = []
+        for own_line in text.splitlines():
+            parts = [""]
+            for word in own_line.split():
+                longer = f"{parts[-1]} {word}".strip()
+                if font.getlength(longer) <= width:
+                    parts[-1] = longer
+                else:
+                    parts.append(word)
+            lines += [*parts[:2], parts[2] + " …"] if len(parts) > 3 else parts
+        wrapped.append(lines)
     return wrapped

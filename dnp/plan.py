@@ -74,10 +74,6 @@ class Plan:
             model.attention(chosen["ae_level"])  # SettingsError for a level that has none
         used = rule or contract.read(_rule_of_method(row, chosen))
         plan = cls(model, prompt, row, used, chosen, rule is not None)
-        if chosen["negative_interval"] is not None and "eps_n" not in used.needs:
-            raise SettingsError(
-                f"rule {used.name} has no eps_n for a negative interval; leave it out."
-            )
         plan.warn_of_a_low_start()
         return plan
 
@@ -210,4 +206,8 @@ def _rule_of_method(row: Method, chosen: dict) -> str:
     """The rule of a method, by name; its aliases are the two-scale form and ANSWER's form."""
     if chosen["negative_scale"] is not None:
         return "negative_prompt_two_scale"
-    return FORMS[chosen["form"]] if row.negative == "chain" else row.rule
+    if row.negative == "chain" and row.rule in FORMS.values():
+        return FORMS[chosen["form"]]
+    if chosen["form"] != table.SETTINGS["form"].default:
+        raise SettingsError(f"method {row.name} has a rule of its own; leave form out.")
+    return row.rule

@@ -16,7 +16,7 @@ same prompt, needs no function: it is `negative_prompt_two_term` with eps_n from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -125,6 +125,23 @@ def cfg_plus_plus(
     sigma, sigma_n = (x / (1 - x**2) ** 0.5 for x in (sigma_t, sigma_next))
     s_t = lam * sigma / (sigma - sigma_n)
     s_t = column(s_t, eps_p) if isinstance(s_t, Tensor) else s_t
+    eps = eps_phi + s_t * (eps_p - eps_phi)
+    return eps
+
+
+def cfg_schedule(
+    eps_phi: Tensor, eps_p: Tensor, t: Tensor, levels: Sequence[int] = (999,),
+    scales: Sequence[float] = (3.0,),
+) -> Tensor:  # fmt: skip
+    """CFG with a scale for each step.
+
+    eps = eps_phi + s_t * dp,  s_t the scale of the lowest of `levels` at or above t, else the first
+    Ours, as a control: a schedule that has the strength of another rule. `levels` fall, and
+    `scales` has one for each; ValueError if not. The same for eps, z0_hat and v.
+    """
+    if not 0 < len(levels) == len(scales) or list(levels) != sorted(levels, reverse=True):
+        raise ValueError("cfg_schedule needs falling levels and a scale for each; mend them.")
+    s_t = scales[max(sum(level >= int(t) for level in levels) - 1, 0)]
     eps = eps_phi + s_t * (eps_p - eps_phi)
     return eps
 
@@ -262,4 +279,5 @@ RULES: dict[str, Callable] = {
     "apg": APG,
     "cfg_zero_star": cfg_zero_star,
     "cfg_plus_plus": cfg_plus_plus,
+    "cfg_schedule": cfg_schedule,
 }

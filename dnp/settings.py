@@ -114,7 +114,8 @@ _ROWS = (
       "guide where LO < sqrt((1 - abar)/abar) <= HI, else p alone", "LO HI"),
     S("negative_interval", "span", None, "how",
       "the same for the negative, else phi", "LO HI", of_negative),
-    S("sampler", "choice", "ddim", "how", "ddim (default) or dpmpp2m", "NAME", choices=SAMPLERS),
+    S("sampler", "choice", SAMPLERS[0], "how",
+      " or ".join(SAMPLERS) + f"; default {SAMPLERS[0]}", "NAME", choices=SAMPLERS),
     S("steps", "whole", 50, "how", "sampling steps, 1 to 1000; default 50", "N", low=1),
     S("eta", "number", 0.0, "how", "0 (DDIM) to 1 (DDPM); default 0", "E", low=0, high=1),
     S("s_dns", "number", None, "how",
@@ -177,6 +178,7 @@ _ROWS = (
 SETTINGS = {s.name: s for s in _ROWS}
 # What a PNG holds beside its settings: which weights and which rule made it.
 RECORDED = ("fingerprint", "rule_sha256", "rule_file")
+OF_PIPELINE = "pipeline-"  # how the fingerprint of weights begins that a diffusers pipeline held
 # Attend-and-Excite as published for Stable Diffusion 1.4, where the weights recommend nothing.
 EXCITATION = {
     "ae_step": 20.0, "ae_until": 0.5, "ae_thresholds": (0.05, 0.5, 0.8), "ae_refinements": 20,
@@ -187,14 +189,14 @@ BY_ARGUMENT = {s.argument: s for s in _ROWS if s.group in ("how", "what", "which
 
 def arguments() -> dict[str, object]:
     """Every setting of `dnp.generate` by its name there, with its default."""
-    own = {x.argument: x.default for x in of_group("how", "which").values()}
-    return own | {"negative": None, "subjects": None}
+    every = {x.argument: x.default for x in of_group("how", "which").values()}
+    return every | {"negative": None, "subjects": None}
 
 
 def excitation(chosen: Mapping[str, object], recommended: Mapping[str, object]) -> dict:
     """The settings of Attend-and-Excite: as chosen, else as the weights recommend or published."""
-    own = {k: chosen.get(k) for k in EXCITATION}
-    return {k: v if v is not None else (EXCITATION | dict(recommended))[k] for k, v in own.items()}
+    recommended = EXCITATION | dict(recommended)
+    return {k: chosen[k] if chosen.get(k) is not None else recommended[k] for k in EXCITATION}
 
 
 def of_group(*groups: str) -> dict[str, Setting]:

@@ -79,6 +79,8 @@ def _check_owner(setting: Setting, value: object, row: Method, rule) -> None:
         return
     if setting.name == "scale" and rule is not None and "s" not in rule.needs:
         raise SettingsError(f"rule {rule.name} has no guidance scale (no s); leave it out.")
+    if setting.name == "negative_interval" and rule is not None and "eps_n" not in rule.needs:
+        raise SettingsError(f"rule {rule.name} has no eps_n for a negative interval; leave it out.")
     if setting.name == "form" and rule is not None:
         raise SettingsError("form is a name for a rule; leave form or rule out.")
     typed = value != setting.default or of_chain is setting.of

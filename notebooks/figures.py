@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone need not
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 import dnp
@@ -37,6 +38,7 @@ COLOURS = (BLUE, ORANGE, GREEN, PINK, BLACK)
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # a second sign beside the colour
 SIDE = 3.4  # inches of a panel
 WINDOW = 4.5  # a panel of the plane shows -WINDOW ... WINDOW
+MINI = Path(__file__).resolve().parents[1] / "weights" / "mini"  # the weights of this repository
 
 plt.rcParams.update({
     "figure.dpi": 72, "savefig.dpi": 72, "font.size": 13, "axes.titlesize": 14,
@@ -124,7 +126,10 @@ def arrow(ax: Axes, start: Tensor, end: Tensor, colour: str, label: str = "") ->
 def point(ax: Axes, z: Tensor, text: str, colour: str = BLACK, away: tuple = (8, 6)) -> None:
     """A dot at z (2,) with its name; `away` is the name's offset in points."""
     ax.plot(*z, "o", color=colour, ms=8, zorder=5)
-    ax.annotate(text, tuple(z), away, textcoords="offset points", color=colour, fontsize=14)
+    ax.annotate(
+        text, tuple(z), away, textcoords="offset points", color=colour, fontsize=14, zorder=6,
+        path_effects=[withStroke(linewidth=4, foreground="white")],
+    )  # fmt: skip
 
 
 def trajectories(ax: Axes, rows: Iterable, most: int = 24, colour: str = ORANGE) -> Tensor:
@@ -153,13 +158,16 @@ def outside(ax: Axes, z: Tensor) -> None:
 
 
 def curves(ax: Axes, x: Sequence | Tensor, **ys: Sequence | Tensor) -> None:
-    """Curves of one x, each with a colour and a dash of its own; `_` in a name is a space."""
+    """Curves of one x, each with its name, a colour and a dash; the legend stands above them."""
+    ax.autoscale(axis="y")  # a second call starts from the curves, not from the first call's room
     first = len([line for line in ax.lines if not line.get_label().startswith("_")])
     for i, (name, y) in enumerate(ys.items(), first):
         style = dict(color=COLOURS[i % 5], linestyle=STYLES[i % 5])
-        ax.plot(x, y, label=name.replace("_", " "), **style)
+        ax.plot(x, y, label=name, **style)
     low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.12 * (len(ax.get_legend_handles_labels()[1])) * (high - low))
+    tall = ax.figure.get_figheight() - 0.9  # inches of the panel, about
+    legend = 0.27 * len(ax.get_legend_handles_labels()[1]) / tall
+    ax.set_ylim(low, low + (high - low) / (1 - legend))
     ax.legend(loc="upper right")
 
 

@@ -8,6 +8,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 import pytest
 import torch
 
+from dnp.cli import main
+
+torch.set_num_threads(1)  # two on a busy machine are slower, and sums stay the same anywhere
+
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "weights" / "mini"
 
@@ -122,6 +126,87 @@ def make_pipeline(unet, vae, text, scheduler, length=20):
     )
 
 
+def exact_tables(pipeline, model):
+    """diffusers keeps its noise levels in float32; give it the float64 ones."""
+    pipeline.scheduler.alphas_cumprod = model.schedule.abar
+    final = torch.tensor(model.schedule.abar_final, dtype=torch.float64)
+    pipeline.scheduler.final_alpha_cumprod = final
+
+
+# Widths of SDXL in small: heads of a fixed width, and the published depths 1/2/10.
+SDXL = dict(
+    text=dict(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=3),
+    text_2=dict(
+        hidden_size=40, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4,
+        projection_dim=40,
+    ),
+    unet=dict(
+        block_out_channels=(16, 32, 48), attention_head_dim=[2, 4, 6], cross_attention_dim=64,
+        norm_num_groups=8, sample_size=16, addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=40 + 6 * 8,
+    ),
+    vae=dict(block_out_channels=(8, 16, 24, 24), norm_num_groups=4),
+)  # fmt: skip
+# What is of SDXL at every width, as diffusers' and transformers' own arguments.
+SDXL_UNET = dict(
+    layers_per_block=2, use_linear_projection=True, transformer_layers_per_block=[1, 2, 10],
+    down_block_types=blocks((PLAIN, CROSS, CROSS), "Down"),
+    up_block_types=blocks((CROSS, CROSS, PLAIN), "Up"), addition_embed_type="text_time",
+)  # fmt: skip
+SDXL_VAE = dict(
+    layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.13025, force_upcast=False,
+)  # fmt: skip
+
+
+def make_sdxl(text, text_2, unet, vae, tokenizers=None):
+    """A StableDiffusionXLPipeline with random weights; the miniature's tokenizer if none is given,
+    which pads as each text encoder does."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+    )
+
+    torch.manual_seed(0)
+    one, two = tokenizers or (
+        CLIPTokenizer.from_pretrained(MINI / "tokenizer", model_max_length=20, **pad)
+        for pad in ({}, {"pad_token": "!"})
+    )
+    sizes = dict(
+        vocab_size=len(one), max_position_embeddings=one.model_max_length,
+        bos_token_id=one.bos_token_id, eos_token_id=one.eos_token_id,
+    )  # fmt: skip
+    first = CLIPTextModel(CLIPTextConfig(**text, **sizes))
+    second = CLIPTextModelWithProjection(CLIPTextConfig(hidden_act="gelu", **text_2, **sizes))
+    pipeline = StableDiffusionXLPipeline(
+        randomise(AutoencoderKL(**SDXL_VAE, **vae), 1), randomise(first, 2), randomise(second, 3),
+        one, two, randomise(UNet2DConditionModel(**SDXL_UNET, **unet), 4),
+        DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            set_alpha_to_one=False, steps_offset=1,
+        ),
+        add_watermarker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory):
+    """(pipeline of diffusers, its folder)"""
+    pipeline, folder = make_sdxl(**SDXL), tmp_path_factory.mktemp("sdxl")
+    pipeline.save_pretrained(folder)
+    return pipeline, folder
+
+
 @pytest.fixture(scope="session", params=[*ARCHITECTURES, "miniature"])
 def oracle(request, tmp_path_factory):
     """(pipeline of diffusers, folder that holds it)."""
@@ -143,3 +228,24 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     make_pipeline(**ARCHITECTURES["linear, v"]).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def cli(tmp_path, capsys, monkeypatch):
+    """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        before = set((tmp_path / "outputs").glob("*"))
+        try:
+            main([str(w) for w in words])
+            code = 0
+        except SystemExit as e:
+            code = e.code
+        printed = capsys.readouterr()
+        new = sorted(set((tmp_path / "outputs").glob("*")) - before)
+        run.dns = [path for path in new if "-auto-dnp-dns-" in path.name]
+        new = [path for path in new if path not in run.dns]
+        return code, new, printed.out, printed.err
+
+    return run

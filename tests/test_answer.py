@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import mutants
 from dnp import answer as module
 from dnp import guidance, readings, sampling, settings, toy
-from dnp.answer import FORMS, TENSORS, answer, dns_chain, evaluations
-from dnp.readings import jump, match
+from dnp.answer import FORMS, TENSORS, answer, evaluations
 from dnp.schedule import Schedule, step_at
 
 SCHEDULE = Schedule(Schedule.stable_diffusion().abar, abar_final=1.0)
@@ -87,17 +87,19 @@ def test_two_term_form_at_one_returns_the_conditional_noise(tensor):
 def test_normalised_negative_has_the_statistics_of_eps_phi(normalize):
     eps, reference = 5 + 3 * start(3, 4, 6, 6), start(3, 4, 6, 6, seed=1)
     dims = (1, 2, 3) if normalize == "sample" else (2, 3)
-    out = match(eps, reference, normalize)
+    out = readings.match(eps, reference, normalize)
     assert_close(out.mean(dims), reference.mean(dims))
     assert_close(out.std(dims), reference.std(dims))
-    one_by_one = torch.cat([match(e[None], r[None], normalize) for e, r in zip(eps, reference)])
+    one_by_one = torch.cat(
+        [readings.match(e[None], r[None], normalize) for e, r in zip(eps, reference)]
+    )
     assert_close(out, one_by_one, rtol=0, atol=1e-14)  # no sample sees its batch mates
-    assert match(eps, reference, "none") is eps
+    assert readings.match(eps, reference, "none") is eps
 
 
 def test_a_constant_negative_becomes_the_mean_and_not_nan():
     reference = start(2, 4, 3, 3)
-    out = match(torch.ones(2, 4, 3, 3, dtype=torch.float64), reference, "sample")
+    out = readings.match(torch.ones(2, 4, 3, 3, dtype=torch.float64), reference, "sample")
     assert_close(out, reference.mean((1, 2, 3), keepdim=True).expand_as(out))
 
 
@@ -132,7 +134,7 @@ def test_the_outer_state_is_untouched_by_the_inner_chain():
 def test_dns_chain_on_points_walks_to_the_reflected_point(s_dns):
     z = start(5, 3)
     noises = lambda z, t: (MODEL.eps(z, torch.tensor(t)), MODEL.eps(z, torch.tensor(t), 0))
-    *_, (t_next, z_0, _) = dns_chain(noises, z, PAIRS, SCHEDULE, s_dns)
+    *_, (t_next, z_0, _) = module.dns_chain(noises, z, PAIRS, SCHEDULE, s_dns)
     assert t_next == -1  # (1 + s) phi - s p, Eq. (19) on point masses, for any number of steps
     assert_close(z_0, ((1 + s_dns) * PHI - s_dns * P).double().expand(5, 3))
 
@@ -141,7 +143,7 @@ def test_dns_chain_reuses_the_first_noises():
     calls = []
     noises = lambda z, t: (calls.append(t), (MODEL.eps(z, torch.tensor(t)),) * 2)[1]
     first = (start(1, 3), start(1, 3, seed=1))
-    chain = list(dns_chain(noises, start(1, 3), PAIRS[:3], SCHEDULE, 2.0, first))
+    chain = list(module.dns_chain(noises, start(1, 3), PAIRS[:3], SCHEDULE, 2.0, first))
     assert calls == [t for t, _ in PAIRS[1:3]]
     assert_close(chain[0][2], guidance.dns(*first, 2.0))
 
@@ -150,7 +152,7 @@ def test_jump_is_the_noise_of_one_ddim_step():
     z_t, eps = start(3, 2, 4, 4), start(3, 2, 4, 4, seed=1)
     a_t, a_n = SCHEDULE.level(PAIRS[1][0]), SCHEDULE.level(PAIRS[4][0])
     z_n, _ = sampling.ddim_step(z_t, eps, a_t, a_n)
-    assert_close(jump(z_t, z_n, a_t, a_n, None), eps)
+    assert_close(readings.jump(z_t, z_n, a_t, a_n, None), eps)
 
 
 def test_at_equal_levels_the_jump_is_the_last_noise_and_not_nan():
@@ -166,7 +168,7 @@ def test_at_equal_levels_the_jump_is_the_last_noise_and_not_nan():
 
 def test_channels_need_more_than_one_number_each():
     with pytest.raises(ValueError, match="no channels"):
-        match(start(4, 3), start(4, 3), "channel")
+        readings.match(start(4, 3), start(4, 3), "channel")
 
 
 def test_on_points_the_readings_differ_as_they_should():
@@ -182,7 +184,7 @@ def test_on_points_the_readings_differ_as_they_should():
         assert_close(eps, guidance.negative_prompt(phi, p, aimed, 3.0))
     eps = one(MODEL.eps, K=2, tensor="unconditional", normalize="none")(z, torch.tensor(t))
     noises = lambda z, t: (MODEL.eps(z, torch.tensor(t)), MODEL.eps(z, torch.tensor(t), 0))
-    *_, (t_n, z_n, _) = dns_chain(noises, z, PAIRS[:2], SCHEDULE, 3.0)
+    *_, (t_n, z_n, _) = module.dns_chain(noises, z, PAIRS[:2], SCHEDULE, 3.0)
     away = MODEL.eps(z_n, torch.tensor(t_n))
     assert_close(eps, guidance.negative_prompt(phi, p, away, 3.0))
 
@@ -239,7 +241,7 @@ def over_the_batch(eps, reference, normalize):
     return (eps - eps.mean()) / eps.std() * reference.std() + reference.mean()
 
 
-right_match, right_jump, inner = match, jump, module.inner_pairs
+right_match, right_jump, inner = readings.match, readings.jump, module.inner_pairs
 MUTANTS = {
     "inner chain is CFG": ("dns", guidance.cfg),
     "inner chain ignores s": ("dns", lambda phi, p, s: guidance.dns(phi, p, 1.0)),
@@ -267,25 +269,11 @@ MUTANTS = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_version_of_answer_fails_an_identity(name, monkeypatch):
-    attribute, wrong = MUTANTS[name]
-    for room in (module, readings):
-        if hasattr(room, attribute):
-            monkeypatch.setattr(room, attribute, wrong)
-    for names in ("jump", "match", "dns_chain"):  # what this file imported by name
-        room = module if hasattr(module, names) else readings
-        monkeypatch.setitem(globals(), names, getattr(room, names))
-    failed = 0
-    for identity in IDENTITIES:
-        try:
-            identity()
-        except AssertionError:
-            failed += 1
-    assert failed, name
+    mutants.assert_noticed((module, readings), *MUTANTS[name], IDENTITIES, monkeypatch)
 
 
 def test_the_right_version_passes_every_identity():
-    for identity in IDENTITIES:
-        identity()
+    mutants.assert_all_pass(IDENTITIES)
 
 
 def test_defaults_and_choices_are_those_of_the_table_of_settings():

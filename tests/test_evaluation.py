@@ -16,7 +16,7 @@ from torch.testing import assert_close
 import dnp
 from conftest import MINI, ROOT
 from dnp.errors import SettingsError, WeightsError
-from dnp.evaluation import benchmarks, methods, metrics, report, scores, trio
+from dnp.evaluation import benchmarks, methods, metrics, scores, tables, trio
 from dnp.evaluation.recogniser import Found, load_recogniser
 
 sys.path.append(str(ROOT / "weights" / "mini" / "training"))
@@ -198,7 +198,7 @@ def test_the_interval_of_the_inception_score_is_about_the_score():
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(6) / 3, (40, 3))
     records = [{"classes": rows.tolist()} for rows in p]
-    score, low, high = report.inception_interval(records)
+    score, low, high = tables.inception_interval(records)
     assert score == pytest.approx(metrics.inception_score(torch.tensor(p.reshape(-1, 6))))
     assert low < score < high and 0.05 < high - low < 2
 
@@ -330,8 +330,8 @@ def test_the_minimum_object_score_cuts_a_list_of_three_at_its_comma():
 def test_the_column_of_right_things_stands_only_beside_three_things():
     row = {"prompt": "a cat and a red car", "right": [1, 2]}
     three = {"prompt": "a cat, a red car and a bow", "right": [1, 2]}
-    assert report._columns({("cfg", None): [row]}) == []
-    assert report._columns({("cfg", None): [row, three]}) == ["right"]
+    assert tables.shown({("cfg", None): [row]}) == []
+    assert tables.shown({("cfg", None): [row, three]}) == ["right"]
 
 
 def test_the_judge_knows_three_things_and_the_recogniser_stays_as_it_was(judge):

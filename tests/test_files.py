@@ -22,6 +22,7 @@ from conftest import ARCHITECTURES, MINI, ROOT, make_pipeline
 from dnp.errors import NonFiniteError, SettingsError, WeightsError
 from dnp.sd import single_file
 from dnp.sd.config import SD1_TEXT, SD1_UNET, SD2_TEXT, SD2_UNET, TextConfig
+from originals import openclip, unet_to_original, vae_to_original, without_prefix
 
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 FAMILIES = {  # small ones with the structure of 1.x and of 2.x
@@ -50,88 +51,15 @@ def to_original(folder, second):
     """The tensors of a diffusers folder under the names of the original layout."""
     unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
-    text = load_file(folder / "text_encoder" / "model.safetensors")
-    out = {}
-    inner = {
-        "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-        "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-    }  # fmt: skip
-    for key, x in unet.items():
-        part = key.split(".")
-        if part[0] == "down_blocks":
-            i = 1 + 3 * int(part[1]) + (2 if part[2] == "downsamplers" else int(part[3]))
-        if part[0] == "up_blocks":
-            last = 2 if part[2] == "upsamplers" else int(part[3])
-            i = 3 * int(part[1]) + last
-        if part[2:3] == ["resnets"] or part[1:2] == ["resnets"]:
-            tail = f"{inner[part[-2]]}.{part[-1]}"
-        match part[:3]:
-            case ["time_embedding", name, kind]:
-                key = f"time_embed.{'0' if name.endswith('1') else '2'}.{kind}"
-            case ["conv_in", kind]:
-                key = f"input_blocks.0.0.{kind}"
-            case ["conv_norm_out", kind]:
-                key = f"out.0.{kind}"
-            case ["conv_out", kind]:
-                key = f"out.2.{kind}"
-            case ["mid_block", "resnets", j]:
-                key = f"middle_block.{2 * int(j)}.{tail}"
-            case ["mid_block", "attentions", _]:
-                key = "middle_block.1." + ".".join(part[3:])
-            case ["down_blocks", _, "resnets"]:
-                key = f"input_blocks.{i}.0.{tail}"
-            case ["down_blocks", _, "attentions"]:
-                key = f"input_blocks.{i}.1." + ".".join(part[4:])
-            case ["down_blocks", _, "downsamplers"]:
-                key = f"input_blocks.{i}.0.op.{part[-1]}"
-            case ["up_blocks", _, "resnets"]:
-                key = f"output_blocks.{i}.0.{tail}"
-            case ["up_blocks", _, "attentions"]:
-                key = f"output_blocks.{i}.1." + ".".join(part[4:])
-            case ["up_blocks", level, "upsamplers"]:
-                place = 1 if level == "0" else 2  # the coarsest level has no attention before it
-                key = f"output_blocks.{i}.{place}.conv.{part[-1]}"
-        out["model.diffusion_model." + key] = x
-    attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
-    for key, x in vae.items():
-        half, *part = key.split(".")
-        if part[:2] == ["mid_block", "attentions"]:
-            name = attention[part[3]]
-            key = f"{half}.mid.attn_1.{name}.{part[-1]}"
-            x = x[:, :, None, None] if x.ndim == 2 else x
-        elif part[:2] == ["mid_block", "resnets"]:
-            key = f"{half}.mid.block_{int(part[2]) + 1}." + ".".join(part[3:])
-        elif part[0] == "down_blocks":
-            kind = "block." + part[3] if part[2] == "resnets" else "downsample"
-            key = f"{half}.down.{part[1]}.{kind}." + ".".join(part[4:])
-        elif part[0] == "up_blocks":
-            kind = "block." + part[3] if part[2] == "resnets" else "upsample"
-            key = f"{half}.up.{3 - int(part[1])}.{kind}." + ".".join(part[4:])
-        key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-        out["first_stage_model." + key] = x
-    text = {k.removeprefix("text_model."): x for k, x in text.items()}
+    text = without_prefix(load_file(folder / "text_encoder" / "model.safetensors"))
+    out = unet_to_original(unet) | vae_to_original(vae)
     if not second:
         start = "cond_stage_model.transformer.text_model."
         out |= {start + k: x for k, x in text.items()}
         out[start + "embeddings.position_ids"] = torch.arange(77)[None]
-    else:
+    else:  # of 24 layers, of which the last one is never used
         start = "cond_stage_model.model."
-        out[start + "positional_embedding"] = text["embeddings.position_embedding.weight"]
-        out[start + "token_embedding.weight"] = text["embeddings.token_embedding.weight"]
-        for kind in ("weight", "bias"):
-            out[f"{start}ln_final.{kind}"] = text[f"final_layer_norm.{kind}"]
-        names = {
-            "layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
-            "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-        }  # fmt: skip
-        for layer in range(24):
-            source = f"encoder.layers.{min(layer, 22)}."  # the last one is never used
-            target = f"{start}transformer.resblocks.{layer}."
-            for kind in ("weight", "bias"):
-                for new, old in names.items():
-                    out[f"{target}{old}.{kind}"] = text[f"{source}{new}.{kind}"].clone()
-                parts = [text[f"{source}self_attn.{p}_proj.{kind}"] for p in "qkv"]
-                out[f"{target}attn.in_proj_{kind}"] = torch.cat(parts)
+        out |= openclip(text, 24, start)
         width = text["final_layer_norm.bias"].shape[0]
         out[start + "text_projection"] = torch.zeros(width, width)
         out[start + "logit_scale"] = torch.tensor(1.0)
@@ -396,15 +324,18 @@ def test_missing_and_unexpected_tensors_are_counted_and_named(family, tmp_path):
 ATTN = "attentions.0.transformer_blocks.0.attn2"
 CELL = "down_blocks.0.resnets.0.conv1.weight"
 KINDS = [
-    ({"conditioner.embedders.0.x": (1,)}, "SDXL, which is not supported"),
+    ({"conditioner.embedders.1.model.x": (1,)}, "this is no whole SDXL"),
     ({"conditioner.embedders.0.model.ln_final.bias": (1280,)}, "the refiner of SDXL"),
     ({"conditioner.embedders.0.open_clip.model.ln_final.bias": (4,)}, "Stable Video Diffusion"),
     ({"model.diffusion_model.input_blocks.1.0.time_stack.x": (1,)}, "Stable Video Diffusion"),
     ({CELL: (1,), "down_blocks.0.resnets.0.temporal_res_block.x": (1,)}, "Stable Video Diffusion"),
-    ({CELL: (1,), f"down_blocks.0.{ATTN}.to_k.weight": (8, 2048)}, "SDXL, which"),
+    ({CELL: (1,), f"down_blocks.0.{ATTN}.to_k.weight": (8, 2048)}, "give the folder above"),
     ({CELL: (1,), f"down_blocks.0.{ATTN}.to_k.weight": (8, 1280)}, "refiner of SDXL"),
-    ({"add_embedding.linear_1.weight": (8, 8), CELL: (1,)}, "SDXL, which"),
+    ({"add_embedding.linear_1.weight": (8, 8), CELL: (1,)}, "give the folder above"),
+    ({"model.diffusion_model.label_emb.0.0.weight": (8, 8)}, "this is no whole SDXL"),
     ({"lora_unet_down.lora_up.weight": (1,)}, "a LoRA, .* merge it into its model"),
+    ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": ()}, "a LoRA, .* dnp.from_diffusers"),
+    ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 8)}, "a LoRA, .* merge it"),
     ({f"down_blocks.0.{ATTN}.processor.to_q_lora.down.weight": (4, 8)}, "a LoRA, .* merge it"),
     ({f"unet.down_blocks.0.{ATTN}.to_q.lora.up.weight": (4, 8)}, "a LoRA, .* merge it"),
     ({f"unet.down_blocks.0.{ATTN}.to_q.lora_A.weight": (4, 8)}, "a LoRA, .* merge it"),
@@ -416,12 +347,14 @@ KINDS = [
     ({CELL: (1,), "controlnet_down_blocks.0.weight": (1,)}, "a ControlNet, .* the model that"),
     ({"ip_adapter.1.to_k_ip.weight": (4, 8)}, "an IP-Adapter, .* the model that it was"),
     ({"image_proj.proj.weight": (4, 8), "ip_adapter.1.to_q_lora.up.weight": (4, 8)}, "an IP-Adap"),
-    ({"emb_params": (2, 768)}, "a textual inversion, .* give the model itself"),
+    ({"emb_params": (2, 768)}, "a textual inversion, .* dnp.from_diffusers"),
     ({"<my-cat>": (768,)}, "a textual inversion"),
     ({"any word": (3, 1024)}, "a textual inversion"),
     ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "a textual inversion"),
-    ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "Stable Diffusion 3"),
-    ({"double_blocks.0.img_attn.x": (1,)}, "Flux"),
+    ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "Stable Diffusion 3, .* dnp.pipelines"),
+    ({"context_embedder.weight": (1,), "pos_embed.pos_embed": (1,)}, "Stable Diffusion 3"),
+    ({"double_blocks.0.img_attn.x": (1,)}, "Flux, .* dnp.pipelines"),
+    ({"context_embedder.bias": (1,), "single_transformer_blocks.0.x": (1,)}, "Flux"),
     ({CELL: (1,)}, "give the folder above"),
     ({"decoder.conv_in.weight": (1,)}, "VAE alone: give the whole model"),
     ({"text_model.x": (1,)}, "text encoder alone: give the whole model"),
@@ -430,7 +363,7 @@ KINDS = [
     ({"transformer.resblocks.0.ln_1.bias": (8,)}, "text encoder alone"),
     ({"shared.weight": (8, 8), "encoder.block.0.layer.0.x": (8,)}, "T5 text encoder alone"),
     ({"model.diffusion_model.out.2.weight.quant_state.bitsandbytes__nf4": (4,)}, "quantised weigh"),
-    ({"nothing.known": (1,)}, "no Stable Diffusion"),
+    ({"nothing.known": (1,)}, "no whole Stable Diffusion"),
 ]
 
 
@@ -465,6 +398,9 @@ def test_numbers_of_8_bits_are_told_with_the_mend(family, folder, tmp_path, kind
         ("StableDiffusionXLInpaintPipeline", "the inpainting model of SDXL"),
         ("StableDiffusionXLImg2ImgPipeline", "the refiner of SDXL"),
         ("StableVideoDiffusionPipeline", "Stable Video Diffusion"),
+        ("StableDiffusion3Pipeline", "Stable Diffusion 3, .* dnp.pipelines"),
+        ("SD3Transformer2DModel", "Stable Diffusion 3"),
+        ("FluxPipeline", "Flux, .* dnp.pipelines"),
         ("ControlNetModel", "a ControlNet, .* the model that it was"),
         ("UNet2DConditionModel", "give the folder above"),
     ],
@@ -476,10 +412,22 @@ def test_folders_of_other_kinds_are_recognised(tmp_path, name, sentence):
         dnp.load(tmp_path)
 
 
-def test_a_lora_in_a_folder_is_recognised(tmp_path):
-    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"a LoRA, .* merge it"):
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("pytorch_lora_weights", "a LoRA, .* merge it"), ("learned_embeds", "a textual inversion, ")],
+)
+def test_what_is_no_model_in_a_folder_is_recognised(tmp_path, name, sentence):
+    (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError, match=sentence):
         dnp.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["flux1-dev-Q4_K_S.gguf", "renamed.safetensors"])
+def test_gguf_is_known_by_its_first_bytes(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(40))
+    with pytest.raises(WeightsError, match=r"this is GGUF, .* float16 or float32, as \.safe"):
+        dnp.load(path)
 
 
 # --------------------------------------------------------------------------- variants of folders

@@ -26,6 +26,7 @@ import dnp
 from conftest import ARCHITECTURES, make_pipeline
 from dnp.errors import DnpError
 from test_files import FAMILIES, make_family, shard
+from test_sdxl_files import SECOND, make_both
 
 CASES = int(os.environ.get("DNP_FUZZ_CASES", 2400))
 SEED = int(os.environ.get("DNP_FUZZ_SEED", 0))
@@ -45,7 +46,8 @@ def use(path):
     model.check_finite()
     images = dnp.generate(model, "a cat", s=1.5, steps=1, size=(32, 32), seed=0).images
     model.encode_images(images)
-    tensors = [p for n in (model.text_encoder, model.unet, model.vae) for p in n.parameters()]
+    networks = [getattr(model, part) for part in model.entries]
+    tensors = [p for n in networks for p in n.parameters()]
     if not all(p.isfinite().all() for p in tensors):
         raise ValueError("NaN or infinity was loaded and used")
     return Counter(tensor_hash(p) for p in tensors)
@@ -321,7 +323,7 @@ def damage(r, root, marker):
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """A folder, the same in shards, and a single file of each family: all small, all good."""
+    """Folders, one in shards, and a single file of each family: all small, all good."""
     root = tmp_path_factory.mktemp("originals")
     make_pipeline(**ARCHITECTURES["linear, v"]).save_pretrained(root / "folder")
     (root / "folder" / "dnp.json").write_text('{"scale": {"cfg": 2.0}, "words": ["a", "cat"]}')
@@ -338,7 +340,17 @@ def originals(tmp_path_factory):
         *_, path = make_family(sizes, (32, 32, 32, 32), second, root / name)
         path.rename(root / f"{name}.safetensors")
         shutil.rmtree(root / name)
-    return [root / n for n in ("folder", "shards", "single.safetensors", "second.safetensors")]
+    widths = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=1)
+    _, folder, path = make_both(
+        root / "both", text=widths, text_2=widths | {"projection_dim": 24},
+        unet=dict(
+            block_out_channels=(32, 32, 32), attention_head_dim=1, cross_attention_dim=32,
+            addition_time_embed_dim=4, projection_class_embeddings_input_dim=48,
+        ),
+        vae=dict(block_out_channels=(32, 32, 32, 32), norm_num_groups=32),
+    )  # fmt: skip
+    names = "folder", "shards", "single.safetensors", "second.safetensors"
+    return [*(root / n for n in names), folder, path]
 
 
 def what_the_files_say(path):
@@ -346,6 +358,7 @@ def what_the_files_say(path):
     files, told = path.rglob("*.safetensors") if path.is_dir() else [path], Counter()
     for key, x in ((k, x) for f in files for k, x in load_file(f).items()):
         fused = "in_proj_" in key
+        x = x.T if key == SECOND + "text_projection" else x
         told.update(tensor_hash(part) for part in (x.chunk(3) if fused else [x]))
     return told
 

@@ -1,7 +1,6 @@
 """The easy wrong versions of the equations, each of which must fail an identity test.
 
-A mutant replaces one public function; then the identity tests run against it. If none fails, the
-tests would not notice that mistake in the code.
+The harness is `mutants.py`; ANSWER's mutants stand beside its identities, in `test_answer.py`.
 """
 
 import inspect
@@ -9,6 +8,7 @@ import inspect
 import pytest
 import torch
 
+import mutants
 import test_energy
 import test_guidance
 import test_rules
@@ -272,26 +272,14 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def survives(identity) -> bool:
-    """Whether an identity test passes; an error other than a failed assertion does not count."""
-    try:
-        identity()
-    except (AssertionError, pytest.fail.Exception):
-        return False
-    except Exception:
-        return True
-    return True
-
-
 def test_the_identities_hold_without_a_mutant():
     assert len(IDENTITIES) > 25
-    assert all(survives(f) for f in IDENTITIES)
+    mutants.assert_all_pass(IDENTITIES)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_fails_an_identity(name, monkeypatch):
     owner, attribute, mutant = MUTANTS[name]
-    monkeypatch.setattr(owner, attribute, mutant)
     own = "test_" + getattr(owner, "__module__", owner.__name__).split(".")[-1]
     ordered = sorted(IDENTITIES, key=lambda f: f.__module__ != own)  # likely to notice: first
-    assert not all(survives(f) for f in ordered), f"no identity test noticed {name!r}"
+    mutants.assert_noticed([owner], attribute, mutant, ordered, monkeypatch)

@@ -1,9 +1,12 @@
 """The course keeps its word: stored outputs, exercises, and a run of every notebook."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
+import torch
 
 from conftest import ROOT
 
@@ -39,10 +42,68 @@ def test_stored_outputs_are_of_these_cells(name):
     assert any(refresh.pictures(c) for c in notebook.cells)
 
 
+def test_there_are_eight_notebooks_with_two_exercises_each_after_the_first():
+    assert [name[0] for name in NOTEBOOKS] == list("12345678")
+    for name, notebook in NOTEBOOKS.items():
+        headings = re.findall(
+            r"^## Exercise (\d)\.\d", "\n".join(c.source for c in notebook.cells), re.M
+        )
+        code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+        stubs = re.findall(r"^def (my_\w+)\(.*\):\n    raise NotImplementedError", code, re.M)
+        assert len(stubs) == len(headings) == (0 if name[0] == "1" else 2)
+        assert all(f"check({stub})" in code for stub in stubs) and set(headings) <= {name[0]}
+
+
 def test_notebooks_are_small_and_name_no_folder_of_a_machine():
     texts = [path.read_text(encoding="utf-8") for path in PATHS]
-    assert sum(map(len, texts)) < 6e6
+    covers = (ROOT / "notebooks/pictures").glob("*.png")
+    assert sum(map(len, texts)) + sum(path.stat().st_size for path in covers) < 6e6
     assert not any(re.search(r"/(root|home|Users|tmp|work)/", text) for text in texts)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_in_any_editor(name):
+    """Format 4.5, the usual kernel, no magic command, no widget: what VS Code and forges read."""
+    notebook = NOTEBOOKS[name]
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not re.search(r"^\s*[%!]", cell.source, re.M)
+            kinds = {kind for o in cell.outputs for kind in o.get("data", ())}
+            assert kinds <= {"image/png", "text/plain", "text/markdown"}
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks"])
+def test_the_imports_work_in_both_folders(folder):
+    first = [next(c for c in n.cells if c.cell_type == "code") for n in NOTEBOOKS.values()]
+    code = "\n".join(
+        c.source.replace("dnp.load", "str") for c in first
+    )  # 7 opens the weights there
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"MPLBACKEND": "Agg"}
+    code += "\nassert (figures.MINI / 'model_index.json').exists()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / folder, env=env, check=True)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_sentences_are_short(name):
+    """At most 25 words outside tables, headings and solutions; a formula counts as one word."""
+    cells = [c.source for c in NOTEBOOKS[name].cells if c.cell_type == "markdown"]
+    for text in (c for c in cells if not c.startswith("<details>")):
+        text = re.sub(r"\$\$.*?\$\$", " . ", text, flags=re.S)
+        text = re.sub(r"\$[^$]*\$|`[^`]*`", "X", re.sub(r"Eqs?\. ", "Eq", text))
+        text = "\n".join(line for line in text.split("\n") if line[:1] not in "|#" or not line)
+        for sentence in re.split(r"[.?!][)\"*]*\s+|\n\n|\n- ", text):
+            assert len(re.findall(r"\w[\w'-]*", sentence)) <= 25, " ".join(sentence.split())
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_minutes_are_the_estimate(name):
+    minutes = refresh.minutes(NOTEBOOKS[name])
+    assert f"Time: {minutes} minutes" in NOTEBOOKS[name].cells[0].source
+    table = (ROOT / "notebooks/README.md").read_text(encoding="utf-8")
+    assert re.search(rf"\({re.escape(name)}\) \| <img [^|]*> \| {minutes} \|", table)
 
 
 def test_every_stub_has_a_solution_and_fails_its_check(capsys):
@@ -82,22 +143,147 @@ def test_check_names_the_mistake(name, i, capsys):
     assert sentence in capsys.readouterr().out
 
 
-MUTANTS = {  # the formulas of tests/test_mutants.py, written out as a student would
-    "sign": ("my_cfg", lambda a, b, s: a - s * (b - a), "sign"),
-    "s + 1": ("my_cfg", lambda a, b, s: b + s * (b - a), "s + 1"),
-    "phi for p": ("my_cfg", lambda a, b, s: b + s * (a - b), "phi for p"),
-    "no sigma": ("my_score", lambda e, sigma_t: -e, "sigma_t is missing"),
-    "two-term": ("my_negative_prompt", lambda a, b, c, s: c + s * (b - c), "two-term"),
-    "is -eps_p": ("my_dns", lambda a, b, s: -b, "-eps_p"),
-    "mean over the batch": ("my_cfg", lambda a, b, s: a + s * (b - a).mean(0), "batch"),
-    "in place": ("my_cfg", lambda a, b, s: a.add_(s * (b - a)), "in place"),
-    "another": ("my_cfg", lambda a, b, s: a + s**2 * (b - a), "FAILS: it is the formula"),
-}
+def dot(x, y):
+    return (x * y).sum(tuple(range(1, x.ndim)), keepdim=True)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_check_names_what_a_mutant_gets_wrong(mutant, capsys):
-    name, wrong, words = MUTANTS[mutant]
+def row(x, y):
+    return (x * y).sum(-1, keepdim=True)
+
+
+def norm(x):
+    return dot(x, x).sqrt()
+
+
+def mean(x, dims=(1, 2, 3)):
+    return x.mean(dims, keepdim=True)
+
+
+def std(x, dims=(1, 2, 3)):
+    return x.std(dims, keepdim=True, correction=0)
+
+
+MUTANTS = [  # what a student returns, with the arguments a, b, c, d; words of the complaint
+    ("my_cfg", "a - c * (b - a)", "sign"),
+    ("my_cfg", "b + c * (b - a)", "s + 1"),
+    ("my_cfg", "b + c * (a - b)", "phi for p"),
+    ("my_cfg", "a + c * (b - a).mean(0)", "batch"),
+    ("my_cfg", "a.add_(c * (b - a))", "in place"),
+    ("my_cfg", "a + c**2 * (b - a)", "FAILS: it is the formula"),
+    ("my_cfg", "None", "return"),
+    ("my_cfg", "a[0] + c * (b[0] - a[0])", "shape"),
+    ("my_cfg", "a + c * (b - a) + dot(a, b)[:, :, 0]", "shape"),
+    ("my_score", "-a", "sigma_t is missing"),
+    ("my_score", "-a / b[:, None, None, None]", "points"),
+    ("my_negative_prompt", "c + d * (b - c)", "two-term"),
+    ("my_dns", "-b", "-eps_p"),
+    ("my_dns", "b + c * (a - b)", "starts at p"),
+    ("my_score", "-a / b", "(B, 1, ...)"),
+    ("my_score", "-a / b.mean()", "batch"),
+    ("my_score", "-a / (1 - b.reshape(-1, 1, 1, 1) ** 2).sqrt()", "sqrt(abar_t)"),
+    ("my_score", "-a / b.reshape(4, 1, 1, 1)", "another size"),
+    ("my_cfg", "c * (b - a)", "start"),
+    ("my_cfg", "a + c * b - a", "parentheses"),
+    ("my_cfg", "a + c * b", "phi is not taken away"),
+    ("my_tilted_variance", "1 / ((1 - c) / a**2 + c / b**2)", "already"),
+    ("my_tilted_variance", "1 / (1 / a + c / b)", "1 - s"),
+    ("my_tilted_variance", "(1 - c) / a + c / b", "precision"),
+    ("my_ddim_variance", "a ** (1 - c) + b**c", "product"),
+    ("my_ddim_variance", "(a ** (1 - c) * b**c) ** 0.5", "deviation"),
+    ("my_negative_prompt", "d * (b - c)", "start"),
+    ("my_negative_prompt", "a + d * b - c", "parentheses"),
+    ("my_negative_prompt", "b + d * (a - c)", "swapped"),
+    (
+        "my_two_term_scale",
+        "d * ((a - c) * (b - c)).flatten(1).sum(1) / ((b - c) ** 2).flatten(1).sum(1)",
+        "added",
+    ),
+    (
+        "my_two_term_scale",
+        "d + ((a - c) * (b - c)).flatten(1).sum(1) / ((a - c) ** 2).flatten(1).sum(1)",
+        "below",
+    ),
+    (
+        "my_two_term_scale",
+        "d + ((b - a) * (b - c)).flatten(1).sum(1) / ((b - c) ** 2).flatten(1).sum(1)",
+        "phi - n",
+    ),
+    ("my_dns", "c * (a - b)", "start"),
+    ("my_dns", "(1 + c) * a + c * b", "sign"),
+    ("my_dns", "a - c * b", "1 + s"),
+    ("my_farthest", "-b.sqrt().reshape(-1, 1, 1, 1) * a", "norm of eps_p"),
+    ("my_farthest", "-a", "norm_sq"),
+    (
+        "my_farthest",
+        "-b.sqrt().reshape(-1, 1, 1, 1) * a / (a * a).sum((1, 2, 3), keepdim=True)",
+        "root",
+    ),
+    ("my_posterior", "c * a.exp()", "everything"),
+    ("my_posterior", "c * a.exp() / (c * a.exp() + b.exp())", "already"),
+    ("my_posterior", "c * a / b", "logarithms"),
+    ("my_not_n", "a - ((1 - c) / c).reshape(-1, 1, 1, 1) * (b - a)", "upside down"),
+    ("my_not_n", "a - (c / (1 - c)).reshape(-1, 1, 1, 1) * b", "d_n"),
+    ("my_not_n", "a - (1 - c).reshape(-1, 1, 1, 1) * (b - a)", "odds"),
+    ("my_not_n", "a - c / (1 - c) * (b - a)", "(B, 1, ...)"),
+    ("my_match", "(a - mean(a)) * std(b) + mean(b)", "divide"),
+    ("my_match", "(a - mean(a, C)) / std(a, C) * std(b, C) + mean(b, C)", "channel"),
+    ("my_match", "(b - mean(b)) / std(b) * std(a) + mean(a)", "swapped"),
+    ("my_match", "a - mean(a) + mean(b)", "not yet"),
+    ("my_evaluations", "2 * a + 2 * (b - 1) * c * a", "K = 0"),
+    ("my_evaluations", "a + 2 * max(b - 1, 0) * c * a", "outer step"),
+    ("my_evaluations", "2 * a + 2 * b * c * a", "twice"),
+    (
+        "my_perp_neg",
+        "a + d * (b - a) - ((c - a) - dot(c - a, b - a) / dot(b - a, b - a) * (b - a))",
+        "both",
+    ),
+    (
+        "my_perp_neg",
+        "d * ((b - a) - ((c - a) - dot(c - a, b - a) / dot(b - a, b - a) * (b - a)))",
+        "start",
+    ),
+    (
+        "my_perp_neg",
+        "a + d * ((b - a) - dot(c - a, b - a) / dot(c - a, c - a) * (c - a))",
+        "other way",
+    ),
+    (
+        "my_perp_neg",
+        "a + d * ((b - a) - ((c - a) - row(c - a, b - a) / row(b - a, b - a) * (b - a)))",
+        "one row",
+    ),
+    (
+        "my_perp_neg",
+        "a + d * ((b - a) - ((c - a) - dot(c - a, b - a) / dot(b - a, b - a) * (b - a)))",
+        "p = phi",
+    ),
+    ("my_bounded", "a + d * (b - a) - 0.25 * norm(b - a) / norm(c - a) * d * (c - a)", "min"),
+    (
+        "my_bounded",
+        "a + d * (b - a) - (norm(b - a) / norm(c - a)).clamp(max=1) * d * (c - a)",
+        "r = 0.25",
+    ),
+    (
+        "my_bounded",
+        "a + d * (b - a) - (0.25 * norm(b) / norm(c)).clamp(max=1) * d * (c - a)",
+        "d_p",
+    ),
+    ("my_bounded", "a + d * (b - a) - 0.25 * d * (c - a)", "quarter"),
+]
+
+
+@pytest.mark.parametrize(("name", "code", "words"), MUTANTS)
+def test_check_names_what_a_mutant_gets_wrong(name, code, words, capsys):
+    space = {
+        "torch": torch,
+        "dot": dot,
+        "row": row,
+        "norm": norm,
+        "mean": mean,
+        "std": std,
+        "C": (2, 3),
+    }
+    wrong = eval(f"lambda a, b=None, c=None, d=None: {code}", space)
     assert checks.check(named(name, wrong)) is False
     assert words in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 import dnp
-from conftest import MINI, make_pipeline
+from conftest import MINI, exact_tables, make_pipeline
 from dnp.sd import speed
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
@@ -21,13 +21,6 @@ PROMPT, NEGATIVE = "a red car and a cat", "a dog in the snow"
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def exact_tables(pipeline, model):
-    """diffusers keeps its noise levels in float32; give it the float64 ones."""
-    pipeline.scheduler.alphas_cumprod = model.schedule.abar
-    final = torch.tensor(model.schedule.abar_final, dtype=torch.float64)
-    pipeline.scheduler.final_alpha_cumprod = final
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])

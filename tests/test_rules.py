@@ -267,3 +267,36 @@ def test_norms_of_large_half_precision_latents_are_finite():
         assert f(phi, p, n, 3.0).isfinite().all()
     assert rules.apg(phi, p, 3.0).isfinite().all()
     assert rules.cfg_zero_star(phi, p, 3.0).isfinite().all()
+
+
+def test_rules_cfg_schedule_is_cfg_at_the_scale_of_its_step():
+    phi, p, _ = noises()
+    levels, scales = [900, 500, 100], [4.0, 2.0, 0.5]
+    for t, s in ((900, 4.0), (500, 2.0), (100, 0.5), (700, 4.0), (101, 2.0), (3, 0.5), (950, 4.0)):
+        eps = rules.cfg_schedule(phi, p, torch.tensor(t), levels, scales)
+        assert_close(eps, guidance.cfg(phi, p, s))
+    one = rules.cfg_schedule(phi, p, torch.tensor(37), [999], [3.0])
+    assert_close(one, guidance.cfg(phi, p, 3.0))
+    for levels, scales in (([1, 2], [1.0, 1.0]), ([2, 1], [1.0]), ([], [])):
+        with pytest.raises(ValueError, match="falling levels and a scale for each"):
+            rules.cfg_schedule(phi, p, torch.tensor(1), levels, scales)
+
+
+def test_rules_cfg_plus_plus_is_a_schedule_of_cfg():
+    """Along DDIM's levels: the same chain from the same start, by the scales of its formula."""
+    import dnp
+    from dnp.toy import Mixture
+
+    one = 0.2 * torch.ones(2, 1, 1).double()
+    toy = Mixture([0.5, 0.5], torch.tensor([[-2.0], [2.0]]).double(), one, [[0], [1]])
+    steps, lam = 12, 0.6
+    pairs = toy.schedule.pairs(steps, "leading")
+    ve = toy.schedule.sigma_ve
+    scales = [float(lam * ve(t) / (ve(t) - (ve(n) if n >= 0 else ve(-1)))) for t, n in pairs]
+    z_T = torch.tensor([[0.3], [-0.8]]).double()
+    run = lambda **k: list(dnp.trajectory(toy, 1, "cfg", z_T=z_T, steps=steps, **k))[-1][1]
+    options = {"levels": [t for t, _ in pairs], "scales": scales}
+    assert_close(
+        run(rule="cfg_schedule", rule_options=options),
+        run(rule="cfg_plus_plus", rule_options={"lam": lam}),
+    )

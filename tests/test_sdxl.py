@@ -6,71 +6,13 @@ import torch
 from torch.testing import assert_close
 
 import dnp
-from conftest import MINI, randomise
+from conftest import MINI, exact_tables
 from dnp.errors import SettingsError
 from dnp.sd import families
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.unet import UNet
 
 PROMPT, NEGATIVE = "a red car and a cat", "a dog in the snow"
-
-
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory):
-    """(pipeline of diffusers, its folder)"""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        CLIPTokenizer,
-    )
-
-    torch.manual_seed(0)
-    one = CLIPTokenizer.from_pretrained(MINI / "tokenizer", model_max_length=20)
-    two = CLIPTokenizer.from_pretrained(MINI / "tokenizer", model_max_length=20, pad_token="!")
-    sizes = dict(
-        vocab_size=len(one), max_position_embeddings=20,
-        bos_token_id=one.bos_token_id, eos_token_id=one.eos_token_id,
-    )  # fmt: skip
-    text = CLIPTextConfig(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=3, **sizes
-    )
-    text_2 = CLIPTextConfig(
-        hidden_size=40, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4,
-        hidden_act="gelu", projection_dim=40, **sizes,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        block_out_channels=(16, 32, 48), layers_per_block=2, attention_head_dim=[2, 4, 6],
-        cross_attention_dim=64, norm_num_groups=8, use_linear_projection=True, sample_size=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 2, 10], addition_embed_type="text_time",
-        addition_time_embed_dim=8, projection_class_embeddings_input_dim=40 + 6 * 8,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16, 24, 24), layers_per_block=2, norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        scaling_factor=0.13025, force_upcast=False,
-    )  # fmt: skip
-    pipeline = StableDiffusionXLPipeline(
-        randomise(vae, 1), randomise(CLIPTextModel(text), 2),
-        randomise(CLIPTextModelWithProjection(text_2), 3), one, two, randomise(unet, 4),
-        DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-            set_alpha_to_one=False, steps_offset=1,
-        ),
-        add_watermarker=False,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
-    folder = tmp_path_factory.mktemp("sdxl")
-    pipeline.save_pretrained(folder)
-    return pipeline, folder
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
@@ -103,9 +45,7 @@ def test_complete_run_agrees(sdxl, method):
     """CFG with phi = zeros; DNS at s is an empty prompt, negative p, scale s + 1 (phi = text)."""
     pipeline, folder = sdxl
     model, s = dnp.load(folder), 2.5
-    pipeline.scheduler.alphas_cumprod = model.schedule.abar
-    final = torch.tensor(model.schedule.abar_final, dtype=torch.float64)
-    pipeline.scheduler.final_alpha_cumprod = final
+    exact_tables(pipeline, model)
     negative = NEGATIVE if method == "np2" else None
     phi = "text" if method == "dns" else None
     ours = dnp.generate(model, PROMPT, method, negative, s=s, steps=10, seed=3, images=2, phi=phi)

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import signal
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = p.add_argument
-    named = "ae, ae-choosing, trio, trio-choosing, hh, semantic, or a file of prompts"
+    named = "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts"
+    add("--preset", metavar="NAME", help="a paper's protocol: dnp-paper or answer-paper")
     add("--benchmark", default="ae", metavar="NAME", help=named)
     add("--per-category", type=int, metavar="N", help="N prompts of each category; default all")
     add("--method", nargs="+", default=["cfg"], metavar="M", help="name or name:option=value,...")
@@ -42,6 +44,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the method that differences are taken to; default: the first",
     )
     add("--scale", nargs="+", type=float, metavar="S", help="default: the weights' own")
+    from_help = "each method's best scale in these runs, chosen on other prompts"
+    add("--scales-from", nargs="+", type=Path, metavar="RUN", help=from_help)
+    strengths_help = "a strength.json, for cfg-equal:of=M and cfg-scheduled:of=M"
+    add("--strengths", type=Path, metavar="FILE", help=strengths_help)
     add("--seeds", type=int, default=4, metavar="N", help="N pictures of each prompt; default 4")
     add("--seed-from", type=int, default=0, metavar="N", help="the first seed; default 0")
     add("--steps", type=int, default=20, metavar="N", help="DDIM steps; default 20")
@@ -57,7 +63,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", default="float32", choices=DTYPES, help="default float32; halves on a GPU only")
     rescore_help = "sample nothing; score the pictures that are there anew"
     add("--rescore", action="store_true", help=rescore_help)
-    return p.parse_args(argv)
+    dry_help = "make nothing; print pictures, evaluations, disk and hours from one measured step"
+    add("--dry-run", action="store_true", help=dry_help)
+    strength_help = "measure how strong each method is, fit CFG to it, write strength.json"
+    add("--strength", action="store_true", help=strength_help)
+    args = p.parse_args(argv)
+    if args.preset is not None:  # its values are defaults: what is typed stands over them
+        from dnp.evaluation.presets import PRESETS
+
+        if args.preset not in PRESETS:
+            known = " or ".join(PRESETS)
+            raise SettingsError(f"preset {args.preset!r} is unknown; choose {known}.")
+        p.set_defaults(**PRESETS[args.preset].arguments)
+        args = p.parse_args(argv)
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,7 +84,18 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     import dnp
-    from dnp.evaluation import benchmarks, methods, metrics, recogniser, report, runner
+    from dnp.evaluation import (
+        benchmarks,
+        controls,
+        methods,
+        metrics,
+        presets,
+        recogniser,
+        report,
+        runner,
+    )
+    from dnp.evaluation import dry as dry_run
+    from dnp.evaluation import strength as strong
     from dnp.evaluation.scores import Instruments
     from dnp.evaluation.store import writing
     from dnp.evaluation.work import Grid, Run
@@ -76,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.sd.fingerprint import Fingerprint, of_folder
     from dnp.settings import SEEDS
 
-    chosen = _check(args)
+    chosen, said, strengths = _check(args)
     if not 0 <= args.seed_from <= SEEDS - args.seeds:
         raise SettingsError(f"seeds from {args.seed_from} are not possible; choose 0 to 2^32 - 1.")
     rank, world = runner.share(dict(os.environ))
@@ -94,30 +124,45 @@ def main(argv: list[str] | None = None) -> None:
     captioner = args.captioner or model.config.captioner
     if needs and captioner is None:
         raise SettingsError(f"{needs[0]} needs a captioner; give --captioner FOLDER.")
-    own_clip = args.weights / "clip"
+    own_clip, dry = args.weights / "clip", args.dry_run
     clip = args.clip or (own_clip if own_clip.is_dir() else None)
     # A miniature's own CLIP has read captions of its world, and none of the 80 templates.
     closed = clip == own_clip and model.config.words
     templates = metrics.ONE_TEMPLATE if closed else metrics.TEMPLATES
     three = any(len(benchmarks.subjects(p.text)) > 2 for p in prompts)  # or a file of such
-    own_judge = args.weights / "training" / f"{'judge' if three else 'recogniser'}.safetensors"
-    judge = args.recogniser or (own_judge if own_judge.is_file() else None)
+    judge = args.recogniser or recogniser.of_weights(args.weights, 3 if three else 2)
     instruments = Instruments(
-        load_captioner(captioner, device) if needs and not args.rescore else None,
-        metrics.CLIPScorer(clip, templates, str(device)) if clip else None,
-        recogniser.load_recogniser(judge) if judge else None,
+        load_captioner(captioner, device) if needs and not (args.rescore or dry) else None,
+        metrics.CLIPScorer(clip, templates, str(device)) if clip and not dry else None,
+        recogniser.load_recogniser(judge) if judge and not dry else None,
         of_folder(Path(captioner)).whole if needs else None,
         Fingerprint([judge]).whole if judge else None,
     )
     scales = tuple(args.scale) if args.scale else (None,)
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
     size = tuple(args.size) if args.size else None
-    scales, others = tuple(args.scale or (None,)), tuple(p.text for p in every)
+    others = tuple(p.text for p in every)
     grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if args.strength and world > 1:
+        raise SettingsError("--strength runs in one process; leave torchrun out.")
+    if strengths is not None:
+        controls.require_same(strengths, model.config.fingerprint, args.steps, size)
     try:
+        if dry:
+            with tempfile.TemporaryDirectory() as none:  # a folder that is not there stays so
+                folder = args.out if args.out.is_dir() else Path(none)
+                print(dry_run.estimate(Run(grid, model, instruments, folder), world))
+            return
         work = Run(grid, model, instruments, args.out)
+        if args.strength:
+            told = strong.measure(work)
+            with writing(args.out):
+                write(args.out / "strength.json", (json.dumps(told, indent=1) + "\n").encode())
+                write(args.out / "strength.md", strong.table(told).encode())
+            print(strong.table(told))
+            return
         runner.run(work, rank, world, args.rescore)
         rows = work.rows()
         if len(rows) < len(grid.units()):
@@ -128,7 +173,11 @@ def main(argv: list[str] | None = None) -> None:
         with writing(args.out):
             manifest = json.dumps(runner.manifest(work), indent=1) + "\n"
             write(args.out / "run.json", manifest.encode())
-            print(report.make(rows, args.out, Path(args.benchmark).stem, baseline))
+            numbers = presets.published(Path(args.benchmark).stem, args.preset)
+            if said:
+                shared = controls.overlap(args.scales_from, [p.text for p in prompts])
+                said += f"; {shared} of the {len(prompts)} prompts here are among those."
+            print(report.make(rows, args.out, baseline, numbers, said))
             seconds = report.times(rows)
             write(args.out / "times.md", seconds.encode())
         print(seconds)
@@ -138,24 +187,34 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check(args: argparse.Namespace) -> tuple:
-    """The methods of the grid; SettingsError for a grid that cannot be."""
-    from dnp.evaluation import methods
+    """The methods of the grid, where their scales are from, and the strengths of the controls.
+
+    SettingsError for a grid that cannot be.
+    """
+    from dnp.evaluation import controls, strength
 
     for what, value in (("seeds", args.seeds), ("steps", args.steps)):
         if not 1 <= value <= 1000:
             raise SettingsError(f"{value} {what} are not possible; choose 1 to 1000.")
     if args.per_category is not None and args.per_category < 1:
         raise SettingsError(f"{args.per_category} prompts are not possible; choose 1 or more.")
-    chosen = tuple(methods.parse(text) for text in args.method)
+    strengths = None if args.strengths is None else strength.read(args.strengths)
+    chosen = tuple(controls.parse(text, strengths) for text in args.method)
     for what, given in (("method", args.method), ("scale", args.scale or [])):
         if len(set(given)) < len(given):
             raise SettingsError(f"a {what} is named twice; leave one out.")
-    fixed = [c.label for c in chosen if "s" in dict(c.options) or c.name == "unconditional"]
+    fixed = [c.label for c in chosen if not controls.has_scale(c)]
+    if args.scale and args.scales_from:
+        raise SettingsError("--scale and --scales-from both say the scales; leave one out.")
     if args.scale and fixed:
         raise SettingsError(f"{fixed[0]} has a scale of its own; leave it or --scale out.")
     if args.baseline is not None and args.baseline not in args.method:
         raise SettingsError(f"the baseline {args.baseline!r} is no --method; add it there.")
-    return chosen
+    said = ""
+    if args.scales_from:
+        best, said = controls.best_scales(args.scales_from)
+        chosen = controls.at_best(chosen, best)
+    return chosen, said, strengths
 
 
 def at_once(*_) -> None:

@@ -1,7 +1,8 @@
 """Benchmarks: lists of prompts, each with a category.
 
-A&E  Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): two of 24 things, most with a colour;
-     `ae-choosing` is every fifth prompt of it
+A&E  Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): two of 24 things, most with a colour
+     (`ae-choosing` is every fifth of its prompts, to choose scales and options by, and
+     `ae-reporting` the rest)
 trio three of the 24 things, objects with colours; `trio-choosing` has others (`trio.py`)
 H&H  people and hands, in the form of arXiv:2411.05473; its lists are not public, these are ours
 """
@@ -11,25 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
 from dnp.errors import SettingsError
-
-ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
-OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
-COLOURS = "red orange yellow green blue purple pink brown gray black white".split()
-WORN = ("glasses", "crown", "bow")  # an animal is "with" them, and they have no colour then
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt and the category whose mean it belongs to."""
-
-    text: str
-    category: str
+from dnp.evaluation.things import ANIMALS, COLOURS, OBJECTS, WORN, Prompt
+from dnp.evaluation.trio import trio
 
 
 def attend_excite() -> list[Prompt]:
@@ -47,6 +36,11 @@ def attend_excite() -> list[Prompt]:
         first, second = COLOURS[i % 11], COLOURS[(i + 1 + i // 11) % 11]
         prompts.append(Prompt(f"a {first} {a} and a {second} {b}", "objects"))
     return prompts
+
+
+def attend_excite_part(choosing: bool) -> list[Prompt]:
+    """Every fifth prompt, 56 of them, to choose by; or the 220 others, to report."""
+    return [p for i, p in enumerate(attend_excite()) if (i % 5 == 0) == choosing]
 
 
 # Ours, but for the first three of people and the first of hands, which arXiv:2411.05473 shows.
@@ -180,12 +174,13 @@ def read(path: str | Path) -> list[Prompt]:
 
 
 def load(name: str) -> list[Prompt]:
-    """A benchmark by its name, such as "ae" or "trio-choosing", or that of a file."""
-    from dnp.evaluation.trio import trio  # it needs this file's words
-
+    """The benchmark "ae", "ae-choosing", "ae-reporting", "trio", "trio-choosing", "hh",
+    "dnp-paper" (A&E and H&H) or "semantic", or that of a file."""
     known = {"ae": attend_excite, "hh": people_and_hands, "semantic": hand_made, "trio": trio}
     known["trio-choosing"] = partial(trio, "choosing")
-    known["ae-choosing"] = lambda: attend_excite()[::5]
+    known["dnp-paper"] = lambda: attend_excite() + people_and_hands()
+    known["ae-choosing"] = partial(attend_excite_part, True)
+    known["ae-reporting"] = partial(attend_excite_part, False)
     return known[name]() if name in known else read(name)
 
 

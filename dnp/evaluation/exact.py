@@ -29,35 +29,19 @@ from dnp import guidance, rules
 from dnp.checks import call
 from dnp.command import Parser, run
 from dnp.errors import SettingsError
+from dnp.evaluation.modes import MODES as MODES
+from dnp.evaluation.modes import PROMPTS, Result, index, toy, where
+from dnp.evaluation.panels import panels
 from dnp.pictures import check_folder, png, write
 from dnp.sampling import ddim_step
 from dnp.toy import Mixture
 
-MODES = "ABCD"
-PROMPTS = {"right": [0, 1], "up": [0, 3], "A": [0], "D": [3]}
 WANTS = (  # arrangement, negative, scales
     ("square", "up", (1.0, 3.0)),
     ("square", "A", (1.0, 3.0)),
     ("square", "D", (3.0,)),
     ("oblique", "up", (1.0, 3.0)),
 )
-
-
-def toy(arrangement: str) -> Mixture:
-    """The four modes, square or slanted; conditions are indices into PROMPTS, None is phi."""
-    means = torch.tensor([[2.0, 2], [2, -2], [-2, -2], [-2, 2]], dtype=torch.float64)
-    eye = torch.eye(2, dtype=torch.float64)
-    covariances = 0.35**2 * eye.expand(4, 2, 2)
-    if arrangement == "oblique":
-        means = means @ torch.tensor([[1.0, 0.0], [0.7, 1.0]], dtype=torch.float64)
-        turns = torch.tensor([0.3, 1.1, 2.0, 2.7], dtype=torch.float64)
-        axes = torch.stack([turns.cos(), turns.sin()], 1)
-        covariances = 0.25**2 * eye + 0.2 * axes[:, :, None] * axes[:, None]
-    return Mixture([0.25] * 4, means, covariances, list(PROMPTS.values()))
-
-
-def index(name: str) -> int:
-    return list(PROMPTS).index(name)
 
 
 @dataclass(frozen=True)
@@ -132,15 +116,6 @@ def chain(
 # --------------------------------------------------------------------------- measuring
 
 
-def where(model: Mixture, z_0: Tensor, wanted: Sequence[int]) -> Tensor:
-    """0 right, 1 wrong, 2 off, for each sample (B,); 4 sd is by each mode's own covariance."""
-    d = z_0[:, None] - model.means
-    far = torch.einsum("bki,kij,bkj->bk", d, torch.linalg.inv(model.covariances), d).sqrt()
-    nearest, mode = far.min(1)
-    right = torch.isin(mode, torch.tensor(wanted))
-    return torch.where(nearest > 4, 2, torch.where(right, 0, 1))
-
-
 def wilson(k: int, n: int) -> tuple[float, float, float]:
     """The share k / n and Wilson's 95 % interval."""
     p, z = k / n, 1.96
@@ -164,17 +139,6 @@ def distance(x: Tensor, y: Tensor, groups: int = 10) -> tuple[float, float, floa
         left.append((kept_u - kept_v).abs().mean().item())
     half = 1.96 * math.sqrt((groups - 1) * torch.tensor(left).var(correction=0).item())
     return value, max(value - half, 0.0), value + half
-
-
-@dataclass(frozen=True)
-class Result:
-    want: tuple[str, str, float]  # arrangement, negative, scale
-    label: str
-    right: tuple[float, float, float]
-    wrong: tuple[float, float, float]
-    off: tuple[float, float, float]
-    distance: tuple[float, float, float]
-    z_0: Tensor
 
 
 def experiment(
@@ -251,8 +215,6 @@ def main(argv: list[str] | None = None) -> None:
             print(markdown(block), flush=True)
             results += block
     if args.out:
-        from dnp.evaluation.panels import panels
-
         args.out.mkdir(parents=True, exist_ok=True)
         write(args.out / "exact.md", markdown(results).encode())
         write(args.out / "exact.csv", table_csv(results).encode())

@@ -26,14 +26,14 @@ def code_hash() -> str:
     """Of everything that samples: the equations, rules, methods, networks, weights' readers and
     captions. Comments, docstrings and the layout of a file do not change it."""
     files = [f for f in ROOT.glob("*.py") if f.stem not in APART]
-    files += [*ROOT.glob("sd/*.py"), ROOT / "evaluation" / "methods.py"]
+    files += [*ROOT.glob("sd/*.py"), *(ROOT / "evaluation" / f"{x}.py" for x in ("methods", "cnp"))]
     return source_hash(files)
 
 
 @cache
 def metrics_code() -> str:
     """Of what looks at the pictures and says what a prompt asks for."""
-    names = ("metrics", "recogniser", "benchmarks", "scores")
+    names = ("metrics", "recogniser", "benchmarks", "scores", "things")
     return source_hash([ROOT / "evaluation" / f"{name}.py" for name in names])
 
 

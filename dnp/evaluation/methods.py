@@ -7,6 +7,7 @@ Options are those of `dnp.generate` (`dnp/settings.py`, group how); `o.KEY` is o
     unconditional   no prompt at all (phi, evaluated twice a step)
     universal       Eq. (4) with a fixed negative prompt; universal2 is the two-term form
     random          Eq. (4) with another prompt of the benchmark as negative; random2 two-term
+    shuffled        auto-dnp with the n* of another prompt of the grid: the same captions, permuted
     semantic        Eq. (4) with a negative made by hand, for a short list of prompts
     negative-alone  the positive prompt empty and n* negative (the paper's semantic gap)
     cnp             Eq. (4) with a complete DNS chain and a caption at every step (complete
@@ -21,30 +22,30 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from dnp import contract, generation, guidance, prompting
+from dnp import contract, generation, prompting
 from dnp import settings as table
-from dnp.answer import dns_chain
 from dnp.errors import SettingsError, meant
 from dnp.evaluation.benchmarks import SEMANTIC, subjects
-from dnp.guided import together
+from dnp.evaluation.cnp import cnp
 from dnp.methods import METHODS as ROWS
 from dnp.plan import Plan
-from dnp.sampling import ddim_sample, noise_like
 
 # Words that people put against any picture. A miniature that never read them sees untrained tokens.
 UNIVERSAL = "ugly, deformed, disfigured, blurry, bad anatomy, low quality"
 BASELINES = {  # the method of `dnp.generate` that each is made with
     "unconditional": "cfg", "universal": "np", "universal2": "np2", "random": "np",
     "random2": "np2", "semantic": "np", "negative-alone": "dns", "cnp": "np",
+    "shuffled": "auto-dnp",
 }  # fmt: skip
 # The methods that ask nobody and are given no words, and the baselines.
 METHODS = (*(m.name for m in ROWS.values() if m.negative not in ("given", "asked")), *BASELINES)
 CAPTIONED = (
-    *(m.name for m in ROWS.values() if m.negative == "captioned"), "negative-alone", "cnp",
+    *(m.name for m in ROWS.values() if m.negative == "captioned"), "negative-alone",
+    "shuffled", "cnp",
 )  # fmt: skip
 OPTIONS = {x.argument: x for x in table.of_group("how").values() if x.kind != "options"}
-# Their n* are words for DNS images, which variants share.
-FROM_DNS = ("auto-dnp", "ae+auto-dnp", "negative-alone")
+# Their n* are words for DNS images, which all variants share.
+FROM_DNS = ("auto-dnp", "ae+auto-dnp", "negative-alone", "shuffled")
 OF_WORDS = ("s_dns", "dns_images", "caption_per")  # options that only n* depends on
 OF_CNP, OF_ALONE = ("steps", "s", "s_dns", "negative_scale"), ("steps", "s", "s_dns", "eta")
 
@@ -133,6 +134,8 @@ def settled(method: Method, s: float | None, steps: int, model, size=None) -> di
     if "rule" in out:
         rule = contract.read(out["rule"], dict(out.get("rule_options", ())))
         out["rule_options"], out["rule_sha256"] = rule.options, rule.sha256
+        if "s" not in rule.needs and "s" not in dict(method.options):
+            out["s"] = None  # the rule has none; one that was typed is refused by `check`
     if method.name == "negative-alone":
         out["s"] = out["s_dns"]
     return out | ({} if size is None else {"size": tuple(size)})
@@ -166,6 +169,8 @@ def check(
                 "leave the method or the prompt out."
             )
         Plan.of(model, prompt, method.rule, {**given, "negative": words, "subjects": asked})
+    if method.name == "shuffled":
+        partners(prompts)
     for prompt in prompts:
         negative(method, prompt, 0, others)
 
@@ -196,9 +201,7 @@ def sample(
     `negatives` holds the negative prompt of each: `negative`'s, n* with auto-dnp and
     negative-alone, else None. cnp asks the captioner as it goes.
     """
-    name = method.name
-    settings = {k: v for k, v in settings.items() if name == "cnp" or not _of_words(method, k)}
-    settings.pop("rule_sha256", None)  # what the record is told by, and no setting
+    name, settings = method.name, given(method, settings)
     if name == "cnp":
         return [Sample(*cnp(model, prompt, seed, captioner, **settings)) for seed in seeds]
     made, pairs = [], list(zip(seeds, negatives, strict=True))
@@ -207,9 +210,9 @@ def sample(
         while k < len(pairs) and pairs[k] == (seed + k, n):
             k += 1
         positive = {"unconditional": "", "negative-alone": n}.get(name, prompt)
-        given = None if name == "negative-alone" else n
+        words = None if name == "negative-alone" else n
         r = generation.generate(
-            model, positive, method.rule, given, seed=seed, images=k,
+            model, positive, method.rule, words, seed=seed, images=k,
             subjects=excited(method, prompt), **settings,
         )  # fmt: skip
         made += [Sample(image, n, cost) for image, cost in zip(r.images, r.evaluations)]
@@ -217,8 +220,11 @@ def sample(
     return made
 
 
-def _of_words(method: Method, option: str) -> bool:
-    return method.name in FROM_DNS and option in OF_WORDS
+def given(method: Method, settings: dict) -> dict:
+    """The `settled` settings that a picture is sampled with, once its negative is known."""
+    words = OF_WORDS if method.name in FROM_DNS else ()
+    apart = (*words, "rule_sha256")  # the hash is what a record is told by, and no setting
+    return {k: v for k, v in settings.items() if k not in apart}
 
 
 def dns_settings(settings: dict) -> dict:
@@ -261,6 +267,15 @@ def random_negative(prompt: str, seed: int, others: Sequence[str]) -> str:
     return free[int(torch.randint(len(free), (), generator=generator))]
 
 
+def partners(prompts: Sequence[str]) -> dict[str, str]:
+    """Another prompt for each, every one once: the next in a circle in an order drawn once."""
+    every = list(dict.fromkeys(prompts))
+    if len(every) < 2:
+        raise SettingsError("shuffled needs two prompts or more; give more prompts.")
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
+    return {every[i]: every[j] for i, j in zip(order, [*order[1:], order[0]])}
+
+
 def semantic_negative(prompt: str) -> str:
     if prompt not in SEMANTIC:
         raise SettingsError(
@@ -268,42 +283,3 @@ def semantic_negative(prompt: str) -> str:
             "semantic."
         )
     return SEMANTIC[prompt]
-
-
-@torch.no_grad()
-def cnp(
-    model, prompt: str, seed: int, captioner: prompting.Captioner, s: float, steps: int,
-    s_dns: float, negative_scale: float | None = None, size: tuple[int, int] | None = None,
-) -> tuple[Image.Image, str, int]:  # fmt: skip
-    """Complete negative prompting: at every step t a complete DNS chain from z_t, a caption of its
-    picture, and Eq. (4) with it. Returns the picture, the last caption, and the evaluations.
-
-    steps^2 + 2 steps evaluations: at step i two and one for the negative, and 2 (steps - i - 1) for
-    the chain, whose first step shares its two with the outer one.
-    """
-    c_phi, c_p = model.encode([""]), model.encode([prompt])
-    h, spacing = s if negative_scale is None else negative_scale, model.config.spacing
-    pairs = model.schedule.pairs(steps, spacing)
-    step_of, captions, nfe = {t: i for i, (t, _) in enumerate(pairs)}, [], 0
-
-    def noises(z, t, *conditions):
-        nonlocal nfe
-        nfe += len(conditions)
-        return together(model.eps, z, torch.as_tensor(t), conditions)
-
-    def both(z, t):
-        return noises(z, t, c_phi, c_p)
-
-    def guided(z_t, t):
-        eps_phi, eps_p = both(z_t, t)
-        rest = pairs[step_of[int(t)] :]
-        *_, (_, z_0, _) = dns_chain(both, z_t, rest, model.schedule, s_dns, (eps_phi, eps_p))
-        captions.append(prompting.describe(captioner, model.decode(z_0))[0])
-        (eps_n,) = noises(z_t, t, model.encode([captions[-1]]))
-        return guidance.negative_prompt_two_scale(eps_phi, eps_p, eps_n, s, h)
-
-    generator = torch.Generator().manual_seed(seed)
-    z_T = noise_like(torch.empty(1, *model.latent_shape(size)), [generator])
-    z_T = z_T.to(model.device, model.dtype)
-    *_, (_, z_0, _) = ddim_sample(guided, z_T, model.schedule, steps, spacing=spacing)
-    return model.decode(z_0)[0], captions[-1], nfe

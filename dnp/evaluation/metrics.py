@@ -190,6 +190,19 @@ def presence(
     return rows
 
 
+def lacking(recogniser: Recogniser, images: Sequence[Image.Image], prompt: str) -> list[list[str]]:
+    """The things that `prompt` asks for and each picture does not show in their colours, by the
+    recogniser, as the prompt has them: ["red clock"]. One of each word is looked for."""
+    missing = []
+    for found in recogniser.find(images):
+        colour = {f.word: f.colour for f in found}
+        missing.append(
+            [f"{c} {w}" if c else w for c, w in subjects(prompt)
+             if w not in colour or c not in (None, colour[w])]
+        )  # fmt: skip
+    return missing
+
+
 # ------------------------------------------------------------------------------------- intervals
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dnp.evaluation import exact
+from dnp.evaluation import modes
 
 K = 3  # drawn larger and made smaller, so that lines are smooth
 SIDE, HEAD, GAP, COLUMNS = 300 * K, 48 * K, 16 * K, 3
@@ -22,7 +22,7 @@ SHOWN = {
 }  # fmt: skip
 
 
-def panels(results: Sequence[exact.Result], dots: int = 500) -> Image.Image:
+def panels(results: Sequence[modes.Result], dots: int = 500) -> Image.Image:
     """Each rule's samples for "right, not up" at s = 3: the square modes, then the slanted ones."""
     found = {(r.want, r.label): r for r in results}
     blocks = [(want, [found[want, label] for label in labels]) for want, labels in SHOWN.items()]
@@ -49,7 +49,7 @@ def panels(results: Sequence[exact.Result], dots: int = 500) -> Image.Image:
     return image.resize((wide // K, tall // K), Image.Resampling.LANCZOS)
 
 
-def panel(result: exact.Result, dots: int) -> Image.Image:
+def panel(result: modes.Result, dots: int) -> Image.Image:
     """A panel with its heading: the rule, its shares and its distance."""
     image = Image.new("RGB", (SIDE, SIDE + HEAD), "white")
     draw = ImageDraw.Draw(image)
@@ -59,8 +59,8 @@ def panel(result: exact.Result, dots: int) -> Image.Image:
     )
     draw.text((0, 22 * K), shares, "#555555", font(14))
     draw.rectangle([0, HEAD, SIDE - 1, HEAD + SIDE - 1], fill="#fafafa", outline="#bbbbbb", width=K)
-    model = exact.toy(result.want[0])
-    kind = exact.where(model, result.z_0, [1])
+    model = modes.toy(result.want[0])
+    kind = modes.where(model, result.z_0, [1])
     for (px, py), k in zip(result.z_0[:dots].tolist(), kind[:dots].tolist()):
         if LOW[0] < px < HIGH[0] and LOW[1] < py < HIGH[1]:
             x, y = place(px, py)
@@ -70,7 +70,7 @@ def panel(result: exact.Result, dots: int) -> Image.Image:
     if outside >= 0.005:
         text = f"{100 * outside:.0f} % outside"
         draw.text((8 * K, HEAD + SIDE - 8 * K), text, COLOURS[2], font(15), anchor="ls")
-    for name, mean, cov in zip(exact.MODES, model.means, model.covariances):
+    for name, mean, cov in zip(modes.MODES, model.means, model.covariances):
         values, vectors = torch.linalg.eigh(cov)
         turn = torch.linspace(0, 2 * torch.pi, 61, dtype=torch.float64)
         ring = mean + 2 * (torch.stack([turn.cos(), turn.sin()], 1) * values.sqrt()) @ vectors.mT

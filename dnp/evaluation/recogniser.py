@@ -93,6 +93,12 @@ class Recogniser(nn.Module):
         return found
 
 
+def of_weights(weights: Path, things: int) -> Path | None:
+    """The recogniser that a weights folder holds for pictures of so many things, if it does."""
+    path = weights / "training" / ("judge" if things > 2 else "recogniser")
+    return path.with_suffix(".safetensors") if path.with_suffix(".safetensors").is_file() else None
+
+
 def load_recogniser(path: str | Path) -> Recogniser:
     """The recogniser of a safetensors file that carries its lists of things and colours."""
     try:

@@ -66,6 +66,7 @@ class Run:
                 m.check(method, s, grid.steps, model, texts, grid.others, grid.size)
         self.grid, self.model, self.instruments, self.folder = grid, model, instruments, folder
         self.metrics = keys.key(instruments.identity())
+        self.partners = m.partners(texts) if len(set(texts)) > 1 else {}  # of shuffled n*
         self.sound: dict[str, dict] = {}  # records whose pictures were looked at, by key
         self.lost = 0
         with writing(folder):
@@ -83,6 +84,7 @@ class Run:
         """All that a picture depends on; its key is the record's name."""
         captioned = method.name in m.CAPTIONED
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
+        shuffled = method.name == "shuffled"
         return {
             "method": method.name,
             "settings": settings,
@@ -91,6 +93,7 @@ class Run:
             "negative": m.negative(method, prompt, seed, self.grid.others),
             "subjects": m.excited(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
+            **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
             "code": keys.code_hash(),
             "weights": self.model.config.fingerprint,
             "captioner": self.instruments.captioner_file if captioned else None,
@@ -135,16 +138,10 @@ class Run:
         with warnings.catch_warnings(record=True) as notes:  # words that are cut
             warnings.simplefilter("always")
             try:
-                words = [m.Words(None, 0, 0.0)] * len(seeds)
-                if method.name in m.FROM_DNS:
-                    of = [self.content(method, settings, prompt, k)["words"] for k in seeds]
-                    words = m.n_stars(prompt, of, settings, self.words)
-                    negatives = [w.text for w in words]
-                else:
-                    negatives = [m.negative(method, prompt, k, self.grid.others) for k in seeds]
+                words = self.negatives(method, settings, prompt, seeds)
                 start = time.perf_counter()
                 samples = m.sample(
-                    self.model, method, prompt, seeds, settings, negatives,
+                    self.model, method, prompt, seeds, settings, [w.text for w in words],
                     self.instruments.captioner,
                 )  # fmt: skip
                 seconds, failed = (time.perf_counter() - start) / len(seeds), None
@@ -169,6 +166,15 @@ class Run:
         ]
         rows[0]["notes"] = [str(note.message) for note in notes]
         return rows
+
+    def negatives(self, method, settings, prompt, seeds) -> list[m.Words]:
+        """The negative prompt of each picture, and what it costs to make it."""
+        if method.name not in m.FROM_DNS:
+            texts = (m.negative(method, prompt, k, self.grid.others) for k in seeds)
+            return [m.Words(text, 0, 0.0) for text in texts]
+        told = [self.content(method, settings, prompt, k) for k in seeds]
+        source = told[0].get("words_of", prompt)
+        return m.n_stars(source, [c["words"] for c in told], settings, self.words)
 
     def words(self, prompt: str, seeds: Sequence[int], settings: dict) -> list[m.Words]:
         """The captions of DNS images, which are made where they are missing."""

@@ -235,7 +235,7 @@ def _divides(part: str, channels: int, by: int, name: str) -> None:
 
 
 # Far above every published model, far below what exhausts a machine.
-_MOST = {"layers_per_block": 100, "num_hidden_layers": 1000, "sample_size": 4096}
+_MOST = {"layers_per_block": 100, "depth": 100, "num_hidden_layers": 1000, "sample_size": 4096}
 _MAY_BE_0 = ("added_dim", "pooled_dim")
 _KINDS = {
     "int": lambda v, most: type(v) is int and 0 < v <= most,

@@ -1,4 +1,4 @@
-"""What weights may be that are no Stable Diffusion 1.x or 2.x, and what to do with them."""
+"""What weights may be that are no Stable Diffusion 1.x, 2.x or XL, and what to do with them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,26 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-_LAYER = "which changes a model and is none: merge it into its model, and give the merged file"
+from dnp.sd.config import UNetConfig
+
+_PIPE = "a diffusers pipeline, and give that to dnp.from_diffusers"
+_LAYER = (
+    "which changes a model and is none: merge it into its model and give the merged file, or load "
+    f"both in {_PIPE}"
+)
 _STEERS = "which steers a model and draws nothing alone: give the model that it was made for"
-_WORD = "which teaches a model a word and is none: it cannot be used here, so give the model itself"
+_WORD = "which teaches a model a word and is none: give the model itself, or load both in " + _PIPE
 _ALONE = "give the whole model, in one file or as a folder in the diffusers layout"
 _OTHER = "which is not supported: give weights of Stable Diffusion 1.x, 2.x or XL"
+_ELSEWHERE = (
+    "which is not read here: load it in a diffusers pipeline, and use that with dnp.pipelines"
+)
 _PLAIN = "which are not read: fetch the variant in float16 or float32"
 _REFINER = f"the refiner of SDXL, {_OTHER}"
-_SDXL = "SDXL, which is not supported in one file: give its folder in the diffusers layout"
+_INPAINT_XL = f"the inpainting model of SDXL, {_OTHER}"
+_SD3, _FLUX = f"Stable Diffusion 3, {_ELSEWHERE}", f"Flux, {_ELSEWHERE}"
 _UNET = "the U-Net of a diffusers folder: give the folder above it"
+GGUF = f"this is GGUF, quantised weights, {_PLAIN}, as .safetensors"
 # By a name in a file; the first that fits.
 _FILES = {
     r"\.quant_state\.|\.absmax$|\.qweight$|(^|\.)scaled_fp8$": f"quantised weights, {_PLAIN}",
@@ -28,9 +39,9 @@ _FILES = {
     r"time_stack|time_mixer|temporal_(res|transformer)|\.open_clip\.":
         f"Stable Video Diffusion, {_OTHER}",
     r"^conditioner\.embedders\.0\.model\.": _REFINER,
-    r"^conditioner\.embedders\.|^(model\.diffusion_model\.)?label_emb\.|^add_embedding\.": _SDXL,
-    r"joint_blocks\.": f"Stable Diffusion 3, {_OTHER}",
-    r"double_blocks\.|^single_transformer_blocks\.": f"Flux, {_OTHER}",
+    r"joint_blocks\.": _SD3,
+    r"double_blocks\.|^single_transformer_blocks\.": _FLUX,
+    r"^context_embedder\.": _SD3,
     r"^down_blocks\.": _UNET,
     r"^(encoder|decoder)\.(conv_|mid|up|down)": f"a VAE alone: {_ALONE}",
     r"^encoder\.block\.|^shared\.weight$": f"a T5 text encoder alone, {_OTHER}",
@@ -41,14 +52,19 @@ _FILES = {
 }  # fmt: skip
 # By the start of the class that a folder's model_index.json or config.json names.
 _FOLDERS = {
-    "StableDiffusionXLImg2Img": _REFINER,
-    "StableDiffusionXLInpaint": f"the inpainting model of SDXL, {_OTHER}",
+    "StableDiffusionXLInpaint": _INPAINT_XL,
     "StableVideoDiffusion": f"Stable Video Diffusion, {_OTHER}",
-    "StableDiffusion3": f"Stable Diffusion 3, {_OTHER}",
-    "Flux": f"Flux, {_OTHER}",
+    "StableDiffusion3": _SD3,
+    "SD3": _SD3,
+    "Flux": _FLUX,
     "ControlNet": f"a ControlNet, {_STEERS}",
     "UNet2DCondition": _UNET,
     "AutoencoderKL": f"a VAE alone: {_ALONE}",
+}
+# By a file in a folder that holds no U-Net.
+_HOLDS = {
+    "pytorch_lora_weights.safetensors": f"a LoRA, {_LAYER}",
+    "learned_embeds.safetensors": f"a textual inversion, {_WORD}",
 }
 
 
@@ -58,17 +74,35 @@ def of_file(shapes: Mapping[str, tuple[int, ...]]) -> str:
         (told for names, told in _FILES.items() if any(map(re.compile(names).search, shapes))), ""
     )
     cross = {v[1] for k, v in shapes.items() if k.endswith("attn2.to_k.weight") and len(v) == 2}
-    if told in ("", _UNET, _SDXL):  # the width of the texts that it reads says more
-        told = _REFINER if 1280 in cross else _SDXL if 2048 in cross else told
+    if told in ("", _UNET) and 1280 in cross:  # the width of the texts that it reads says more
+        told = _REFINER
     words = [v for v in shapes.values() if len(v) in (1, 2) and v[-1] in (768, 1024, 1280)]
     if not told and len(words) == len(shapes) <= 2:  # its name is the word that it teaches
         told = f"a textual inversion, {_WORD}"
     return told and f"this looks like {told}"
 
 
-def of_folder(path: Path, name: object) -> str:
-    """The same of a folder whose configs name the class `name`, or that holds a LoRA alone."""
-    if (path / "pytorch_lora_weights.safetensors").is_file() and not (path / "unet").is_dir():
-        return f"this looks like a LoRA, {_LAYER}"
-    told = (told for kind, told in _FOLDERS.items() if str(name).startswith(kind))
-    return next((f"this looks like {t}" for t in told), "")
+def of_folder(path: Path, says: Mapping[str, object]) -> str:
+    """The same of a folder, by what its model_index.json or config.json says and what it holds."""
+    told, name = "", str(says.get("_class_name"))
+    whole = (path / "unet").is_dir()
+    for file, kind in _HOLDS.items():
+        if (path / file).is_file() and not whole:
+            told = kind
+    for start, kind in _FOLDERS.items():
+        if name.startswith(start):
+            told = told or kind
+    second_alone = not (path / "text_encoder").is_dir() and (
+        (path / "text_encoder_2").is_dir() or name.startswith("StableDiffusionXLImg2Img")
+    )  # the refiner has only SDXL's second text encoder
+    if second_alone or says.get("requires_aesthetics_score"):
+        told = told or _REFINER
+    return told and f"this looks like {told}"
+
+
+def of_unet(unet: UNetConfig) -> str:
+    """The same of a U-Net that reads another picture beside the latent."""
+    if unet.in_channels != 9:  # latent, masked latent, mask
+        return ""
+    told = _INPAINT_XL if unet.added_dim else f"an inpainting model, {_OTHER}"
+    return f"this looks like {told}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from reprlib import repr as brief  # a value may be any length
@@ -17,48 +17,11 @@ import torch
 from dnp import folders
 from dnp.errors import WeightsError
 from dnp.schedule import Schedule
-from dnp.sd import foreign, recommendations, single_file, weights
+from dnp.sd import foreign, original, recommendations, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.fingerprint import small_files
+from dnp.sd.parts import Parts
 from dnp.validation import is_finite
-
-_NEW_TEXT = {"penultimate": False, "pooled_dim": 0}
-_NEW_UNET = {"depth": (1,), "added_dim": 0, "added_freq_dim": 256}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What either layout holds: configs, tensors not yet read, schedule and tokenizer."""
-
-    text: TextConfig
-    unet: UNetConfig
-    vae: VAEConfig
-    tensors: dict[str, tuple[dict[str, weights.Entry], str]]  # part: (its tensors, whose they are)
-    files: list[Path]
-    schedule: Schedule
-    prediction_type: str
-    spacing: str
-    levels: dict[str, object]  # what the schedule was computed from
-    tokenizer: Callable
-    tokenizer_files: dict[str, str] = field(default_factory=dict)  # their sha256
-    recommended: recommendations.Recommended = recommendations.NONE
-    captioner: Path | None = None
-    text_2: TextConfig | None = None  # SDXL's second text encoder, and its tokenizer
-    tokenizer_2: Callable | None = None
-    tokenizer_2_files: dict[str, str] = field(default_factory=dict)
-    phi: str = "text"
-
-    def settings(self) -> dict[str, object]:
-        """All that is read beside the tensors and changes a picture made with the same arguments;
-        no recommendation, since what was taken of them is an argument."""
-        told = {p: asdict(getattr(self, p)) for p in ("text", "unet", "vae")}
-        if self.text_2 is None:  # what SDXL added is not in the fingerprints of the others
-            for part, new in (("text", _NEW_TEXT), ("unet", _NEW_UNET)):
-                told[part] = {k: v for k, v in told[part].items() if k not in new or v != new[k]}
-        else:
-            told |= {"text_2": asdict(self.text_2), "tokenizer_2": self.tokenizer_2_files}
-        told |= {p: getattr(self, p) for p in ("prediction_type", "spacing", "levels")}
-        return told | {"tokenizer": self.tokenizer_files}
 
 
 def read(path: Path, predicts: str | None = None) -> Parts:
@@ -78,24 +41,28 @@ def read(path: Path, predicts: str | None = None) -> Parts:
         return replace(parts, prediction_type=predicts or parts.prediction_type)
     if not path.is_file():
         raise WeightsError(f"{path} is no regular file; give --weights a file or a folder.")
-    return single(path, predicts)
+    return original.read(path, predicts)
 
 
 def folder(path: Path) -> Parts:
     """A folder in the diffusers layout."""
-    _refuse_other_kinds(path)
+    index = _index(path)
+    if told := foreign.of_folder(path, index):
+        raise WeightsError(f"{path}: {told}.")
     stem = "diffusion_pytorch_model"
     kinds = {"text_encoder": TextConfig, "unet": UNetConfig, "vae": VAEConfig}
     configs = {
         p: c.from_dict(weights.read_json(path / p / "config.json")) for p, c in kinds.items()
     }
+    if told := foreign.of_unet(configs["unet"]):
+        raise WeightsError(f"{path}: {told}.")
     second = {}
     if configs["unet"].added_dim:
         d = weights.read_json(path / "text_encoder_2" / "config.json")
         dim = d.get("projection_dim", 512)  # transformers' default
         configs["text_encoder"] = replace(configs["text_encoder"], penultimate=True)
         text_2 = replace(TextConfig.from_dict(d), penultimate=True, pooled_dim=dim)
-        zeros = _index(path).get("force_zeros_for_empty_prompt", True)
+        zeros = index.get("force_zeros_for_empty_prompt", True)
         second = {
             "text_2": text_2, "tokenizer_2": _tokenizer(path / "tokenizer_2", text_2),
             "tokenizer_2_files": small_files(path / "tokenizer_2"),
@@ -118,137 +85,16 @@ def folder(path: Path) -> Parts:
 
 
 def _index(path: Path) -> dict:
-    file = path / "model_index.json"
-    return weights.read_json(file) if file.is_file() else {}
-
-
-def _refuse_other_kinds(path: Path) -> None:
+    """What a folder says about itself: of a whole pipeline, or of one part alone."""
     told = [path / n for n in ("model_index.json", "config.json") if (path / n).is_file()]
-    if kind := foreign.of_folder(
-        path, weights.read_json(told[0]).get("_class_name") if told else None
-    ):
-        raise WeightsError(f"{path}: {kind}.")
-
-
-def single(path: Path, predicts: str | None = None) -> Parts:
-    """One file in the original layout: the architecture is read off the shapes.
-
-    Whether a 2.x U-Net predicts eps or v is in no shape: v if the bias of its last self-attention's
-    norm spreads more than 0.09 (a heuristic in wide use); a warning says what was chosen, unless
-    `predicts` said it. A 2.x that predicts v is taken for one of 768 x 768 pixels.
-    """
-    entries = weights.open_files([path])
-    shapes = {k: e.shape for k, e in entries.items()}
-    hint = foreign.of_file(shapes)
-    openclip = any(
-        k.startswith(single_file.TEXT_2) and not single_file.HARMLESS.search(k) for k in shapes
-    )
-    own = _parted(path, entries, openclip, hint)
-    s = {part: {k: e.shape for k, e in own[part].items()} for part in own}
-    try:
-        whole = single_file.TEXT_2 + "text_projection" in entries
-        second = single_file.is_second(s["text_encoder"], s["unet"], openclip)
-        text = single_file.text_config(s["text_encoder"], second, whole, openclip)
-        unet, vae = single_file.unet_config(s["unet"]), single_file.vae_config(s["vae"])
-    except (KeyError, IndexError, ValueError, StopIteration, WeightsError) as e:
-        missing = f" ({e} is missing)" if isinstance(e, KeyError) else ""
-        missing = f" ({e})" if isinstance(e, WeightsError) else missing
-        raise WeightsError(
-            f"{path}: its tensors are not those of Stable Diffusion 1.x or 2.x{missing}; "
-            f"{hint or 'fetch the file again'}."
-        ) from None
-    if text.vocab_size != single_file.VOCABULARY:
-        raise WeightsError(
-            f"{path}: its text encoder knows {text.vocab_size} tokens and CLIP's vocabulary has "
-            f"{single_file.VOCABULARY}; give a folder in the diffusers layout, with its tokenizer."
-        )
-    chosen = predicts or ("v_prediction" if second and _predicts_v(own["unet"]) else "epsilon")
-    if second and not predicts:
-        warnings.warn(
-            f"{path.name} is a Stable Diffusion 2.x, taken for one that predicts {chosen} and uses "
-            f"{text.num_hidden_layers} layers of its text encoder; if its pictures are noise, give "
-            "the other with --prediction",
-            stacklevel=3,
-        )
-    names = {
-        "unet": single_file.unet_name(unet.layers_per_block),
-        "vae": single_file.vae_name(len(vae.block_out_channels)),
-        "text_encoder": str,
-    }
-    if second:
-        own["text_encoder"] = _text_2(own["text_encoder"], text.num_hidden_layers, openclip)
-    tensors = {part: weights.renamed(own[part], names[part], path) for part in own}
-    side = 96 if second and chosen == "v_prediction" else 64
-    if (factor := entries.get("scale_factor")) and factor.dtype and factor.shape in ((), (1,)):
-        vae = replace(vae, scaling_factor=round(_read(factor).item(), 6))
-    return Parts(
-        text, replace(unet, sample_size=(side, side)), vae,
-        {part: (new, f"{path}, {part}") for part, new in tensors.items()}, [path],
-        Schedule.stable_diffusion(), chosen, "leading", {},
-        partial(single_file.clip_tokenizer, text),
-    )  # fmt: skip
-
-
-def _parted(
-    path: Path, entries: dict[str, weights.Entry], openclip: bool, hint: str
-) -> dict[str, dict[str, weights.Entry]]:
-    """The tensors of each part under their names within it; WeightsError if others are there."""
-    starts = {
-        "text_encoder": single_file.TEXT_2 if openclip else single_file.TEXT_1,
-        "unet": single_file.UNET,
-        "vae": single_file.VAE,
-    }
-    entries = {k: e for k, e in entries.items() if not single_file.HARMLESS.search(k)}
-    own = {
-        part: {k.removeprefix(start): e for k, e in entries.items() if k.startswith(start)}
-        for part, start in starts.items()
-    }
-    if not openclip:
-        own["text_encoder"] = weights.renamed(own["text_encoder"], weights.rename, path)
-    rest = sorted(k for k in entries if not k.startswith(tuple(starts.values())))
-    if rest or not all(own.values()):
-        gone = [part for part in own if not own[part]]
-        told = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
-        some = f" ({weights.examples(rest)})" if rest else ""
-        mend = "give --weights one, or a folder in the diffusers layout"
-        hint = hint or (
-            f"this is no Stable Diffusion 1.x or 2.x in one file; {mend}" if gone
-            else f"they belong to no part of Stable Diffusion 1.x or 2.x; {mend}"
-        )  # fmt: skip
-        raise WeightsError(f"{path}: {told}{some}; {hint}.")
-    return own
-
-
-def _text_2(
-    entries: dict[str, weights.Entry], layers: int, openclip: bool
-) -> dict[str, weights.Entry]:
-    """OpenCLIP's tensors under CLIP's names, without its last layer, which 2.x does not use."""
-    last = f"transformer.resblocks.{layers}." if openclip else f"encoder.layers.{layers}."
-    kept = {key: entry for key, entry in entries.items() if not key.startswith(last)}
-    if not openclip:
-        return kept
-    return {
-        name: replace(entry, third=third)
-        for key, entry in kept.items()
-        for name, third in single_file.text_2_names(key)
-    }
-
-
-def _predicts_v(unet: dict[str, weights.Entry]) -> bool:
-    bias = unet.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
-    if bias is None or bias.dtype is None or len(bias.shape) != 1 or bias.shape[0] < 2:
-        return False  # no such network: the names and shapes will tell
-    return _read(bias).float().std().item() > 0.09
-
-
-def _read(entry: weights.Entry) -> torch.Tensor:
-    try:
-        return entry.copy()
-    except OSError as e:
-        raise WeightsError(f"{entry.path}: cannot be read ({e}); try again.") from None
+    return weights.read_json(told[0]) if told else {}
 
 
 def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
+    return read_schedule(weights.read_json(path), path)
+
+
+def read_schedule(d: dict, path: Path | str) -> tuple[Schedule, str, str, dict[str, object]]:
     """Schedule, prediction type, spacing and the numbers of it that a scheduler config describes.
 
     Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM
@@ -256,7 +102,6 @@ def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
     trailing and linspace spacing.) Keys that only some schedulers write have Stable Diffusion's
     values: steps_offset 1, set_alpha_to_one false.
     """
-    d = weights.read_json(path)
     kinds = {
         "beta_schedule": ("linear", "scaled_linear"),  # the first is diffusers' default
         "prediction_type": ("epsilon", "v_prediction"),

@@ -96,6 +96,10 @@ class StableDiffusion:
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
 
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        return self.vae.post_quant_conv.weight.dtype
+
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
         """tau(c): prompts -> context (B, L, D), L tokens each, padded with the end token.
 
@@ -171,7 +175,7 @@ class StableDiffusion:
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> list[Image.Image]:
         """Latents (B, C, H, W) -> RGB pictures. One at a time: no picture depends on another."""
-        z = z_0.to(self.device, self.vae.post_quant_conv.weight.dtype)
+        z = z_0.to(self.device, self.vae_dtype)
         pictures = []
         for row in z.split(1):
             x = self.vae.decode(row / self.config.vae.scaling_factor)[0]  # (3, fH, fW)
@@ -187,7 +191,7 @@ class StableDiffusion:
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of one size -> latents (B, C, H, W), the mean of the VAE's posterior."""
         x = torch.stack([torch.from_numpy(np.array(i.convert("RGB"))) for i in images])
-        x = x.permute(0, 3, 1, 2).to(self.device, self.vae.post_quant_conv.weight.dtype)
+        x = x.permute(0, 3, 1, 2).to(self.device, self.vae_dtype)
         return self.vae.encode(x / 127.5 - 1)[0] * self.config.vae.scaling_factor
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
@@ -238,10 +242,16 @@ def load(
             f"{path}: the text encoder is {text_width} wide and the U-Net's cross-attention "
             f"{unet.cross_attention_dim}; take all parts from one model."
         )
+    added = parts.text_2.pooled_dim + 6 * unet.added_freq_dim if parts.text_2 else 0
+    if added != unet.added_dim:
+        raise WeightsError(
+            f"{path}: the pooled text and six numbers are {added} wide and the U-Net reads "
+            f"{unet.added_dim}; take all parts from one model."
+        )
     if not unet.in_channels == unet.out_channels == vae.latent_channels:
         raise WeightsError(
             f"{path}: the U-Net maps {unet.in_channels} to {unet.out_channels} channels and the "
-            f"VAE has {vae.latent_channels}; inpainting and upscaling models are not supported."
+            f"VAE has {vae.latent_channels}; models that upscale or edit are not supported."
         )
     wide = torch.promote_types(dtype, torch.float32)
     networks = []
@@ -290,6 +300,8 @@ def describe(path: str | Path) -> str:
         said = ", ".join(f"{k} {v}" for k, v in vars(config).items())
         rows.append(f"{name:<11} {count:,} parameters: {said}")
     rows.append(f"predicts    {parts.prediction_type}, {parts.spacing} spacing")
+    if parts.text_2:
+        rows.append(f"phi         {parts.phi}")
     for file in parts.files:
         with file.open("rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()

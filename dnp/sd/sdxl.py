@@ -52,10 +52,7 @@ class StableDiffusionXL(StableDiffusion):
         are `size`, which None is as trained, and the crop is (0, 0). `phi` (zeros or text; None:
         as the weights say) is what an empty prompt is."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids, _ = self.token_ids(prompts, self.tokenizer, self.config.text)
-        ids_2, ends = self.token_ids(prompts, self.tokenizer_2, self.config.text_2, warn=False)
-        context_2, pooled = self.text_encoder_2(ids_2, ends)
-        context = torch.cat([self.text_encoder(ids), context_2], -1)
+        context, pooled = self.text(prompts)
         if (phi or self.config.phi) == "zeros":
             said = torch.tensor([p != "" for p in prompts], device=self.device)
             context = context.where(said[:, None, None], 0)
@@ -65,6 +62,13 @@ class StableDiffusionXL(StableDiffusion):
         six = [*(original_size or size), *(crop or (0, 0)), *(target_size or size)]
         numbers = torch.tensor([six] * len(prompts), dtype=torch.float32, device=self.device)
         return Condition(context, pooled, numbers)
+
+    def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts -> context (B, L, D) of both encoders, and pooled (B, P)."""
+        ids, _ = self.token_ids(prompts, self.tokenizer, self.config.text)
+        ids_2, ends = self.token_ids(prompts, self.tokenizer_2, self.config.text_2, warn=False)
+        context_2, pooled = self.text_encoder_2(ids_2, ends)
+        return torch.cat([self.text_encoder(ids), context_2], -1), pooled
 
     def eps(self, z_t: Tensor, t: int | Tensor, c: Condition) -> Tensor:
         """eps_theta(z_t; t, c): (B, C, H, W), () or (B,), Condition of B or 1 -> (B, C, H, W)."""

@@ -4,6 +4,8 @@
     first_stage_model.*                              the VAE
     cond_stage_model.transformer.*                   the text encoder of 1.x (CLIP ViT-L/14)
     cond_stage_model.model.*                         the text encoder of 2.x (OpenCLIP ViT-H)
+    conditioner.embedders.0.transformer.*            SDXL: the first text encoder, that of 1.x
+    conditioner.embedders.1.model.*                  SDXL: the second (OpenCLIP ViT-bigG)
 
 A 2.x that was converted from a diffusers folder of transformers 5 has its text encoder under the
 name of 1.x and in transformers' spelling, so the names do not tell the family: the shapes do.
@@ -14,7 +16,9 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dnp.errors import WeightsError
@@ -23,6 +27,8 @@ from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 Shapes = Mapping[str, tuple[int, ...]]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT_1, TEXT_2 = "cond_stage_model.transformer.", "cond_stage_model.model."
+TEXT_XL = "conditioner.embedders.1.model."
+PREDICTS_V = "v_pred"  # an empty tensor, by which fine-tunes of SDXL that predict v say so
 VOCABULARY = 49_408  # CLIP's tokens: 256 bytes, these at a word's end, 48,894 merges, start and end
 
 _RESNET = {
@@ -36,6 +42,8 @@ _RESNET = {
 _UNET = {
     r"^time_embed\.0\.": "time_embedding.linear_1.",
     r"^time_embed\.2\.": "time_embedding.linear_2.",
+    r"^label_emb\.0\.0\.": "add_embedding.linear_1.",
+    r"^label_emb\.0\.2\.": "add_embedding.linear_2.",
     r"^input_blocks\.0\.0\.": "conv_in.",
     r"^out\.0\.": "conv_norm_out.",
     r"^out\.2\.": "conv_out.",
@@ -58,6 +66,7 @@ _TEXT_2 = {
     r"^token_embedding\.": "embeddings.token_embedding.",
     r"^positional_embedding$": "embeddings.position_embedding.weight",
     r"^ln_final\.": "final_layer_norm.",
+    r"^text_projection$": "text_projection.weight",  # (width, pooled): transposed
     r"^transformer\.resblocks\.": "encoder.layers.",
     r"\.ln_([12])\.": r".layer_norm\1.",
     r"\.attn\.out_proj\.": ".self_attn.out_proj.",
@@ -69,7 +78,8 @@ HARMLESS = re.compile(
     r"^(model_ema\.|loss\.|first_stage_model\.(loss|model_ema)\.|embedding_manager\."
     r"|cond_stage_model\.((model|transformer)\.(text_model\.)?)?"
     r"(logit_scale|text_projection|attn_mask)|denoiser\.sigmas$"
-    r"|(betas|global_step|logvar|lvlb_weights|scale_factor|posterior_\w+"
+    r"|conditioner\.embedders\.1\.model\.(logit_scale|attn_mask)$"
+    r"|v_pred$|(betas|global_step|logvar|lvlb_weights|scale_factor|posterior_\w+"
     r"|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?)$)"
     r"|^cond_stage_model\.(model\.)?transformer\.(text_model\.)?embeddings\.position_ids$"
 )
@@ -79,6 +89,11 @@ def _apply(table: Mapping[str, str], name: str) -> str:
     for old, new in table.items():
         name = re.sub(old, new, name)
     return name
+
+
+def as_in_1x(name: str) -> str:
+    """A name of SDXL's first text encoder as 1.x has it; any other name as it is."""
+    return name.replace("conditioner.embedders.0.", "cond_stage_model.", 1)
 
 
 def unet_name(layers: int) -> Callable[[str], str]:
@@ -126,9 +141,15 @@ def text_2_names(name: str) -> list[tuple[str, int | None]]:
 # ----------------------------------------------------------------------------- what the shapes say
 
 
-def unet_config(s: Shapes) -> UNetConfig:
-    """The U-Net of tensors `s` under their original names. Heads are not in the shapes: 8 with
-    convolutions around attention (1.x), one for each 64 channels with linear layers (2.x)."""
+def is_xl(names: Iterable[str]) -> bool:
+    """Whether a file is SDXL's, by a second text encoder or the U-Net's added conditioning."""
+    return any(name.startswith((TEXT_XL, UNET + "label_emb.")) for name in names)
+
+
+def unet_config(s: Shapes, pooled: int = 0) -> UNetConfig:
+    """The U-Net of tensors `s` under their original names; `pooled` is the width of SDXL's pooled
+    text. Heads are not in the shapes: 8 with convolutions around attention (1.x), one for each 64
+    channels with linear layers (2.x and SDXL)."""
     ops = sorted(int(m[1]) for k in s if (m := re.match(r"input_blocks\.(\d+)\.0\.op\.weight", k)))
     blocks = 1 + max(int(m[1]) for k in s if (m := re.match(r"input_blocks\.(\d+)\.", k)))
     layers = ops[0] - 1 if ops else blocks - 1
@@ -137,6 +158,11 @@ def unet_config(s: Shapes) -> UNetConfig:
     channels = tuple(s[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first)
     cross = next(v for k, v in s.items() if k.endswith("attn2.to_k.weight"))[1]
     linear = len(s["middle_block.1.proj_in.weight"]) == 2
+    block = re.compile(r"(input_blocks\.\d+|middle_block)\.1\.transformer_blocks\.(\d+)\.")
+    deep = Counter(where for where, _ in {m.groups() for m in map(block.match, s) if m})
+    depth = [deep.get(f"input_blocks.{i}", 1) for i in first]
+    depth[-1] = max(depth[-1], deep["middle_block"])
+    added = s["label_emb.0.0.weight"][1] if "label_emb.0.0.weight" in s else 0
 
     def has(where: str, i: int) -> bool:
         return f"{where}_blocks.{i}.1.norm.weight" in s
@@ -151,6 +177,9 @@ def unet_config(s: Shapes) -> UNetConfig:
         heads=tuple(max(1, c // 64) if linear else 8 for c in channels),
         cross_attention_dim=cross,
         use_linear_projection=linear,
+        depth=tuple(depth) if any(d > 1 for d in depth) else (1,),
+        added_dim=added,
+        added_freq_dim=(added - pooled) // 6 if added else 256,  # six numbers
     )
 
 
@@ -207,6 +236,16 @@ def text_config(s: Shapes, second: bool, whole: bool, openclip: bool | None = No
     )
 
 
+def text_xl_config(s: Shapes) -> TextConfig:
+    """SDXL's second text encoder, of which every layer is used."""
+    return replace(
+        text_config(s, second=True, whole=False),
+        num_hidden_layers=text_layers(s, openclip=True),
+        penultimate=True,
+        pooled_dim=s["text_projection"][1],
+    )
+
+
 # ------------------------------------------------------------------------------------- tokenizer
 
 
@@ -225,7 +264,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
 
 def clip_tokenizer(config: TextConfig):
     """CLIP's whole tokenizer (49,408 tokens), since a single file holds none. Stable Diffusion 1.x
-    pads with the end token, 2.x (OpenCLIP) with token 0."""
+    pads with the end token, OpenCLIP (2.x, and SDXL's second) with token 0."""
     from transformers import CLIPTokenizer  # slow to import, so not before it is needed
 
     path = Path(__file__).parent / "vocabulary" / "bpe_simple_vocab_16e6.txt.gz"

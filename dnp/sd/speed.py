@@ -23,9 +23,10 @@ def apply(model) -> list[str]:
 
     The U-Net's and the VAE's linear layers become `Linear`, the VAE decoder's convolutions
     channels_last, and the process keeps freed memory. A second call changes nothing. Elsewhere
-    than on a CPU nothing is done, and the list is empty.
+    than on a CPU, and to the networks of a pipeline (`dnp.from_diffusers`), nothing is done, and
+    the list is empty.
     """
-    if model.device.type != "cpu":
+    if model.device.type != "cpu" or not isinstance(model.unet, nn.Module):
         return []
     measures = []
     if ONEDNN and (count := _fast_linear(model.unet) + _fast_linear(model.vae)):

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
+from dnp.sd import foreign
 
 # Old and new spellings of the same tensors.
 _RENAMES = (
@@ -121,7 +122,8 @@ class Entry:
     """A tensor that lies in a safetensors file, at `start` to `stop`; its numbers are not read yet.
 
     `dtype` is None if it is none of `DTYPES`. `state` tells whether the file is still the one that
-    was opened. `third` is which third of a fused projection it is, or None for the whole.
+    was opened. `third` is which third of a fused projection it is, or None for the whole;
+    `transposed` says that it lies transposed in the file.
     """
 
     path: Path
@@ -132,6 +134,7 @@ class Entry:
     stop: int
     state: tuple[int, ...]
     third: int | None = None
+    transposed: bool = False
 
     def view(self, data: mmap.mmap) -> Tensor:
         """The tensor in its mapped file: a byte is read when it is used. (Early files may lie at
@@ -152,6 +155,7 @@ class Entry:
 
     def _whole(self, x: Tensor) -> Tensor:
         x = x.view(self.shape)
+        x = x.t() if self.transposed else x
         return x if self.third is None else x.chunk(3)[self.third]
 
 
@@ -196,11 +200,13 @@ def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
 def _say_what_is_wrong(path: Path, e: Exception) -> None:
     try:
         with path.open("rb") as f:
-            start = f.read(2)
+            start = f.read(4)
     except OSError as again:
         raise WeightsError(f"{path}: cannot be read ({again.strerror}); mend that.") from None
-    if start[:1] == b"\x80" or start == b"PK":
+    if start[:1] == b"\x80" or start[:2] == b"PK":
         _refuse_pickle(path)
+    if start == b"GGUF":
+        raise WeightsError(f"{path}: {foreign.GGUF}.")
     raise WeightsError(
         f"{path} is truncated or damaged ({e}); compare its size with the source and fetch it "
         "again."
@@ -291,6 +297,8 @@ def examples(names: Sequence[str]) -> str:
 def _wanted(entry: Entry, want: Tensor) -> tuple[int, ...]:
     """The shape that a tensor must have in the file, which may hold three of them in one."""
     first, *rest = want.shape
+    if entry.transposed:
+        return (*rest, first)
     return tuple(want.shape) if entry.third is None else (3 * first, *rest)
 
 

@@ -35,7 +35,7 @@ CHOOSING = 100  # the first seed of pictures that choose
 SEED = 5000  # of scenes that no part was trained on
 
 
-def told(groups: list[list[float]]) -> list[float]:
+def with_interval(groups: list[list[float]]) -> list[float]:
     """[mean, low, high]: 95 %, bootstrap over groups, the pictures of one prompt or scene. Where
     every value is the same the bootstrap has no width, and Wilson's interval stands there."""
     mean, low, high = bootstrap([[float(v) for v in g] for g in groups])
@@ -80,14 +80,14 @@ def two_way_choice(clip: CLIPScorer, images: list, scenes: list) -> dict[str, li
                 continue
             a, b = (clip.images([image]) @ clip.texts([caption, wrong]).T)[0].tolist()
             right[kind].append([a > b])
-    return {kind: told(rows) for kind, rows in right.items()}
+    return {kind: with_interval(rows) for kind, rows in right.items()}
 
 
 def captions(captioner, images: list, scenes: list, n: int) -> list[float]:
     """How often the captioner names exactly the (colour, thing) pairs of a scene of n things."""
     said = [set(benchmarks.subjects(text)) for text in captioner(images)]
     which = [i for i, scene in enumerate(scenes) if len(scene.things) == n]
-    return told([[said[i] == _pairs(scenes[i])] for i in which])
+    return with_interval([[said[i] == _pairs(scenes[i])] for i in which])
 
 
 def new_captions(captioner, n: int) -> list[float]:
@@ -99,7 +99,7 @@ def new_captions(captioner, n: int) -> list[float]:
         if _pairs(scene) & world.HELD_OUT_COLOURS:
             scenes.append(scene)
     said = captioner([Image.fromarray(world.render(scene)) for scene in scenes])
-    return told(
+    return with_interval(
         [
             [pair in benchmarks.subjects(text) for pair in _pairs(scene) & world.HELD_OUT_COLOURS]
             for text, scene in zip(said, scenes)
@@ -114,7 +114,7 @@ def judged(judge, images: list, scenes: list, n: int) -> list[float]:
     for i, found in zip(which, judge.find([images[i] for i in which])):
         hue = {f.word: f.colour for f in found}
         rows.append([all(w in hue and c in (None, hue[w]) for c, w in _pairs(scenes[i]))])
-    return told(rows)
+    return with_interval(rows)
 
 
 def _pairs(scene: world.Scene) -> set[tuple[str | None, str]]:
@@ -130,9 +130,9 @@ def rows_of(judge, prompts: list[str], pictures: list[list[Image.Image]]) -> lis
 
 
 def column(rows: list[list[dict]], name: str, keep=None) -> list[float]:
-    """`told` of one number; of the prompts where `keep` is true, if given."""
+    """`with_interval` of one number; of the prompts where `keep` is true, if given."""
     keep = keep or [True] * len(rows)
-    return told([[r[name] for r in row] for row, k in zip(rows, keep) if k])
+    return with_interval([[r[name] for r in row] for row, k in zip(rows, keep) if k])
 
 
 def adherence(prompts: list[benchmarks.Prompt], rows: list[list[dict]]) -> dict:
@@ -150,7 +150,7 @@ def adherence(prompts: list[benchmarks.Prompt], rows: list[list[dict]]) -> dict:
 def empty_numbers(judge, pictures: list[Image.Image]) -> dict:
     """The share of empty-prompt pictures whose surest thing is over 0.9, and over 0.5."""
     surest = judge.probabilities(pictures)[0].max(1).values.tolist()
-    return {f"surest over {v:g}": told([[p > v] for p in surest]) for v in (0.9, 0.5)}
+    return {f"surest over {v:g}": with_interval([[p > v] for p in surest]) for v in (0.9, 0.5)}
 
 
 def dns_numbers(judge, captioner, pictures: list, prompts: list[str]) -> dict:
@@ -164,13 +164,13 @@ def dns_numbers(judge, captioner, pictures: list, prompts: list[str]) -> dict:
         for p, fs in zip(prompts, found)
     ]
     out = {
-        "a thing": told([[bool(f)] for f in found]),
-        "one that p names": told([[bool(n)] for n in named]),
+        "a thing": with_interval([[bool(f)] for f in found]),
+        "one that p names": with_interval([[bool(n)] for n in named]),
     }
     if both:
-        out["captioner's first is the surest"] = told([[f[0].word == w] for f, w in both])
+        out["captioner's first is the surest"] = with_interval([[f[0].word == w] for f, w in both])
         any_of = [[w in {x.word for x in f}] for f, w in both]
-        out["captioner's first is there"] = told(any_of)
+        out["captioner's first is there"] = with_interval(any_of)
     return out
 
 

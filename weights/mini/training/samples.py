@@ -16,10 +16,13 @@ from dnp.evaluation import benchmarks
 
 @cache
 def _loaded(weights: Path):
-    """The model, once in each process."""
+    """The model, once in each process, with the speed measures of the commands."""
     import dnp
+    from dnp.sd import speed
 
-    return dnp.load(weights)
+    model = dnp.load(weights)
+    speed.apply(model)
+    return model
 
 
 def _work(job: tuple, weights: Path) -> list[Image.Image]:

@@ -3,7 +3,10 @@
     python weights/mini/training/sheets.py --out runs/mini
 
 `things.png`: the 24 things, 2 seeds each. `prompts.png`: 64 random captions of held-out scenes.
-`scales.png`: the methods by scale. `dns.png`: DNS images by scale. `curves.png`: the losses.
+`empty.png`: 64 pictures of the empty prompt. `scales.png`: the methods by scale. `dns.png`: DNS
+images by scale. `curves.png`: the losses. `front.png`: the README's row, `compare.png`: its sheet.
+The last two have a chosen prompt and seed (`--search` prints candidates); the others show what
+came.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -18,10 +22,15 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from common import HERE
+from dnp.cli import main as command
 from dnp.evaluation import benchmarks
-from dnp.evaluation.report import plot
+from dnp.evaluation.metrics import lacking
+from dnp.evaluation.plots import plot
+from dnp.evaluation.recogniser import load_recogniser, of_weights
 from dnp.generation import generate
+from dnp.methods import METHODS
 from dnp.pictures import contact_sheet
+from dnp.sd import speed
 from dnp.sd.model import load
 from world import ANIMALS, OBJECTS, caption, scene_at
 
@@ -53,6 +62,20 @@ def things(model) -> Image.Image:
     return grid(pictures, [text for text in prompts for _ in range(2)], 12)
 
 
+# The README's first command.
+COMPARE = [
+    "a red clock and a blue chair", "--negative", "a green frog", "--compare", "--steps", "20",
+    "--seed", "3", "--images", "3",
+]  # fmt: skip
+# What the README's row shows, one prompt and seed of those that `--search` prints.
+FRONT = ("a cat, a red car and a blue chair", 100)
+FRONT_OPTIONS = {"auto-dnp": {"rule": "bounded"}}
+SHOWN = {
+    "cfg": "CFG, Eq. 3", "dns": "DNS, Eq. 19: the opposite", "auto-dnp": "auto-DNP, bounded",
+    "answer": "ANSWER",
+}  # fmt: skip
+
+
 # One colour for each object, in the order of OBJECTS, none held out.
 COLOURS_SEEN = "blue red yellow purple brown red pink green blue brown red green".split()
 
@@ -62,6 +85,68 @@ def random_prompts(model, n: int = 64) -> Image.Image:
     bar = tqdm(captions, desc="prompts")
     pictures = [generate(model, text, s=2.0, seed=i).images[0] for i, text in enumerate(bar)]
     return grid(pictures, captions, 8)
+
+
+def empty(model, n: int = 64) -> Image.Image:
+    pictures = generate(model, "", s=1.0, images=n, steps=20).images
+    return grid(pictures, [f"seed {i}" for i in range(n)], 8)
+
+
+def front(model) -> Image.Image:
+    """One prompt in five pictures, from one initial noise: what it is that DNS adds."""
+    prompt, seed = FRONT
+    by = {m: generate(model, prompt, m, seed=seed, **FRONT_OPTIONS.get(m, {})) for m in SHOWN}
+    judge = load_recogniser(of_weights(MINI, len(benchmarks.subjects(prompt))))
+    cells = []
+    for method, title in SHOWN.items():
+        picture, words = by[method].images[0], ""
+        if METHODS[method].positive == "p":
+            missing = lacking(judge, [picture], prompt)[0]
+            words = f"lacks {', '.join(missing)}" if missing else "lacks nothing"
+        if METHODS[method].makes_dns_image:
+            words = f"n* = {by[method].negatives[0]}\n{words}"
+        cells.append((title, picture, words))
+    return strip(cells, f'"{prompt}", seed {seed}')
+
+
+def strip(cells: list[tuple[str, Image.Image, str]], title: str) -> Image.Image:
+    """Pictures side by side, a title over each and words under it: wide and low."""
+    side, gap = 3 * cells[0][1].width, 12
+    sheet = Image.new("RGB", (len(cells) * (side + gap) - gap, side + 108), "white")
+    draw = ImageDraw.Draw(sheet)
+    big, small = (ImageFont.load_default(size=size) for size in (18, 15))
+    draw.text((0, 0), title, fill="black", font=big)
+    for i, (name, picture, words) in enumerate(cells):
+        x = i * (side + gap)
+        draw.text((x, 34), name, fill="black", font=small)
+        sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, 56))
+        draw.text((x, side + 62), words, fill=(90, 90, 90), font=small)
+    return sheet
+
+
+def search(model, seeds: int = 4) -> None:
+    """Prints choosing prompts and seeds whose CFG picture lacks a thing, and which of the others
+    lack none: candidates for FRONT, of which a person takes one and says so."""
+    judge = load_recogniser(of_weights(MINI, 3))
+    for prompt in (p.text for p in benchmarks.load("trio-choosing")):
+        for seed in range(100, 100 + seeds):
+            missing = lacking(judge, generate(model, prompt, seed=seed, steps=20).images, prompt)[0]
+            if len(missing) != 1:
+                continue
+            others = {}
+            for m in ("auto-dnp", "answer"):
+                options = FRONT_OPTIONS.get(m, {})
+                made = generate(model, prompt, m, seed=seed, steps=20, **options).images
+                others[m] = lacking(judge, made, prompt)[0]
+            if not all(others.values()):
+                print(f"{prompt!r}, {seed}: cfg lacks {missing}, others {others}", flush=True)
+
+
+def compare() -> Image.Image:
+    """The sheet of the README's first command."""
+    with tempfile.TemporaryDirectory() as folder:
+        command([*COMPARE, "--out", folder])
+        return Image.open(next(Path(folder).glob("*.png"))).copy()
 
 
 def scales(model, prompt: str = "a cat and a red car", n: str = "a dog") -> Image.Image:
@@ -100,14 +185,32 @@ def curves(out: Path) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="where the logs are")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/mini"), help="where the logs are")
+    add("--only", nargs="+", choices=list(SHEETS), default=list(SHEETS), help="some of them")
+    add("--search", action="store_true", help="print candidates for front.png, and stop")
     args = parser.parse_args()
     model, folder = load(MINI), MINI / "pictures"
+    speed.apply(model)
+    if args.search:
+        search(model)
+        return
     folder.mkdir(exist_ok=True)
-    curves(args.out).save(folder / "curves.png")
-    for draw in (things, random_prompts, scales, dns):
-        draw(model).save(folder / f"{draw.__name__.replace('random_', '')}.png")
-    print(f"wrote {folder}")
+    for name in args.only:
+        SHEETS[name](model, args).save(folder / f"{name}.png", optimize=True)
+    print(f"wrote {', '.join(args.only)} in {folder}")
+
+
+SHEETS = {
+    "things": lambda model, args: things(model),
+    "prompts": lambda model, args: random_prompts(model),
+    "empty": lambda model, args: empty(model),
+    "scales": lambda model, args: scales(model),
+    "dns": lambda model, args: dns(model),
+    "front": lambda model, args: front(model),
+    "compare": lambda model, args: compare(),
+    "curves": lambda model, args: curves(args.out),
+}
 
 
 if __name__ == "__main__":

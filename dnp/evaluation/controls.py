@@ -1,0 +1,119 @@
+"""Controls, and what a run takes from another one: scales, and strengths.
+
+cfg-equal:of=M, cfg-scheduled:of=M    CFG as strong as the method M (`strength.py`)
+--scales-from RUN                     each method at the scale that was best in RUN
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dnp import contract
+from dnp.errors import SettingsError
+from dnp.evaluation import methods as m
+
+EQUAL = ("cfg-equal", "cfg-scheduled")
+BY = ("colours", "full")  # what is best: the first that a run has
+
+
+def target(label: str) -> str | None:
+    """The method M of the label of a control of equal strength; None of another label."""
+    kind, _, rest = label.partition(":")
+    return rest.removeprefix("of=") if kind in EQUAL and rest.startswith("of=") else None
+
+
+def parse(text: str, strengths: Mapping | None = None) -> m.Method:
+    """A method, or a control of equal strength. SettingsError for one without its strengths."""
+    kind, of = text.partition(":")[0], target(text)
+    if kind not in EQUAL:
+        return m.parse(text)
+    if of is None:
+        raise SettingsError(f"{text} needs the method that it is as strong as; write {kind}:of=M.")
+    known = (strengths or {}).get("methods", {})
+    if of not in known:
+        raise SettingsError(
+            f"the strength of {of} is not known; measure it with --strength --method {of}, and "
+            "give that strength.json with --strengths."
+        )
+    options = dict(known[of][kind]["options"])
+    if "rule_options" in options:
+        options["rule_options"] = tuple(options["rule_options"].items())
+    return m.Method(text, "cfg", tuple(options.items()))
+
+
+def require_same(told: Mapping, fingerprint: str | None, steps: int, size: object) -> None:
+    """SettingsError for strengths of other weights, steps or sizes."""
+    size = None if size is None else list(size)
+    if (told["weights"], told["steps"], told.get("size")) != (fingerprint, steps, size):
+        raise SettingsError(
+            "these strengths are of other weights, steps or sizes; measure them with --strength."
+        )
+
+
+def has_scale(method: m.Method) -> bool:
+    """Whether a scale can be chosen for it: it has one, and none was typed."""
+    options = dict(method.options)
+    rule = options.get("rule")
+    if rule is not None:
+        needs = contract.read(rule, dict(options.get("rule_options", ()))).needs
+        if "s" not in needs:
+            return False
+    return "s" not in options and method.name != "unconditional"
+
+
+def best_scales(folders: Sequence[Path]) -> tuple[dict[str, float], str]:
+    """The scale of each method with the greatest mean in `pictures.csv` of one or several runs,
+    of equal ones the smallest; and a sentence that says where they are from.
+
+    By things and colours, else by full prompt. SettingsError for a folder without one.
+    """
+    pictures = []
+    for folder in folders:
+        try:
+            with (Path(folder) / "pictures.csv").open(encoding="utf-8", newline="") as file:
+                pictures += list(csv.DictReader(file))
+        except OSError as e:
+            raise SettingsError(
+                f"{folder}: no tables of a run ({e.strerror}); give a folder that one has written."
+            ) from None
+    by = next((c for c in BY if pictures and all(r.get(c) for r in pictures)), None)
+    if by is None:
+        raise SettingsError(f"{folders[0]}: its pictures have no numbers to choose a scale by.")
+    found: dict[str, dict[float, list[float]]] = {}
+    for r in pictures:
+        if r["s"]:
+            found.setdefault(r["method"], {}).setdefault(float(r["s"]), []).append(float(r[by]))
+    mean = lambda values: sum(values) / len(values)  # noqa: E731
+    best = {k: max(sorted(v), key=lambda s: mean(v[s])) for k, v in found.items()}
+    prompts, seeds = ({r[k] for r in pictures} for k in ("prompt", "seed"))
+    what = {"colours": "things and colours", "full": "full prompt"}[by]
+    said = f"Scales were chosen by {what} on {len(prompts)} prompts x {len(seeds)} seeds, from "
+    return best, said + f"{min(map(int, seeds))} ({', '.join(Path(f).name for f in folders)})"
+
+
+def overlap(folders: Sequence[Path], prompts: Sequence[str]) -> int:
+    """How many of `prompts` were in the runs that scales were chosen on."""
+    chosen_on: set[str] = set()
+    for folder in folders:
+        with (Path(folder) / "pictures.csv").open(encoding="utf-8", newline="") as file:
+            chosen_on |= {r["prompt"] for r in csv.DictReader(file)}
+    return len(chosen_on & set(prompts))
+
+
+def at_best(methods: Sequence[m.Method], best: Mapping[str, float]) -> tuple[m.Method, ...]:
+    """The methods at their best scales. SettingsError for one that was not in the run."""
+    out = []
+    for method in methods:
+        if has_scale(method):
+            if method.label not in best:
+                comma = "," if ":" in method.label else ":"
+                raise SettingsError(
+                    f"{method.label} is not in the run that scales are from; add it there, or "
+                    f"write {method.label}{comma}s=..."
+                )
+            method = replace(method, options=(*method.options, ("s", best[method.label])))
+        out.append(method)
+    return tuple(out)

@@ -1,0 +1,143 @@
+"""Differences of methods, paired over prompts, with p-values and Holm's correction.
+
+A prompt's difference is the mean over its seeds: prompts are independent of each other, and the
+pictures of one prompt are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from dnp.evaluation.controls import target
+from dnp.evaluation.metrics import bootstrap
+from dnp.evaluation.tables import (
+    COLUMNS,
+    Cells,
+    Rows,
+    baseline_of,
+    by_picture,
+    cost,
+    markdown,
+    name,
+    shown,
+)
+
+EXACT = 14  # prompts, with 2^14 signs; with more, as many signs are drawn
+DRAWS = 20_000
+
+
+def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
+    """The two-sided p of paired differences under "their signs are by chance".
+
+    p = share of the signs e with |mean(e d)| >= |mean(d)|
+    All 2^n signs up to n = 14; then 20,000 drawn ones, and the one that is there counted too.
+    """
+    d = np.asarray(differences, np.float64)
+    if len(d) <= EXACT:
+        signs = np.array(list(product((1.0, -1.0), repeat=len(d))))
+    else:
+        drawn = np.random.default_rng(seed).integers(0, 2, (DRAWS, len(d)))
+        signs = np.concatenate([np.ones((1, len(d))), 2.0 * drawn - 1])
+    sums = np.abs(signs @ d)
+    return float((sums >= abs(d.sum()) - 1e-9 * np.abs(d).sum()).mean())
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's corrected p-values (1979), which hold for all of them together.
+
+    p_(i) -> max over j <= i of min(1, (m - j + 1) p_(j)),  p_(1) <= ... <= p_(m)
+    """
+    order, corrected, greatest = np.argsort(p, kind="stable"), [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        greatest = max(greatest, min(1.0, (len(p) - rank) * float(p[i])))
+        corrected[i] = greatest
+    return corrected
+
+
+def per_prompt(a: Sequence[dict], b: Sequence[dict], column: str) -> list[float]:
+    """The mean of a - b over the seeds that both have, for each prompt that both have."""
+    x, y = by_picture(a, column), by_picture(b, column)
+    prompts: dict[str, list[float]] = {}
+    for key in sorted(x.keys() & y.keys()):
+        prompts.setdefault(key[0], []).append(x[key] - y[key])
+    return [float(np.mean(d)) for d in prompts.values()]
+
+
+def differences(rows: Rows, baseline: str, out: Cells, at: str) -> list[str]:
+    """The table of every method but the baseline, minus the baseline."""
+    pairs = [(k, baseline_of(k, rows, baseline)) for k in rows if k[0] != baseline]
+    return _table(rows, pairs, f"Differences to {baseline} {at}", out, False)
+
+
+def of_controls(rows: Rows, out: Cells) -> list[str]:
+    """The table of methods minus those of their controls that are there."""
+    pairs = []
+    for key in rows:
+        labels = dict.fromkeys(k[0] for k in rows if k != key and is_control(k, key, rows))
+        pairs += [(key, baseline_of(key, rows, label)) for label in labels]
+    return _table(rows, pairs, "Differences of methods to their controls", out, True)
+
+
+def is_control(control: tuple, key: tuple, rows: Rows) -> bool:
+    """Whether a row isolates a cause of another: CFG of equal strength, CFG of equal cost, or the
+    same method with another prompt's n* or with a random negative."""
+    a, b = control[0], key[0]
+    if target(a) is not None:
+        return target(a) == b
+    if a.startswith("cfg:") and "steps=" in a and not b.startswith("cfg"):
+        costs = cost(rows[control]), cost(rows[key])
+        return abs(costs[0] / costs[1] - 1) < 0.05
+    kind = a.partition(":")[0]
+    if kind not in ("shuffled", "random"):
+        return False
+    return _without_scale(a.replace(kind, "auto-dnp", 1)) == _without_scale(b)
+
+
+def _without_scale(label: str) -> str:
+    name, _, options = label.partition(":")
+    kept = [x for x in options.split(",") if x and not re.match("s=", x)]
+    return f"{name}:{','.join(kept)}" if kept else name
+
+
+def _table(rows: Rows, pairs: Sequence[tuple], title: str, out: Cells, both: bool) -> list[str]:
+    columns = shown(rows)
+    if not pairs or not columns:
+        return []
+    found = {
+        (pair, c): d
+        for pair in pairs
+        for c in columns
+        if (d := per_prompt(rows[pair[0]], rows[pair[1]], c))
+    }
+    p = [sign_flip(d) for d in found.values()]
+    p_values = dict(zip(found, zip(p, holm(p))))
+    body = []
+    for pair in pairs:
+        key, base = pair
+        cells = [f"{name(key, rows)} minus {name(base, rows)}" if both else name(key, rows)]
+        for c in columns:
+            heading, factor, digits = COLUMNS[c]
+            d = found.get((pair, c))
+            if not d:
+                cells.append("-")
+                continue
+            interval, p = bootstrap([[x] for x in d]), p_values[pair, c]
+            table = f"minus {base[0]}"
+            text = out.add(table, key, rows, heading, interval, factor, digits, "+", p)
+            cells.append(f"{text}, p {says(p[1])}")
+        body.append(cells)
+    prompts = max(map(len, found.values()), default=0)
+    caption = (
+        f"{title}, paired over {prompts} prompts (of each, the mean of its seeds). p is of sign "
+        f"flips of the prompts, two-sided, with Holm's correction for the {len(found)} "
+        "differences of this table:"
+    )
+    return [caption, "", *markdown(["method", *(COLUMNS[c][0] for c in columns)], body)]
+
+
+def says(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"

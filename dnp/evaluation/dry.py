@@ -1,0 +1,110 @@
+"""What a grid will cost: pictures, network evaluations, disk, and hours from one measured step."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dnp import generation
+from dnp.evaluation import keys
+from dnp.evaluation import methods as m
+from dnp.evaluation.tables import markdown
+from dnp.evaluation.work import DNS, Run
+from dnp.sampling import noise_like
+
+RECORD = 4096  # bytes of a picture's record, rounded up to what a disk gives
+
+
+def estimate(work: Run, world: int = 1) -> str:
+    """The text of --dry-run; `world` processes share the work. Nothing is made or written.
+
+    Evaluations are counted by running each method once with a network that says zero; hours are
+    those of the network and the decoder, by one step and one picture that are measured.
+    """
+    rows, dns, total = [], {}, [0, 0, 0.0]
+    for method in work.grid.methods:
+        for s in work.grid.scales:
+            settings, missing = work.settings(method, s), 0
+            for prompt in work.grid.prompts:
+                contents = [work.content(method, settings, prompt.text, k) for k in work.grid.seeds]
+                new = [c for c in contents if work.kept(c) is None]
+                missing += len(new)
+                for c in new if method.name in m.FROM_DNS else ():
+                    images = _dns_images(work, c, settings)
+                    dns.update((keys.key(x), x) for x in images if work.kept(x) is None)
+            each = evaluations(work, method, settings)
+            at = "" if settings["s"] is None else f", s = {settings['s']:g}"
+            label = method.label + at
+            rows.append((label, len(work.grid.prompts) * len(work.grid.seeds), missing, each))
+    if dns:
+        each = evaluations(work, DNS, next(iter(dns.values()))["settings"])
+        rows.append(("DNS images for n*", len(dns), len(dns), each))
+    for _, asked, missing, each in rows:
+        total = [total[0] + asked, total[1] + missing, total[2] + missing * each]
+    step, decode, size = measured(work)
+    hours = (total[2] * step + total[1] * decode) / 3600 / world
+    body = [[a, f"{b:,}", f"{c:,}", f"{d:g}", f"{c * d:,.0f}"] for a, b, c, d in rows]
+    body.append(["all", f"{total[0]:,}", f"{total[1]:,}", "", f"{total[2]:,.0f}"])
+    heads = ["method", "pictures", "to make", "evaluations each", "evaluations"]
+    device = f"{work.model.device}, {world} process(es)"
+    return "\n".join(
+        [
+            *markdown(heads, body),
+            f"Disk: {total[1] * (size + RECORD) / 1e9:.2f} GB at most.",
+            f"Time: {hours:.2f} hours on {device}: {1000 * step:.3g} ms for an evaluation and "
+            f"{1000 * decode:.3g} ms for a decoded picture, measured now. Captions and scores are "
+            "not counted.",
+        ]
+    )
+
+
+def _dns_images(work: Run, content: dict, settings: dict) -> list[dict]:
+    """The contents of the DNS images that the n* of a picture is of."""
+    of = m.dns_settings(settings)
+    prompt, first = content.get("words_of", content["prompt"]), content["words"]
+    seeds = [
+        (first + generation.FAR * j) % m.table.SEEDS for j in range(settings.get("dns_images", 1))
+    ]
+    return [work.content(DNS, of, prompt, seed) for seed in seeds]
+
+
+def evaluations(work: Run, method: m.Method, settings: dict) -> float:
+    """Network evaluations of one picture, without those of its DNS images."""
+    model, prompt = copy.copy(work.model), work.grid.prompts[0].text
+    model.eps = lambda z_t, t, c: torch.zeros_like(z_t)
+    model.decode = lambda z_0: [Image.new("RGB", (8, 8))] * len(z_0)
+    negative = m.negative(method, prompt, 0, work.grid.others)
+    negative = "a" if method.name in m.FROM_DNS else negative
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        captioner = lambda images: ["a"] * len(images)  # noqa: E731
+        (sample,) = m.sample(model, method, prompt, [0], settings, [negative], captioner)
+    return sample.nfe
+
+
+@torch.no_grad()
+def measured(work: Run) -> tuple[float, float, int]:
+    """Seconds of one evaluation of the network and of one decoded picture (the median of five,
+    after one that is not timed), and the bytes of a picture that nothing compresses."""
+    model, size = work.model, work.grid.size
+    k = generation.batch_size(model.device)
+    generators = [torch.Generator().manual_seed(i) for i in range(k)]
+    z = noise_like(torch.empty(k, *model.latent_shape(size)), generators)
+    z = z.to(model.device, model.dtype)
+    z_2, c = torch.cat([z, z]), model.encode(["", work.grid.prompts[0].text] * k)
+    t = torch.tensor(len(model.schedule.abar) // 2, device=model.device)
+    steps, decodes = [], []
+    for _ in range(6):
+        start = time.perf_counter()
+        model.eps(z_2, t, c).sum().item()  # waits for the device
+        steps.append((time.perf_counter() - start) / (2 * k))
+        start = time.perf_counter()
+        (image, *_) = model.decode(z)
+        decodes.append((time.perf_counter() - start) / k)
+    step, decode = (float(np.median(x[1:])) for x in (steps, decodes))
+    return step, decode, 3 * image.width * image.height

@@ -1,0 +1,221 @@
+"""How strong a method is at each step, and the CFG that is as strong.
+
+    strength at a step = |eps - eps_phi|, the norm over all elements of a sample, its mean over the
+                         pictures of a grid; strength = the sum over the steps
+
+    cfg-equal:of=M       CFG with the one s whose strength is M's
+    cfg-scheduled:of=M   CFG with the scale for each step that makes it as strong as M there
+
+`python -m dnp.evaluation --strength` measures the methods of a grid, fits both, and writes
+`strength.json`, which another run takes with --strengths.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dnp.errors import NonFiniteError, SettingsError
+from dnp.evaluation import methods as m
+from dnp.evaluation.work import Run
+from dnp.guidance import cfg
+from dnp.plan import Plan
+from dnp.rules import dot
+from dnp.sampling import ddim_step
+
+CFG = m.Method("cfg", "cfg")
+WITHIN = 0.02  # how near two strengths are said to be equal
+APART = ("cnp", "negative-alone", "unconditional", "dns")  # they do not guide towards p by a rule
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A CFG that is as strong as a method: its options, and its own strength by step."""
+
+    options: tuple[tuple[str, object], ...]
+    by_step: list[float]
+
+
+def by_step(work: Run, method: m.Method, s: float | None = None) -> list[float]:
+    """The strength of a method at each step, over the prompts and seeds of a grid.
+
+    mean |eps - eps_phi|, both at the z_t of the method's own chain
+    One evaluation more for each step than sampling. SettingsError for a method of `APART`.
+    """
+    if method.name in APART:
+        raise SettingsError(f"{method.name} has no strength towards a prompt; leave it out.")
+    settings, rows = work.settings(method, s), []
+    for prompt in tqdm([p.text for p in work.grid.prompts], desc=method.label, unit="prompt"):
+        for seed in work.grid.seeds:
+            (words,) = work.negatives(method, settings, prompt, [seed])
+            given = m.given(method, settings) | {"negative": words.text, "seed": seed}
+            plan = Plan.of(work.model, prompt, method.rule, given)
+            rows.append(_of_chain(plan, seed, plan.chosen["negative"]))
+    return np.mean(rows, 0).tolist()
+
+
+@torch.no_grad()
+def _of_chain(plan: Plan, seed: int, words: str | None) -> list[float]:
+    guided, generators, z_T = plan.chain([seed], [words])
+    strengths = []
+    for t, z_t, _, eps in plan.walk(guided, z_T, generators):
+        if eps is not None:
+            level = torch.tensor(t, device=z_t.device)
+            (eps_phi,) = guided.noises(z_t, level, [guided.conditions["phi"]])
+            strengths.append(norm(eps - eps_phi))
+    return strengths
+
+
+def fit_schedule(work: Run, target: Sequence[float]) -> Fit:
+    """CFG whose scale at each step gives it the strength `target` there, step by step.
+
+    s_t = target_t / mean |eps_p - eps_phi|
+    All chains go on together, so that the mean at a step is that of this very CFG.
+    """
+    levels, scales, found = cfg_together(work, lambda i, mean: target[i] / mean)
+    options = {"levels": levels, "scales": scales}
+    return Fit((("rule", "cfg_schedule"), ("rule_options", tuple(options.items()))), found)
+
+
+def fit_constant(work: Run, target: Sequence[float], s: float = 3.0, tries: int = 8) -> Fit:
+    """CFG with the one s that has the sum of `target` as its strength, to less than 1 %.
+
+    s = s * (sum of target / its strength), again and again, since a stronger chain goes elsewhere.
+    SettingsError if no s is found; `s` is the first guess.
+    """
+    power, wanted, last = 1.0, sum(target), None
+    for _ in range(tries):
+        s = float(f"{s:.4g}")
+        _, _, found = cfg_together(work, lambda i, mean, s=s: s)
+        total = sum(found)
+        if abs(total / wanted - 1) < WITHIN / 2:
+            return Fit((("s", s),), found)
+        if last is not None and last[0] != s:  # how the strength grows with s, by the last two
+            power = math.log(total / last[1]) / math.log(s / last[0])
+            power = min(max(power, 0.5), 2.0)
+        last = s, total
+        s *= (wanted / total) ** (1 / power)
+    raise SettingsError(
+        f"no constant scale of CFG was found with the strength {wanted:.4g}; the last was s = "
+        f"{last[0]:g} with {last[1]:.4g}."
+    )
+
+
+@torch.no_grad()
+def cfg_together(
+    work: Run, choose: Callable[[int, float], float]
+) -> tuple[list[int], list[float], list[float]]:
+    """CFG over all prompts and seeds of a grid, step by step, by DDIM: the levels t, the scale of
+    each step, choose(step, mean |eps_p - eps_phi|), and the strength of each step."""
+    model, chains = work.model, []
+    given = m.given(CFG, work.settings(CFG, 1.0))
+    for prompt in work.grid.prompts:
+        for seed in work.grid.seeds:
+            plan = Plan.of(model, prompt.text, "cfg", {**given, "seed": seed})
+            guided, _, z_T = plan.chain([seed], [None])
+            chains.append((guided, z_T))
+    scales, found = [], []
+    for i, (t, t_next) in enumerate(tqdm(plan.pairs, desc="CFG, all prompts", unit="step")):
+        level, noises = torch.tensor(t, device=model.device), []
+        for guided, z_t in chains:
+            conditions = [guided.conditions["phi"], guided.conditions["p"]]
+            noises.append(guided.noises(z_t, level, conditions))
+        mean = float(np.mean([norm(eps_p - eps_phi) for eps_phi, eps_p in noises]))
+        scales.append(float(f"{choose(i, mean):.6g}"))
+        found.append(scales[-1] * mean)
+        abar = [model.schedule.level(x) for x in (t, t_next)]
+        chains = [
+            (guided, ddim_step(z_t, cfg(*eps, scales[-1]), *abar)[0])
+            for (guided, z_t), eps in zip(chains, noises)
+        ]
+    if not np.isfinite(found).all():
+        raise NonFiniteError("a CFG of that strength overflows; leave the method out.")
+    return [t for t, _ in plan.pairs], scales, found
+
+
+def norm(x: torch.Tensor) -> float:
+    """|x| of the one sample of a batch."""
+    return float(dot(x, x).sqrt())
+
+
+# -------------------------------------------------------------------------------------- the command
+
+
+def measure(work: Run) -> dict:
+    """What `strength.json` holds: each method's strength, and the CFG of equal strength."""
+    told: dict = {
+        "weights": work.model.config.fingerprint,
+        "steps": work.grid.steps,
+        "size": work.grid.size,
+        "prompts": [p.text for p in work.grid.prompts],
+        "seeds": list(work.grid.seeds),
+        "methods": {},
+    }
+    for method in work.grid.methods:
+        settings = work.settings(method, work.grid.scales[0])
+        own = (settings["steps"], settings.get("sampler", "ddim"), settings.get("eta", 0))
+        if own != (work.grid.steps, "ddim", 0):
+            raise SettingsError(
+                f"{method.label} has a chain of its own (steps, sampler or eta), which no CFG of "
+                "equal strength follows; leave it out."
+            )
+        target = by_step(work, method, work.grid.scales[0])
+        told["methods"][method.label] = {"s": settings["s"], "by_step": target}
+        scheduled = fit_schedule(work, target)
+        scales = dict(scheduled.options[1][1])["scales"]
+        guess = sum(target) / sum(x / s for x, s in zip(scheduled.by_step, scales))
+        equal = fit_constant(work, target, guess)
+        for kind, fitted in (("cfg-equal", equal), ("cfg-scheduled", scheduled)):
+            row = {"options": dict(fitted.options), "by_step": fitted.by_step}
+            if "rule_options" in row["options"]:
+                row["options"]["rule_options"] = dict(row["options"]["rule_options"])
+            told["methods"][method.label][kind] = row
+    return told
+
+
+def table(told: dict) -> str:
+    """The strengths as Markdown."""
+    lines = [
+        "| method | strength | CFG of that strength: s | its strength | scheduled: s by step | its "
+        "strength |",
+        "|---" * 6 + "|",
+    ]
+    for label, row in told["methods"].items():
+        total, equal, scheduled = (
+            sum(x["by_step"]) for x in (row, row["cfg-equal"], row["cfg-scheduled"])
+        )
+        s = "" if row["s"] is None else f", s = {row['s']:g}"
+        scales = " ".join(f"{x:.3g}" for x in _scales(row))
+        lines.append(
+            f"| {label}{s} | {total:.4g} | {row['cfg-equal']['options']['s']:g} "
+            f"| {equal:.4g} ({equal / total - 1:+.1%}) "
+            f"| {scales} | {scheduled:.4g} ({scheduled / total - 1:+.1%}) |"
+        )
+    count = f"{len(told['prompts'])} prompts x {len(told['seeds'])} seeds, from {told['seeds'][0]}"
+    lines += ["", f"Strength: sum over {told['steps']} steps of |eps - eps_phi|, mean of {count}."]
+    return "\n".join(lines) + "\n"
+
+
+def _scales(row: dict) -> list[float]:
+    return row["cfg-scheduled"]["options"]["rule_options"]["scales"]
+
+
+def read(path: Path) -> dict:
+    """A `strength.json`; SettingsError if it is none."""
+    try:
+        told = json.loads(Path(path).read_bytes())
+        for row in told["methods"].values():
+            _scales(row), row["cfg-equal"]["options"]["s"], row["s"]
+        _ = told["weights"], told["steps"], told["prompts"], told["seeds"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise SettingsError(
+            f"{path}: no strengths ({type(e).__name__}); --strength writes strength.json."
+        ) from None
+    return told
