@@ -26,9 +26,9 @@ _HOME = {  # name: the module that has it; imported when it is first used, so th
 }
 __all__ = [*_HOME]
 _MODULES = (
-    "answer", "checks", "command", "contract", "energy", "errors", "folders", "generation",
-    "guidance", "guided", "methods", "pictures", "pipelines", "plan", "prompting", "readings",
-    "rules", "sampling", "schedule", "sd", "settings", "toy", "validation",
+    "answer", "attend_excite", "checks", "command", "contract", "energy", "errors", "folders",
+    "generation", "guidance", "guided", "methods", "pictures", "pipelines", "plan", "prompting",
+    "readings", "rules", "sampling", "schedule", "sd", "settings", "toy", "validation",
 )  # fmt: skip
 
 

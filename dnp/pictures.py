@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from dnp.errors import PictureError
 from dnp.folders import open_regular
 from dnp.methods import METHODS
-from dnp.settings import is_finite
+from dnp.validation import is_finite
 
 GREY = (90, 90, 90)
 CHUNK = "dnp"  # the PNG text chunk that holds the settings as JSON

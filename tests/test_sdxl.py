@@ -65,11 +65,12 @@ def test_complete_run_agrees(sdxl, method):
         assert abs(a - b).max() <= 1
 
 
-@pytest.mark.parametrize("method", ["cfg", "np2", "dns", "answer", "auto-dnp"])
+@pytest.mark.parametrize("method", ["cfg", "np2", "dns", "answer", "auto-dnp", "ae"])
 def test_every_method_runs(sdxl, method):
     model = dnp.load(sdxl[1])
     negative = NEGATIVE if method in ("np2", "auto-dnp") else None
-    made = dnp.generate(model, PROMPT, method, negative, steps=2, s=2.0, size=(64, 64))
+    own = {"subjects": "car, cat", "ae_level": 1} if method == "ae" else {}
+    made = dnp.generate(model, PROMPT, method, negative, steps=2, s=2.0, size=(64, 64), **own)
     assert len(made.images) == 1 and made.settings["phi"] == "zeros"
     zeros, text = model.encode(""), model.encode("", phi="text")
     assert not zeros.context.any() and not zeros.pooled.any() and text.context.any()
