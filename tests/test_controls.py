@@ -73,6 +73,7 @@ def test_shuffled_has_the_same_captions_permuted_over_prompts(tmp_path, monkeypa
     assert sum(c["method"] == "dns" for c in told) == 3
     shown = (tmp_path / "tables.md").read_text()
     assert "| auto-dnp:s=2, s = 2 minus shuffled:s=2, s = 2 |" in shown
+    assert "shuffled:s=2, s = 2: in 0 of 3 pictures n* is the prompt's own." in shown
 
 
 def test_a_random_negative_and_another_prompts_take_the_same_h(model, tmp_path):
