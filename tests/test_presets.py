@@ -68,7 +68,7 @@ def test_dnp_paper_on_the_layout_of_stable_diffusion(sd15, folders, clip, tmp_pa
     assert told["methods"]["auto-dnp"][0]["s_dns"] == 7.5
     assert told["metrics"]["clip"]["templates"] == list(metrics.TEMPLATES)
     ours, theirs = apart(text)
-    assert "| cfg, s = 7.5 |" in ours[0] and "min. object: the 3 prompts" in text
+    assert "| cfg, s = 7.5 |" in ours[0] and "min. object: the 4 prompts" in text
     assert "| auto-DNP, people | - / 0.331 / 10.13" in theirs
     assert "what of it is a guess" in text and "| a guess | 50 DDIM steps at s = 7.5" in text
 
