@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.strength and world > 1:
         raise SettingsError("--strength runs in one process; leave torchrun out.")
     if strengths is not None:
-        controls.require_same(strengths, model.config.fingerprint, args.steps, size)
+        controls.require_same(strengths, chosen, args.steps, size, model)
     try:
         if dry:
             with tempfile.TemporaryDirectory() as none:  # a folder that is not there stays so

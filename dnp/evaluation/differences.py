@@ -79,7 +79,20 @@ def of_controls(rows: Rows, out: Cells) -> list[str]:
     for key in rows:
         labels = dict.fromkeys(k[0] for k in rows if k != key and is_control(k, key, rows))
         pairs += [(key, baseline_of(key, rows, label)) for label in labels]
-    return _table(rows, pairs, "Differences of methods to their controls", out, True)
+    lines = _table(rows, pairs, "Differences of methods to their controls", out, True)
+    return lines + [x for pair in pairs if (x := _same_words(pair, rows))] + [""] * bool(pairs)
+
+
+def _same_words(pair: tuple, rows: Rows) -> str:
+    """How often another prompt's n* is the prompt's own: those pictures are no control."""
+    if not pair[1][0].startswith("shuffled"):
+        return ""
+    own, other = (
+        {(r["prompt"], k): n for r in rows[x] for k, n in zip(r["seeds"], r["negatives"])}
+        for x in pair
+    )
+    same = sum(own[k] == other[k] for k in own.keys() & other.keys())
+    return f"{name(pair[1], rows)}: in {same} of {len(other)} pictures n* is the prompt's own."
 
 
 def is_control(control: tuple, key: tuple, rows: Rows) -> bool:

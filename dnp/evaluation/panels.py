@@ -12,6 +12,7 @@ from dnp.evaluation import modes
 K = 3  # drawn larger and made smaller, so that lines are smooth
 SIDE, HEAD, GAP, COLUMNS = 300 * K, 48 * K, 16 * K, 3
 LOW, HIGH = (-9.0, -14.0), (9.0, 4.0)  # the corners of a panel's window
+EDGE = 0.15  # of its units: a dot nearer to the frame would touch it
 COLOURS = {0: "#2e8b57", 1: "#e08e0b", 2: "#d1495b"}  # right, wrong, off
 SHOWN = {
     ("square", "up", 3.0): (
@@ -61,11 +62,12 @@ def panel(result: modes.Result, dots: int) -> Image.Image:
     draw.rectangle([0, HEAD, SIDE - 1, HEAD + SIDE - 1], fill="#fafafa", outline="#bbbbbb", width=K)
     model = modes.toy(result.want[0])
     kind = modes.where(model, result.z_0, [1])
-    for (px, py), k in zip(result.z_0[:dots].tolist(), kind[:dots].tolist()):
-        if LOW[0] < px < HIGH[0] and LOW[1] < py < HIGH[1]:
+    low, high = torch.tensor(LOW) + EDGE, torch.tensor(HIGH) - EDGE
+    seen = ((result.z_0 > low) & (result.z_0 < high)).all(1)
+    for (px, py), k, inside in zip(*(x[:dots].tolist() for x in (result.z_0, kind, seen))):
+        if inside:
             x, y = place(px, py)
             draw.ellipse([x - 1.6 * K, y - 1.6 * K, x + 1.6 * K, y + 1.6 * K], fill=COLOURS[k])
-    seen = ((result.z_0 > torch.tensor(LOW)) & (result.z_0 < torch.tensor(HIGH))).all(1)
     outside = 1 - seen.double().mean().item()
     if outside >= 0.005:
         text = f"{100 * outside:.0f} % outside"

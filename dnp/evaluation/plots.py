@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+MARGIN = 14  # pixels between the frame and the outermost ticks; a point has a radius of 4
 PALETTE = ["#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#e08e0b", "#444444", "#00a6a6", "#a0522d"]
 
 
@@ -29,18 +30,24 @@ def plot(curves: dict[str, list[tuple]], x_label: str, y_label: str) -> Image.Im
     points = [p for curve in curves.values() for p in curve]
     xs = ticks(min(p[0] for p in points), max(p[0] for p in points))
     ys = ticks(min(p[2] for p in points), max(p[3] for p in points))
+    frame = left, top, w - right, h - bottom
 
     def place(x: float, y: float) -> tuple[float, float]:
+        """Where a point is: ticks stand a margin within the frame, so that no point touches it."""
+        inside = [a + m for a, m in zip(frame, (MARGIN * k, MARGIN * k, -MARGIN * k, -MARGIN * k))]
         return (
-            left + (x - xs[0]) / (xs[-1] - xs[0]) * (w - left - right),
-            h - bottom - (y - ys[0]) / (ys[-1] - ys[0]) * (h - top - bottom),
+            inside[0] + (x - xs[0]) / (xs[-1] - xs[0]) * (inside[2] - inside[0]),
+            inside[3] - (y - ys[0]) / (ys[-1] - ys[0]) * (inside[3] - inside[1]),
         )
+
+    draw.rectangle(frame, outline="#999999", width=k)
 
     for x in xs:
         draw.text((place(x, 0)[0], h - bottom + 6 * k), f"{x:.4g}", "black", font, anchor="ma")
     for y in ys:
         draw.text((left - 6 * k, place(0, y)[1]), f"{y:.4g}", "black", font, anchor="rm")
-        draw.line([place(xs[0], y), place(xs[-1], y)], fill="#dddddd", width=k)
+        height = place(0, y)[1]
+        draw.line([(left + k, height), (w - right - k, height)], fill="#dddddd", width=k)
     draw.text(((left + w - right) / 2, h - 26 * k), x_label, "black", font, anchor="ma")
     draw.text((left, 2 * k), y_label, "black", font)
     for i, (label, curve) in enumerate(curves.items()):

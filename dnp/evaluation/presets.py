@@ -63,6 +63,7 @@ PRESETS = {
 }  # fmt: skip
 _DNP = "What arXiv:2411.05473 prints for Stable Diffusion (Table 2)"
 _OTHERS = "Its weights, prompts and CLIP are others, so it is no row of the tables above:"
+_GUESSED = "Where the protocol here is a guess it may be another, so it is no row of ours:"
 PUBLISHED = {  # benchmark: (sentence, heading, {method: numbers})
     "ae": (_DNP, "min. object / full prompt / IS", {
         "CFG": "0.242 / 0.335 / 13.17", "auto-DNP": "0.258 / 0.346 / 13.35",
@@ -95,7 +96,8 @@ def published(benchmark: str, preset: str | None) -> list[str]:
     if name not in PUBLISHED:
         return lines
     said, heading, numbers = PUBLISHED[name]
-    return [*lines, f"{said}. {_OTHERS}", "", *markdown(["method", heading], list(numbers.items()))]
+    why = _GUESSED if preset else _OTHERS
+    return [*lines, f"{said}. {why}", "", *markdown(["method", heading], list(numbers.items()))]
 
 
 def _protocol(preset: Preset) -> list[str]:

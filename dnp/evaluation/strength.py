@@ -213,7 +213,7 @@ def read(path: Path) -> dict:
         told = json.loads(Path(path).read_bytes())
         for row in told["methods"].values():
             _scales(row), row["cfg-equal"]["options"]["s"], row["s"]
-        _ = told["weights"], told["steps"], told["prompts"], told["seeds"]
+        _ = told["weights"], told["steps"], told["size"], told["prompts"], told["seeds"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise SettingsError(
             f"{path}: no strengths ({type(e).__name__}); --strength writes strength.json."
