@@ -13,6 +13,7 @@ from dnp.errors import SettingsError
 
 SCRIPT = str(ROOT / "train_free_sample.py")
 SHELL = pytest.mark.skipif(os.name == "nt", reason="redirections of a shell")
+SLOW = pytest.mark.slow  # each starts a process that imports torch
 
 
 def shell(line, folder, **environment):
@@ -43,12 +44,14 @@ def test_a_reader_that_goes_loses_no_picture(tmp_path):
     assert made(tmp_path) == [f"a-cat-cfg-{i}.png" for i in range(3)]
 
 
+@SLOW
 @SHELL
 def test_a_reader_of_both_streams_that_goes_loses_no_picture(tmp_path):
     code, _, _ = shell(f"{RUN} --images 3 2>&1 | true", tmp_path)
     assert code == 0 and len(made(tmp_path)) == 3
 
 
+@SLOW
 @SHELL
 def test_a_prompt_that_standard_output_cannot_encode_is_written_in_escapes(tmp_path):
     line = '"$PYTHON" "$DNP" "$P" --steps 1 --images 3 --method auto-dnp --negative "$P"'
@@ -59,7 +62,10 @@ def test_a_prompt_that_standard_output_cannot_encode_is_written_in_escapes(tmp_p
 
 
 @SHELL
-@pytest.mark.parametrize("closed", ["<&-", "< /dev/null", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    ["<&-", *(pytest.param(c, marks=SLOW) for c in ("< /dev/null", "<&- >&- 2>&-"))],
+)
 def test_dnp_with_nobody_at_standard_input_keeps_the_dns_image_and_says_so(tmp_path, closed):
     code, _, err = shell(f"{RUN} --method dnp {closed}", tmp_path)
     assert code == 2 and made(tmp_path) == ["a-cat-dnp-dns-0.png"]
@@ -68,6 +74,7 @@ def test_dnp_with_nobody_at_standard_input_keeps_the_dns_image_and_says_so(tmp_p
         assert err.splitlines()[-1].endswith("give them with --negative TEXT.")
 
 
+@SLOW
 @SHELL
 def test_words_that_are_no_text_are_refused_in_a_sentence(tmp_path):
     line = f"printf '\\xff\\xfe\\n' | {RUN} --method dnp"
@@ -75,12 +82,14 @@ def test_words_that_are_no_text_are_refused_in_a_sentence(tmp_path):
     assert code == 2 and "no words came" in err.splitlines()[-1]
 
 
+@SLOW
 @SHELL
 def test_closed_streams_do_not_stop_a_picture(tmp_path):
     code, out, err = shell(f"{RUN} <&- >&- 2>&-", tmp_path)
     assert (code, out, err) == (0, "", "") and made(tmp_path) == ["a-cat-cfg-0.png"]
 
 
+@SLOW
 @SHELL
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_lines_that_a_full_disk_loses_are_noted_once_and_pictures_go_on(tmp_path):
@@ -89,6 +98,7 @@ def test_lines_that_a_full_disk_loses_are_noted_once_and_pictures_go_on(tmp_path
     assert len(made(tmp_path)) == 2
 
 
+@SLOW
 @SHELL
 def test_the_commands_of_modules_share_it(tmp_path):
     code = "from dnp import command; command.run(lambda: [print('é' * 99) for _ in range(999)], '')"

@@ -571,7 +571,9 @@ def test_nothing_but_what_was_written_is_read(tmp_path, bad):
 
 
 @pytest.mark.parametrize("bad", ["cut", "gone", "a pipe", "a changed number", "the whole folder"])
-@pytest.mark.parametrize("store", ["records", "captions", "scores"])
+@pytest.mark.parametrize(
+    "store", ["records", *(pytest.param(s, marks=pytest.mark.slow) for s in ("captions", "scores"))]
+)
 def test_damaged_records_are_made_again(finished, copy, made, capsys, store, bad):
     paths = sorted((copy / store).iterdir())
     if store == "records" and bad != "the whole folder":
@@ -666,10 +668,17 @@ def test_what_stands_in_run_json_is_not_read(finished, copy):
         assert (copy / "run.json").read_bytes() == (finished / "run.json").read_bytes()
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
-@pytest.mark.parametrize("at", ["tables.md", "evaluations.png", "wins", "times.md"])
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [
+        ("tables.md", errno.ENOSPC),
+        pytest.param("evaluations.png", errno.EROFS, marks=pytest.mark.slow),
+        pytest.param("wins", errno.EDQUOT, marks=pytest.mark.slow),
+        pytest.param("times.md", errno.ENOSPC, marks=pytest.mark.slow),
+    ],
+)
 def test_a_disk_that_takes_no_report_is_one_sentence_and_the_next_run_writes_it(
-    finished, copy, monkeypatch, number, at
+    finished, copy, monkeypatch, at, number
 ):
     (copy / "tables.md").unlink()
     replace = os.replace
