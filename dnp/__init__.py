@@ -21,7 +21,7 @@ _HOME = {  # name: the module that has it; imported when it is first used, so th
     "check_rule": "checks",
     "from_diffusers": "sd.from_diffusers",
     "generate": "generation",
-    "load": "sd.model",
+    "load": "sd.opening",
     "trajectory": "generation",
 }
 __all__ = [*_HOME]

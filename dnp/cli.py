@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
         typed = parse(argv, description)
         try:
             if typed.get("info"):
-                from dnp.sd.model import describe
+                from dnp.sd.opening import describe
 
                 print(describe(find_weights(typed.get("weights", SETTINGS["weights"].default))))
                 return

@@ -151,7 +151,7 @@ def answer(name: str, args: argparse.Namespace, line) -> None:
     """A contestant's process: to each question on the line, its answer or the error."""
     import torch
 
-    import dnp.sd.model  # noqa: F401  (imports are not loading)
+    import dnp.sd.opening  # noqa: F401  (imports are not loading)
 
     if args.threads:
         torch.set_num_threads(args.threads)

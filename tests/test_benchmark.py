@@ -7,7 +7,7 @@ from conftest import MINI
 from dnp import benchmark, random_weights
 from dnp.errors import DnpError
 from dnp.sd import config
-from dnp.sd.model import describe
+from dnp.sd.opening import describe
 
 
 def test_its_folder_is_stable_diffusion_1_5():

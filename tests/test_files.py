@@ -580,7 +580,7 @@ def test_tensors_at_any_byte_are_read(tmp_path, pad):
 PEAK = """
 import re, sys, warnings
 from pathlib import Path
-import torch, dnp, dnp.sd.model
+import torch, dnp, dnp.sd.opening
 def kib(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 torch.manual_seed(0)

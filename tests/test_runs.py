@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageFont
 
 import dnp
-import dnp.sd.model as sd_model
+import dnp.sd.opening as opening
 from conftest import MINI, ROOT
 from dnp import prompting
 from dnp.errors import SettingsError
@@ -49,7 +49,7 @@ def model():
 @pytest.fixture(scope="module", autouse=True)
 def weights_are_opened_once():
     """The runs here open the same weights about a hundred times, and change none of them."""
-    rooms = {sd_model: "load", prompting: "load_captioner", metrics: "CLIPScorer"}
+    rooms = {opening: "load", prompting: "load_captioner", metrics: "CLIPScorer"}
     rooms[recogniser] = "load_recogniser"
     with pytest.MonkeyPatch.context() as patch:
         for room, name in rooms.items():
@@ -256,7 +256,7 @@ def test_one_caption_for_a_prompt_is_paid_once(tmp_path, made):
 CHANGES = {
     "code": (lambda p: p.setattr(keys, "code_hash", lambda: "0" * 32), "18 .* other code;"),
     "weights": (
-        lambda p: p.setattr(sd_model, "load", other_weights),
+        lambda p: p.setattr(opening, "load", other_weights),
         "18 .* other weights;",
     ),
     "captioner": (
@@ -266,7 +266,7 @@ CHANGES = {
 }
 
 
-def other_weights(*args, load=sd_model.load):
+def other_weights(*args, load=opening.load):
     model = load(*args)
     model.config = replace(model.config, files=Fingerprint([], "others"))
     return model

@@ -31,7 +31,7 @@ from dnp.generation import generate
 from dnp.methods import METHODS
 from dnp.pictures import contact_sheet
 from dnp.sd import speed
-from dnp.sd.model import load
+from dnp.sd.opening import load
 from world import ANIMALS, OBJECTS, caption, scene_at
 
 MINI = HERE.parent
