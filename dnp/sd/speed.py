@@ -65,9 +65,8 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        fits = x.shape[-1] == self.in_features  # else torch's own says what is wrong
-        if not (fits and _onednn_can(x, self.weight, self.bias)):
-            return super().forward(x)
+        if not _onednn_can(x, self.weight, self.bias) or x.shape[-1] != self.in_features:
+            return super().forward(x)  # of a wrong width torch's own says what is wrong
         return PRODUCT(x, self.weight, self.bias, "none", [], "")
 
 
@@ -81,7 +80,7 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self._small(x) and _onednn_can(x, self.weight, self.bias)):
+        if not (_onednn_can(x, self.weight, self.bias) and self._small(x)):
             return super().forward(x)
         (b, _, h, w), (down, across) = x.shape, self.stride
         h, w = (h - 1) // down + 1, (w - 1) // across + 1
