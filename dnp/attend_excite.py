@@ -73,6 +73,20 @@ def excite(z_t: Tensor, grad: Tensor, step: float) -> Tensor:
     return z_t - step * grad
 
 
+def wanted_losses(steps: int, thresholds: Sequence[float]) -> dict[int, float]:
+    """The steps that refine, at 0, 1/5, 2/5, ... of them, and the loss that each wants at most."""
+    return {k * steps // 5: 1 - x for k, x in enumerate(thresholds)}
+
+
+def most_passes(
+    steps: int, ae_until: float, ae_thresholds: Sequence[float], ae_refinements: int, **_: object
+) -> int:
+    """The gradients of a sample whose loss never is as low as wanted."""
+    moving = [i for i in range(steps) if i < ae_until * steps]
+    refined = [i for i in moving if i in wanted_losses(steps, ae_thresholds)]
+    return len(moving) + ae_refinements * len(refined)
+
+
 class Excitation:
     """The moves of one chain: (z_t, t) -> z_t, before each guided step.
 
@@ -85,8 +99,7 @@ class Excitation:
         ae_until: float, ae_thresholds: Sequence[float], ae_refinements: int, ae_level: int = 0,
     ):  # fmt: skip
         self.value, self.steps, self.first, self.until = value, steps, ae_step, ae_until
-        self.most = ae_refinements
-        self.wanted = {k * steps // 5: 1 - x for k, x in enumerate(ae_thresholds)}
+        self.most, self.wanted = ae_refinements, wanted_losses(steps, ae_thresholds)
         self.i, self.passes = 0, []
 
     def reset(self, z_T: Tensor) -> None:

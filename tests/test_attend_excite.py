@@ -13,7 +13,9 @@ from conftest import MINI
 from dnp import attend_excite as ae
 from dnp import cli, pictures, sampling, settings, toy
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, methods
+from dnp.evaluation import benchmarks, dry, methods, strength
+from dnp.evaluation.scores import Instruments
+from dnp.evaluation.work import Grid, Run
 from dnp.schedule import Schedule
 from dnp.sd import speed
 from dnp.sd.attention import AttentionMaps
@@ -205,7 +207,8 @@ def test_the_passes_are_those_of_the_formula(steps, until, most):
         after = move(after, torch.tensor(steps - i))
     moving = math.ceil(until * steps)
     refined = sum(k * steps // 5 < moving for k in range(3))
-    assert move.passes == [moving + most * refined]
+    own = {"ae_until": until, "ae_thresholds": thresholds, "ae_refinements": most}
+    assert move.passes == [moving + most * refined] == [ae.most_passes(steps, **own)]
     moves = [1 + most * (i in [k * steps // 5 for k in range(3)]) for i in range(moving)]
     want = sum(n * ae.step_size(i, steps, 0.1) for i, n in enumerate(moves))
     assert_close((z - after).item(), want, rtol=1e-6, atol=0)
@@ -414,3 +417,14 @@ def test_the_experiments_count_a_gradient_as_two_evaluations(single):
     assert methods.excited(methods.parse("cfg"), prompt) is None
     with pytest.raises(SettingsError, match="names no thing of benchmark ae"):
         methods.check(method, 2.0, 4, single, ["the grass"], [])
+
+
+def test_a_dry_run_counts_the_most_that_the_moves_can_be(single, tmp_path):
+    chosen = [methods.parse(f"{name}:ae_refinements=3") for name in ("ae", "ae+auto-dnp")]
+    grid = Grid((benchmarks.Prompt(PAIR, "animals"),), tuple(chosen), (None,), (0,), 10)
+    work = Run(grid, single, Instruments(None, None, None, None, None), tmp_path)
+    counted = [dry.evaluations(work, m, work.settings(m, None)) for m in chosen]
+    passes = 5 + 3 * 3  # five of ten steps move; three of them have a threshold
+    assert counted == [20 + 3 * passes, 30 + 3 * passes]
+    with pytest.raises(SettingsError, match="ae has no strength"):
+        strength.by_step(work, chosen[0])

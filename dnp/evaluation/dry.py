@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from dnp import generation
+from dnp.attend_excite import most_passes
 from dnp.evaluation import keys
 from dnp.evaluation import methods as m
 from dnp.evaluation.tables import markdown
 from dnp.evaluation.work import DNS, Run
+from dnp.methods import METHODS as ROWS
 from dnp.sampling import noise_like
 
 RECORD = 4096  # bytes of a picture's record, rounded up to what a disk gives
@@ -23,7 +25,8 @@ RECORD = 4096  # bytes of a picture's record, rounded up to what a disk gives
 def estimate(work: Run, world: int = 1) -> str:
     """The text of --dry-run; `world` processes share the work. Nothing is made or written.
 
-    Evaluations are counted by running each method once with a network that says zero; hours are
+    Evaluations are counted by running each method once with a network that says zero, and for
+    Attend-and-Excite, whose moves depend on the picture, as the most that they can be; hours are
     those of the network and the decoder, by one step and one picture that are measured.
     """
     rows, dns, total = [], {}, [0, 0, 0.0]
@@ -75,6 +78,10 @@ def _dns_images(work: Run, content: dict, settings: dict) -> list[dict]:
 
 def evaluations(work: Run, method: m.Method, settings: dict) -> float:
     """Network evaluations of one picture, without those of its DNS images."""
+    most = 0
+    if ROWS[method.rule].excites:
+        most = 3 * most_passes(**settings)
+        settings = settings | {"ae_until": 0.0}
     model, prompt = copy.copy(work.model), work.grid.prompts[0].text
     model.eps = lambda z_t, t, c: torch.zeros_like(z_t)
     model.decode = lambda z_0: [Image.new("RGB", (8, 8))] * len(z_0)
@@ -84,7 +91,7 @@ def evaluations(work: Run, method: m.Method, settings: dict) -> float:
         warnings.simplefilter("ignore")
         captioner = lambda images: ["a"] * len(images)  # noqa: E731
         (sample,) = m.sample(model, method, prompt, [0], settings, [negative], captioner)
-    return sample.nfe
+    return sample.nfe + most
 
 
 @torch.no_grad()

@@ -32,7 +32,8 @@ from dnp.sampling import ddim_step
 
 CFG = m.Method("cfg", "cfg")
 WITHIN = 0.02  # how near two strengths are said to be equal
-APART = ("cnp", "negative-alone", "unconditional", "dns")  # they do not guide towards p by a rule
+# They do not guide towards p by a rule, or move z_t beside it.
+APART = ("cnp", "negative-alone", "unconditional", "dns", "ae", "ae+auto-dnp")
 
 
 @dataclass(frozen=True)
