@@ -21,7 +21,8 @@ from PIL import Image
 
 from dnp import prompting
 from dnp.errors import SettingsError
-from dnp.settings import DEFAULT_SCALE, SEEDS, is_finite
+from dnp.settings import DEFAULT_SCALE, SEEDS
+from dnp.validation import is_finite
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from dnp.errors import SettingsError
 from dnp.evaluation import metrics, presets
 from dnp.evaluation.__main__ import main, parse
 from test_prompting import folders  # noqa: F401 - tiny BLIP-2
-from test_sdxl import sdxl  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore:with steps")
 
