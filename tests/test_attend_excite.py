@@ -275,6 +275,7 @@ def test_trajectory_shows_the_moved_latent(model, sampler):
     assert_close(sampling.ddim_step(z_t, eps, level(t), level(t_next))[1], z0_hat)
 
 
+@pytest.mark.slow
 def test_a_picture_does_not_depend_on_its_batch_mates(model):
     z_T, own = randn(2, 4, 16, 16), {"ae_thresholds": (0.3,), "ae_step": 200.0, "steps": 2}
     *_, (_, both, *_) = dnp.trajectory(model, PAIR, "ae", z_T=z_T, **own)

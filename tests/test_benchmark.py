@@ -60,6 +60,7 @@ def test_settings_that_are_not_possible(given, sentence):
         benchmark.main(given)
 
 
+@pytest.mark.slow
 def test_a_contestant_that_dies_is_said():
     args = benchmark.parse(["--weights", str(MINI)])
     with benchmark.Contestant("dnp", args) as contestant:

@@ -19,6 +19,7 @@ from study import make_study
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="no playwright; tests/README.md says how to get a browser"
 )
+pytestmark = pytest.mark.slow
 PHONE = dict(
     viewport=dict(width=390, height=844), has_touch=True, is_mobile=True, device_scale_factor=3
 )

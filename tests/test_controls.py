@@ -188,6 +188,7 @@ def test_the_best_scale_is_that_of_the_greatest_mean_and_of_equal_ones_the_small
         controls.best_scales([pictures(tmp_path / "three", ["cfg,1,p,x,1,"])])
 
 
+@pytest.mark.slow
 def test_a_study_chooses_measures_and_reports_on_other_prompts(tmp_path, capsys):
     chose, report = tmp_path / "chose", tmp_path / "report"
     choosing = ("--benchmark", "ae-choosing", "--seed-from", 100)
@@ -291,6 +292,7 @@ def controls_of(key, label, rows):
 # ----------------------------------------------------------------------------------------- dry run
 
 
+@pytest.mark.slow
 def test_dry_run_counts_what_a_run_makes(model, tmp_path, capsys):
     labels = ("cfg:steps=3", "auto-dnp:dns_images=2", "answer", "shuffled", "cnp", "negative-alone",
               "random2", "cfg:interval=0.3:5")  # fmt: skip

@@ -88,6 +88,7 @@ def test_runs_of_20_steps_agree_with_our_loader(pair, method, negative):
     assert a.nfe == b.nfe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cfg", "np2", "dns"])
 def test_runs_of_20_steps_agree_with_the_pipelines_own_guidance(pair, method):
     pipe, ours, _ = pair
@@ -308,6 +309,7 @@ def test_diffusers_is_imported_by_nothing_here():
     assert made.stdout.strip() == "none"
 
 
+@pytest.mark.slow
 def test_the_python_of_weights_readme_runs_and_its_two_pictures_are_one(
     tmp_path, monkeypatch, capsys
 ):

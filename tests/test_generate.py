@@ -305,6 +305,7 @@ def test_the_first_use_may_be_in_many_threads_or_in_inference_mode(tiny, one):
         assert_close(eps, results[0], atol=5e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_model_of_float32_files_needs_few_open_files(tiny):
     """Each file is mapped once: 1,130 tensors would be more than most machines allow."""
     code = (

@@ -75,6 +75,7 @@ def test_a_notebook_runs_in_any_editor(name):
             assert kinds <= {"image/png", "text/plain", "text/markdown"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [".", "notebooks"])
 def test_the_imports_work_in_both_folders(folder):
     first = [next(c for c in n.cells if c.cell_type == "code") for n in NOTEBOOKS.values()]

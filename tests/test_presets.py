@@ -72,6 +72,7 @@ def test_dnp_paper_on_the_layout_of_stable_diffusion(sd15, folders, clip, tmp_pa
     assert "what of it is a guess" in text and "| a guess | 50 DDIM steps at s = 7.5" in text
 
 
+@pytest.mark.slow
 def test_answer_paper_on_the_layout_of_sdxl(sdxl, folders, clip, tmp_path):  # noqa: F811
     text, told = run("answer-paper", sdxl[1], folders / "blip-2", clip, tmp_path / "out")
     assert list(told["methods"]) == ["cfg", "auto-dnp", "answer"]

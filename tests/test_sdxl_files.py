@@ -90,6 +90,7 @@ def test_a_single_file_is_the_folder_it_was_made_from(both):
     assert abs(a - b).max() <= 1 and a.std() > 1
 
 
+@pytest.mark.slow
 def test_diffusers_reads_the_single_file_as_we_do(both):
     from diffusers import StableDiffusionXLPipeline
 
@@ -233,6 +234,7 @@ def test_info_says_sdxl(both, cli, which):
     assert "phi         zeros" in out and "predicts    epsilon" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [1, 2])
 def test_a_png_of_sdxl_makes_its_picture_again(both, cli, which):
     words = ["a cat", "--steps", 2, "--scale", 3, "--size", 64, 32, "--weights", both[which]]
@@ -328,6 +330,7 @@ def hollow(tensors, path):
     return path
 
 
+@pytest.mark.slow
 def test_a_single_file_of_the_published_size_is_known(full, tmp_path):
     parts = {part: dict(network.state_dict()) for part, network in full.items()}
     path = hollow(to_original(parts), tmp_path / "xl.safetensors")
@@ -340,6 +343,7 @@ def test_a_single_file_of_the_published_size_is_known(full, tmp_path):
     assert count == COUNTS
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_published_size_is_known(full, both, tmp_path):
     for part in ("tokenizer", "tokenizer_2", "scheduler"):
         shutil.copytree(both[1] / part, tmp_path / part)
