@@ -277,7 +277,8 @@ def test_trajectory_shows_the_moved_latent(model, sampler):
 
 @pytest.mark.slow
 def test_a_picture_does_not_depend_on_its_batch_mates(model):
-    z_T, own = randn(2, 4, 16, 16), {"ae_thresholds": (0.3,), "ae_step": 200.0, "steps": 2}
+    z_T = randn(2, 4, 16, 16)
+    own = {"ae_thresholds": (0.3,), "ae_refinements": 3, "ae_step": 200.0, "steps": 2}
     *_, (_, both, *_) = dnp.trajectory(model, PAIR, "ae", z_T=z_T, **own)
     for i in range(2):
         *_, (_, one, *_) = dnp.trajectory(model, PAIR, "ae", z_T=z_T[i : i + 1], **own)
