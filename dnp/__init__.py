@@ -7,7 +7,7 @@ result.images[0].show()
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOME = {  # name: the module that has it; imported when it is first used, so that --help is instant
     "METHODS": "methods",
     "DnpError": "errors",
