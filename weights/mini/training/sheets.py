@@ -64,14 +64,13 @@ def things(model) -> Image.Image:
 
 # The README's first command.
 COMPARE = [
-    "a red clock and a blue chair", "--negative", "a green frog", "--compare", "--steps", "20",
-    "--seed", "3", "--images", "3",
+    "a lion, a frog and a rabbit", "--compare", "--steps", "20", "--seed", "100", "--images", "3",
 ]  # fmt: skip
-# What the README's row shows, one prompt and seed of those that `--search` prints.
-FRONT = ("a cat, a red car and a blue chair", 100)
-FRONT_OPTIONS = {"auto-dnp": {"rule": "bounded"}}
+# What the README's row shows: one of the choosing prompts, at a choosing seed.
+FRONT = ("a lion, a frog and a rabbit", 100)
+FRONT_OPTIONS = {"auto-dnp": {"negative_scale": 1.0}}
 SHOWN = {
-    "cfg": "CFG, Eq. 3", "dns": "DNS, Eq. 19: the opposite", "auto-dnp": "auto-DNP, bounded",
+    "cfg": "CFG, Eq. 3", "dns": "DNS, Eq. 19: the opposite", "auto-dnp": "auto-DNP, h = 1",
     "answer": "ANSWER",
 }  # fmt: skip
 
@@ -95,7 +94,8 @@ def empty(model, n: int = 64) -> Image.Image:
 def front(model) -> Image.Image:
     """One prompt in five pictures, from one initial noise: what it is that DNS adds."""
     prompt, seed = FRONT
-    by = {m: generate(model, prompt, m, seed=seed, **FRONT_OPTIONS.get(m, {})) for m in SHOWN}
+    options = {m: {"seed": seed, "steps": 20, **FRONT_OPTIONS.get(m, {})} for m in SHOWN}
+    by = {m: generate(model, prompt, m, **options[m]) for m in SHOWN}
     judge = load_recogniser(of_weights(MINI, len(benchmarks.subjects(prompt))))
     cells = []
     for method, title in SHOWN.items():
