@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dnp import contract
 from dnp.energy import v_from_eps, z0_from_eps
 from dnp.rules import RULES
 from dnp.toy import Mixture
@@ -56,9 +57,11 @@ class Check:
 
 
 def check_rule(rule: Callable, show: bool = True, **options: object) -> Check:
-    """Runs the identities on any rule (function, object or class, see `dnp.rules`) and prints them.
+    """Runs the identities on any rule and prints them.
 
+    A rule by the contract of `dnp/contract.py`: a name, a function, a module, an object, a class.
     `options` are the rule's own. A class that takes a `posterior` gets the toy's exact one.
+    SettingsError for what is no rule.
     """
     f = Rule(rule, options)
     phi, p, n = f.noises = randn(3, *SHAPE, seed=1)
@@ -80,27 +83,25 @@ class Rule:
     """A rule with its options filled in, called by the names of its parameters."""
 
     def __init__(self, rule: Callable, options: dict) -> None:
-        self.name = getattr(rule, "__name__", type(rule).__name__)
-        self.toy, self.options = oblique(), options
-        self.z_t = randn(*SHAPE)
-        if isinstance(rule, type):
-            if "posterior" in inspect.signature(rule).parameters:
-                options = {"posterior": lambda z, t: self.toy.posterior(z, t, 1), **options}
-            rule, self.options = rule(**options), {}
-        self.rule, self.wants = rule, inspect.signature(rule).parameters
+        self.toy, self.z_t = oblique(), randn(*SHAPE)
+        if isinstance(rule, type) and "posterior" in inspect.signature(rule).parameters:
+            options = {"posterior": lambda z, t: self.toy.posterior(z, t, 1), **options}
+        self.rule = contract.read(rule, options)
+        self.name, self.wants = self.rule.name, self.rule.needs
 
     def __call__(
         self, phi: Tensor, p: Tensor, n: Tensor, s: float = 3.0, z_t: Tensor | None = None
     ) -> Tensor:
         """The rule's value before its first step, at the level T."""
         z_t = self.z_t if z_t is None else z_t
-        sigmas = [(1 - self.toy.schedule.level(t)).sqrt() for t in (T, T_NEXT)]
-        if hasattr(self.rule, "reset"):
-            self.rule.reset(z_t)
-        return call(
-            self.rule, eps_phi=phi, eps_p=p, eps_n=n, s=s, h=s, z_t=z_t, t=torch.tensor(T),
-            t_next=torch.tensor(T_NEXT), sigma_t=sigmas[0], sigma_next=sigmas[1], **self.options,
-        )  # fmt: skip
+        sigma_t, sigma_next = ((1 - self.toy.schedule.level(t)).sqrt() for t in (T, T_NEXT))
+        if self.rule.remembers:
+            self.rule.function.reset(z_t)
+        return self.rule({
+            "eps_phi": phi, "eps_p": p, "eps_n": n, "s": s, "h": s, "z_t": z_t,
+            "t": torch.tensor(T), "t_next": torch.tensor(T_NEXT), "sigma_t": sigma_t,
+            "sigma_next": sigma_next,
+        })  # fmt: skip
 
     def form(self, phi: Tensor, p: Tensor, n: Tensor, s: float, words: bool = True) -> str:
         """The value as a combination of phi, p, n with the same coefficients for all samples."""

@@ -1,10 +1,13 @@
 """`check_rule` tells right rules from broken ones, and energies from what is none."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from dnp import checks, guidance, rules
 from dnp.checks import check_rule
+from dnp.errors import SettingsError
 
 
 def test_what_it_finds_for_the_papers_rules():
@@ -103,3 +106,15 @@ def test_a_rule_that_is_not_finite_is_a_fault_and_no_crash():
 
     text = str(check_rule(unsafe, show=False))
     assert "not finite" in text and "NaN or infinite" in text
+
+
+def test_whatever_is_a_rule_can_be_checked():
+    class Module(torch.nn.Module):
+        def forward(self, eps_phi, eps_p, s):
+            return eps_phi + s * (eps_p - eps_phi)
+
+    for rule in ("cfg", Module(), partial(guidance.cfg), Module):
+        check = check_rule(rule, show=False)
+        assert check.ok and check["s = 1"] == "p" and check["n = phi"] == "has no n"
+    with pytest.raises(SettingsError, match="takes no noise"):
+        check_rule(lambda s: s, show=False)
