@@ -24,7 +24,7 @@ COLUMNS = {  # column: (heading, factor, digits)
     "right": ("right things per picture", 1, 2),
 }
 BY_CATEGORY = ("minimum", "full", "colours")
-PER_PICTURE = ("full", "clipscore", "minimum", "things", "colours", "asked", "right", "shown")
+PER_PICTURE = (*COLUMNS, "shown")  # in pictures.csv
 Rows = dict[tuple[str, float | None], list[dict]]  # (method, scale) -> the records of its prompts
 
 
