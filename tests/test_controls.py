@@ -123,9 +123,9 @@ def test_fitted_cfg_is_as_strong_to_2_percent(model, tmp_path, label):
     assert f"| {label}, s = " in strength.table(told)
     both = [methods.settled(x, None, 4, model) for x in (equal, scheduled)]
     assert both[0]["s"] > 0 and both[1]["s"] is None and both[1]["rule"] == "cfg_schedule"
-    if label.startswith("answer"):  # it is strong early, and CFG in its second half
+    if label.startswith("answer"):  # twice as strong early as in its second half, where it is CFG
         scales = both[1]["rule_options"]["scales"]
-        assert min(scales[:2]) > max(scales[2:]) and scales[3] == pytest.approx(2, rel=0.3)
+        assert min(scales[:2]) > 2 * max(scales[2:])
 
 
 @pytest.mark.parametrize(
