@@ -64,7 +64,7 @@ def things(model) -> Image.Image:
 
 # The README's first command.
 COMPARE = [
-    "a lion, a frog and a rabbit", "--compare", "--steps", "20", "--seed", "100", "--images", "3",
+    "a lion, a frog and a rabbit", "--compare", "--steps", "20", "--seed", "100", "--images", "2",
 ]  # fmt: skip
 # What the README's row shows: one of the choosing prompts, at a choosing seed.
 FRONT = ("a lion, a frog and a rabbit", 100)
