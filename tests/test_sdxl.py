@@ -1,5 +1,8 @@
 """SDXL against diffusers and transformers, on random weights at reduced widths, real depths."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from torch.testing import assert_close
 
 import dnp
 from conftest import MINI, exact_tables
-from dnp.errors import SettingsError
+from dnp.errors import SettingsError, WeightsError
 from dnp.sd import families
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.unet import UNet
@@ -88,3 +91,12 @@ def test_published_sizes_and_families():
     assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
     assert sum(p.numel() for p in text_2.parameters()) == 694_659_840
     assert [families.of(f.unet).name for f in families.FAMILIES.values()] == [*families.FAMILIES]
+
+
+def test_tokenizers_of_two_lengths_are_refused(sdxl, tmp_path):
+    folder = tmp_path / "sdxl"
+    shutil.copytree(sdxl[1], folder)
+    file = folder / "tokenizer_2" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 3}))
+    with pytest.raises(WeightsError, match=r"the two tokenizers give \d+ and 3 tokens"):
+        dnp.load(folder).encode("a cat")

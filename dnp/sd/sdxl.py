@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dnp.energy import eps_from_v
+from dnp.errors import WeightsError
 from dnp.sd.model import StableDiffusion
 
 Sides = tuple[int, int]
@@ -67,6 +68,11 @@ class StableDiffusionXL(StableDiffusion):
         """Prompts -> context (B, L, D) of both encoders, and pooled (B, P)."""
         ids, _ = self.token_ids(prompts, self.tokenizer, self.config.text)
         ids_2, ends = self.token_ids(prompts, self.tokenizer_2, self.config.text_2, warn=False)
+        if ids.shape != ids_2.shape:
+            raise WeightsError(
+                f"the two tokenizers give {ids.shape[1]} and {ids_2.shape[1]} tokens; take all "
+                "parts from one model."
+            )
         context_2, pooled = self.text_encoder_2(ids_2, ends)
         return torch.cat([self.text_encoder(ids), context_2], -1), pooled
 
