@@ -96,7 +96,7 @@ class Excitation:
 
     def __init__(
         self, value: Callable[[Tensor, Tensor], Tensor], steps: int, ae_step: float,
-        ae_until: float, ae_thresholds: Sequence[float], ae_refinements: int, ae_level: int = 0,
+        ae_until: float, ae_thresholds: Sequence[float], ae_refinements: int,
     ):  # fmt: skip
         self.value, self.steps, self.first, self.until = value, steps, ae_step, ae_until
         self.most, self.wanted = ae_refinements, wanted_losses(steps, ae_thresholds)

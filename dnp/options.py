@@ -41,7 +41,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = words.split()[0].split("=")[0]
             near = meant(word, [s.flag for s in SETTINGS.values()])
-            message += f": {near.rstrip('.')}" if near.startswith("did you mean") else ""
+            if near.startswith("did you mean"):
+                fail(f"{message}; {near}")
         fail(f"{message}; python train_free_sample.py --help lists what is possible.")
 
 

@@ -135,7 +135,8 @@ class Plan:
             loss = loss_of_prompt(
                 model, self.prompt, encode([self.prompt]), chosen["subjects"], chosen["ae_level"]
             )
-            excite = Excitation(loss, chosen["steps"], **{k: chosen[k] for k in table.EXCITATION})
+            moves = {k: chosen[k] for k in table.EXCITATION if k != "ae_level"}
+            excite = Excitation(loss, chosen["steps"], **moves)
         guided = Guided(
             evaluate, conditions, self.rule, model.schedule, self.pairs, self.row.positive,
             s=chosen["s"], h=chosen["negative_scale"], interval=chosen["interval"],
