@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 
+import numpy as np
 import pytest
 import torch
 
@@ -249,3 +250,22 @@ def cli(tmp_path, capsys, monkeypatch):
         return code, new, printed.out, printed.err
 
     return run
+
+
+def agrees_with_pipeline(pipeline, ours, prompt, negative, s):
+    """Ten steps of diffusers from the z_T of `ours`: latents to 1e-4, pictures to 1 of 255.
+
+    DNS at s is the pipeline with an empty prompt, negative p, guidance s + 1.
+    """
+    call = {
+        "cfg": dict(prompt=prompt, guidance_scale=s),
+        "np2": dict(prompt=prompt, negative_prompt=negative, guidance_scale=s),
+        "dns": dict(prompt="", negative_prompt=prompt, guidance_scale=s + 1),
+    }[ours.settings["method"]]
+    z_T, z_0 = ours.latents
+    kw = dict(num_inference_steps=10, num_images_per_prompt=2)
+    want = pipeline(**call, **kw, latents=z_T.clone(), output_type="latent").images
+    torch.testing.assert_close(z_0, want, atol=1e-4, rtol=1e-4)
+    for mine, theirs in zip(ours.images, pipeline(**call, **kw, latents=z_T.clone()).images):
+        a, b = (np.asarray(i, dtype=int) for i in (mine, theirs))
+        assert abs(a - b).max() <= 1

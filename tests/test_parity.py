@@ -1,6 +1,5 @@
 """The networks against diffusers and transformers, with the same random weights."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 import dnp
-from conftest import MINI, exact_tables, make_pipeline
+from conftest import MINI, agrees_with_pipeline, exact_tables, make_pipeline
 from dnp.sd import speed
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
@@ -91,20 +90,7 @@ def test_complete_run_agrees(oracle, method):
     exact_tables(pipeline, model)
     negative = NEGATIVE if method == "np2" else None
     ours = dnp.generate(model, PROMPT, method, negative, s=s, steps=10, seed=3, images=2)
-    call = {
-        "cfg": dict(prompt=PROMPT, guidance_scale=s),
-        "np2": dict(prompt=PROMPT, negative_prompt=NEGATIVE, guidance_scale=s),
-        "dns": dict(prompt="", negative_prompt=PROMPT, guidance_scale=s + 1),
-    }[method]
-    z_T, z_0 = ours.latents
-    kw = dict(num_inference_steps=10, num_images_per_prompt=2, latents=z_T.clone())
-    want = pipeline(**call, **kw, output_type="latent").images
-    assert_close(z_0, want, atol=1e-4, rtol=1e-4)
-
-    kw["latents"] = z_T.clone()
-    for mine, theirs in zip(ours.images, pipeline(**call, **kw).images):
-        a, b = (np.asarray(i, dtype=int) for i in (mine, theirs))
-        assert abs(a - b).max() <= 1
+    agrees_with_pipeline(pipeline, ours, PROMPT, NEGATIVE, s)
 
 
 def test_complete_run_with_eta_agrees(oracle):

@@ -3,13 +3,12 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 import dnp
-from conftest import MINI, exact_tables
+from conftest import MINI, agrees_with_pipeline, exact_tables
 from dnp.errors import SettingsError, WeightsError
 from dnp.sd import families
 from dnp.sd.clip import CLIPTextModel
@@ -53,19 +52,7 @@ def test_complete_run_agrees(sdxl, method):
     phi = "text" if method == "dns" else None
     ours = dnp.generate(model, PROMPT, method, negative, s=s, steps=10, seed=3, images=2, phi=phi)
     assert ours.settings["phi"] == (phi or "zeros")
-    call = {
-        "cfg": dict(prompt=PROMPT, guidance_scale=s),
-        "np2": dict(prompt=PROMPT, negative_prompt=NEGATIVE, guidance_scale=s),
-        "dns": dict(prompt="", negative_prompt=PROMPT, guidance_scale=s + 1),
-    }[method]
-    z_T, z_0 = ours.latents
-    kw = dict(num_inference_steps=10, num_images_per_prompt=2, latents=z_T.clone())
-    want = pipeline(**call, **kw, output_type="latent").images
-    assert_close(z_0, want, atol=1e-4, rtol=1e-4)
-    kw["latents"] = z_T.clone()
-    for mine, theirs in zip(ours.images, pipeline(**call, **kw).images):
-        a, b = (np.asarray(i, dtype=int) for i in (mine, theirs))
-        assert abs(a - b).max() <= 1
+    agrees_with_pipeline(pipeline, ours, PROMPT, NEGATIVE, s)
 
 
 @pytest.mark.parametrize("method", ["cfg", "np2", "dns", "answer", "auto-dnp", "ae"])
