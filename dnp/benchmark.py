@@ -62,8 +62,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = p.add_argument
     add("--against", choices=("diffusers",), help="measure it too, and print the ratios")
-    told = "; ".join(f"{part}: {what}" for part, what in PARTS.items())
-    add("--parts", nargs="+", choices=PARTS, metavar="P", help=f"default: all. {told}")
+    parts = "; ".join(f"{part}: {what}" for part, what in PARTS.items())
+    add("--parts", nargs="+", choices=PARTS, metavar="P", help=f"default: all. {parts}")
     add("--weights", type=Path, metavar="FOLDER", help="a diffusers folder; default: random ones")
     add("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps; default cpu")
     add("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
@@ -159,7 +159,7 @@ def row(part: str, turns: dict[str, list[float]], args: argparse.Namespace) -> s
     count = 2 * args.batch if part == "unet" else args.batch
     size = "" if part == "load" else f", batch {count}, latents {side} x {side}"
 
-    def told(values: list[float]) -> str:
+    def shown(values: list[float]) -> str:
         least, middle = min(values), statistics.median(values)
         if part == "memory":
             return f"{least:,.0f} / {middle:,.0f} MB"
@@ -168,7 +168,7 @@ def row(part: str, turns: dict[str, list[float]], args: argparse.Namespace) -> s
 
     ours, others = min(turns["dnp"]), [values for name, values in turns.items() if name != "dnp"]
     ratios = [f"{ours / min(values):.2f}" for values in others]
-    cells = [f"{part}{steps}{size}", *map(told, turns.values()), *ratios]
+    cells = [f"{part}{steps}{size}", *map(shown, turns.values()), *ratios]
     return f"| {' | '.join(cells)} |"
 
 
@@ -210,8 +210,8 @@ def agree(args: argparse.Namespace) -> Iterator[str]:
         yield f"| {what} | | {' | '.join(errors)} |{' |' * (count - 2)}"
     one, two = (picture(model, args, args.steps)[0] for model in (ours, wide))
     off = [abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())]
-    told = f"{statistics.mean(off):.2f} mean, {max(off)} greatest"
-    yield f"| picture: difference to float32's, of 255 | | {told} |{' |' * (count - 1)}"
+    difference = f"{statistics.mean(off):.2f} mean, {max(off)} greatest"
+    yield f"| picture: difference to float32's, of 255 | | {difference} |{' |' * (count - 1)}"
 
 
 if __name__ == "__main__":

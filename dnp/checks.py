@@ -51,8 +51,8 @@ class Check:
         return next(row.found for row in self.rows if row.identity == identity)
 
     def __str__(self) -> str:
-        told = {None: "", True: "ok", False: "FAULT"}
-        lines = [f"{r.identity:18}{r.found:40}{told[r.ok]}".rstrip() for r in self.rows]
+        marks = {None: "", True: "ok", False: "FAULT"}
+        lines = [f"{r.identity:18}{r.found:40}{marks[r.ok]}".rstrip() for r in self.rows]
         return "\n".join([self.name, *lines])
 
 

@@ -82,8 +82,8 @@ class _Lines:
         os.dup2(nowhere, self._stream.fileno())  # what is still in its buffer goes there at the end
         os.close(nowhere)
         if not isinstance(e, BrokenPipeError):
-            told = f"note: lines are lost ({e.strerror}); the work itself goes on."
-            print(told, file=sys.stderr)
+            note = f"note: lines are lost ({e.strerror}); the work itself goes on."
+            print(note, file=sys.stderr)
 
 
 def ask(question: str, mend: str) -> str:
@@ -95,5 +95,5 @@ def ask(question: str, mend: str) -> str:
     try:
         return input(question).strip()
     except (EOFError, OSError, RuntimeError, ValueError) as e:
-        told = "standard input ended" if isinstance(e, EOFError) else str(e)
-        raise SettingsError(f"no words came ({told}); {mend}.") from None
+        reason = "standard input ended" if isinstance(e, EOFError) else str(e)
+        raise SettingsError(f"no words came ({reason}); {mend}.") from None

@@ -140,8 +140,8 @@ def calls(name: str, args: argparse.Namespace) -> dict[str, Callable[[], object]
 def peak_megabytes() -> float:
     """The most resident memory that this process had."""
     try:  # on Linux ru_maxrss may be a parent's
-        told = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", told)[1]) * 1024 / 1e6
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
     except (OSError, TypeError):
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, else KiB
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
@@ -174,8 +174,8 @@ def answer(name: str, args: argparse.Namespace, line) -> None:
             line.send(e)
         except Exception as e:  # another library's, or no memory
             reason = str(e).strip().split("\n")[0][:300] or type(e).__name__
-            told = f"{name} cannot do {question} with these settings ({reason}); change them."
-            line.send(SettingsError(told))
+            sentence = f"{name} cannot do {question} with these settings ({reason}); change them."
+            line.send(SettingsError(sentence))
 
 
 class Contestant:
@@ -193,16 +193,16 @@ class Contestant:
     def __call__(self, question: str):
         try:
             self.line.send(question)
-            told = self.line.recv()
+            answer = self.line.recv()
         except (EOFError, OSError):
             self.process.join()
             raise SettingsError(
                 f"{self.name} ended with {self.process.exitcode} while its {question} was "
                 "measured; what it printed above says why."
             ) from None
-        if isinstance(told, DnpError):
-            raise told
-        return told
+        if isinstance(answer, DnpError):
+            raise answer
+        return answer
 
     def __enter__(self):
         return self

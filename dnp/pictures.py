@@ -90,7 +90,7 @@ def parameters(settings: dict, size: tuple[int, int]) -> str | None:
     if row.name == "dns":
         p, n, w = "", p, None if w is None else w + 1
     sampler = {"ddim": "DDIM", "dpmpp2m": "DPM++ 2M"}.get(settings.get("sampler", "ddim"))
-    told = {
+    entries = {
         "Steps": settings.get("steps"), "Sampler": sampler,
         "CFG scale": None if w is None else f"{w:g}", "Seed": settings.get("seed"),
         "Size": "{}x{}".format(*size), "Rule": settings.get("rule"),
@@ -98,8 +98,8 @@ def parameters(settings: dict, size: tuple[int, int]) -> str | None:
     if row.name not in ("cfg", "np2", "dns"):
         two = settings.get("negative_scale") is not None
         own = "phi + s (p - phi) - h (n - phi)" if two else row.formula
-        told["Rule"] = told["Rule"] or own
-    line = ", ".join(f"{k}: {_quoted(v)}" for k, v in told.items() if v is not None)
+        entries["Rule"] = entries["Rule"] or own
+    line = ", ".join(f"{k}: {_quoted(v)}" for k, v in entries.items() if v is not None)
     text = "\n".join([p, *([f"Negative prompt: {n}"] if n else []), line])
     return text.encode("utf-8", "replace").decode("utf-8")
 

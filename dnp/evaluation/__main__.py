@@ -158,11 +158,11 @@ def main(argv: list[str] | None = None) -> None:
             return
         work = Run(grid, model, instruments, args.out)
         if args.strength:
-            told = strong.measure(work)
+            strengths = strong.measure(work)
             with writing(args.out):
-                write(args.out / "strength.json", (json.dumps(told, indent=1) + "\n").encode())
-                write(args.out / "strength.md", strong.table(told).encode())
-            print(strong.table(told))
+                write(args.out / "strength.json", (json.dumps(strengths, indent=1) + "\n").encode())
+                write(args.out / "strength.md", strong.table(strengths).encode())
+            print(strong.table(strengths))
             return
         runner.run(work, rank, world, args.rescore)
         rows = work.rows()

@@ -109,8 +109,8 @@ def _alpha(table: np.ndarray, weights: np.ndarray) -> list[float | None]:
     n_c = weights @ paired  # (draws, C)
     n = n_c.sum(1)
     expected = (n_c * (n[:, None] - n_c)).sum(1)
-    told = 1 - (n - 1) * (weights @ observed) / np.where(expected > 0, expected, 1)
-    return [float(a) if e > 0 else None for a, e in zip(told, expected)]
+    alphas = 1 - (n - 1) * (weights @ observed) / np.where(expected > 0, expected, 1)
+    return [float(a) if e > 0 else None for a, e in zip(alphas, expected)]
 
 
 def majorities(values: Sequence[int], prompts: Sequence) -> tuple[int, int]:

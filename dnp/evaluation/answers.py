@@ -74,12 +74,12 @@ def read(folder: Path, files: Sequence[Path], out: Path) -> tuple[str, list[str]
             refused.append(str(e))
     if not answers:
         raise RunError(f"no file of answers can be read: {' '.join(refused)}")
-    told = analysis.analyse(key, [row for own in answers.values() for row in own])
-    report = analysis.markdown(key, told, refused)
+    analysed = analysis.analyse(key, [row for own in answers.values() for row in own])
+    report = analysis.markdown(key, analysed, refused)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         write(out / "analysis.md", report.encode())
-        write(out / "analysis.csv", analysis.table(told).encode())
+        write(out / "analysis.csv", analysis.table(analysed).encode())
     return report, refused
 
 

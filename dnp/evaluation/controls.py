@@ -44,9 +44,9 @@ def parse(text: str, strengths: Mapping | None = None) -> m.Method:
     return m.Method(text, "cfg", tuple(options.items()))
 
 
-def require_same(told: Mapping, methods: Sequence[m.Method], steps: int, size, model) -> None:
+def require_same(strengths: Mapping, methods: Sequence[m.Method], steps: int, size, model) -> None:
     """SettingsError for strengths of other weights, steps or sizes, or of another scale of M."""
-    have = (told["weights"], told["steps"], told["size"])
+    have = (strengths["weights"], strengths["steps"], strengths["size"])
     if have != (model.config.fingerprint, steps, None if size is None else list(size)):
         raise SettingsError(
             "these strengths are of other weights, steps or sizes; measure them with --strength."
@@ -54,7 +54,10 @@ def require_same(told: Mapping, methods: Sequence[m.Method], steps: int, size, m
     by_label = {method.label: method for method in methods}
     for of in map(target, by_label):
         if of in by_label:
-            s, measured = m.settled(by_label[of], None, steps, model)["s"], told["methods"][of]["s"]
+            s, measured = (
+                m.settled(by_label[of], None, steps, model)["s"],
+                strengths["methods"][of]["s"],
+            )
             if s != measured:
                 raise SettingsError(
                     f"the strength of {of} was measured at s = {measured:g}, and it runs at {s:g}; "

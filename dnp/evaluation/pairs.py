@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     for what, count in study.key["left_out"].items():
         print(f"note: {count} pairs are left out ({what}).", file=sys.stderr)
     n = study_page.showings(study.key)
-    told = f"{n} pairs to look at, about {study_page.minutes(study.key)} minutes."
+    length = f"{n} pairs to look at, about {study_page.minutes(study.key)} minutes."
     print(f"{args.out / 'index.html'}: {study.key['a']['label']} against "
-          f"{study.key['b']['label']}, {told}\nPLAN.md says how to host it and what is excluded; "
+          f"{study.key['b']['label']}, {length}\nPLAN.md says how to host it and what is excluded; "
           "key.json says which is which.")  # fmt: skip
 
 

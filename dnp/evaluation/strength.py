@@ -151,7 +151,7 @@ def norm(x: torch.Tensor) -> float:
 
 def measure(work: Run) -> dict:
     """What `strength.json` holds: each method's strength, and the CFG of equal strength."""
-    told: dict = {
+    strengths: dict = {
         "weights": work.model.config.fingerprint,
         "steps": work.grid.steps,
         "size": work.grid.size,
@@ -168,7 +168,7 @@ def measure(work: Run) -> dict:
                 "equal strength follows; leave it out."
             )
         target = by_step(work, method, work.grid.scales[0])
-        told["methods"][method.label] = {"s": settings["s"], "by_step": target}
+        strengths["methods"][method.label] = {"s": settings["s"], "by_step": target}
         scheduled = fit_schedule(work, target)
         scales = dict(scheduled.options[1][1])["scales"]
         guess = sum(target) / sum(x / s for x, s in zip(scheduled.by_step, scales))
@@ -177,18 +177,18 @@ def measure(work: Run) -> dict:
             row = {"options": dict(fitted.options), "by_step": fitted.by_step}
             if "rule_options" in row["options"]:
                 row["options"]["rule_options"] = dict(row["options"]["rule_options"])
-            told["methods"][method.label][kind] = row
-    return told
+            strengths["methods"][method.label][kind] = row
+    return strengths
 
 
-def table(told: dict) -> str:
+def table(strengths: dict) -> str:
     """The strengths as Markdown."""
     lines = [
         "| method | strength | CFG of that strength: s | its strength | scheduled: s by step | its "
         "strength |",
         "|---" * 6 + "|",
     ]
-    for label, row in told["methods"].items():
+    for label, row in strengths["methods"].items():
         total, equal, scheduled = (
             sum(x["by_step"]) for x in (row, row["cfg-equal"], row["cfg-scheduled"])
         )
@@ -199,8 +199,9 @@ def table(told: dict) -> str:
             f"| {equal:.4g} ({equal / total - 1:+.1%}) "
             f"| {scales} | {scheduled:.4g} ({scheduled / total - 1:+.1%}) |"
         )
-    count = f"{len(told['prompts'])} prompts x {len(told['seeds'])} seeds, from {told['seeds'][0]}"
-    lines += ["", f"Strength: sum over {told['steps']} steps of |eps - eps_phi|, mean of {count}."]
+    prompts, seeds, steps = (strengths[k] for k in ("prompts", "seeds", "steps"))
+    count = f"{len(prompts)} prompts x {len(seeds)} seeds, from {seeds[0]}"
+    lines += ["", f"Strength: sum over {steps} steps of |eps - eps_phi|, mean of {count}."]
     return "\n".join(lines) + "\n"
 
 
@@ -211,12 +212,12 @@ def _scales(row: dict) -> list[float]:
 def read(path: Path) -> dict:
     """A `strength.json`; SettingsError if it is none."""
     try:
-        told = json.loads(Path(path).read_bytes())
-        for row in told["methods"].values():
+        strengths = json.loads(Path(path).read_bytes())
+        for row in strengths["methods"].values():
             _scales(row), row["cfg-equal"]["options"]["s"], row["s"]
-        _ = told["weights"], told["steps"], told["size"], told["prompts"], told["seeds"]
+        _ = [strengths[k] for k in ("weights", "steps", "size", "prompts", "seeds")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise SettingsError(
             f"{path}: no strengths ({type(e).__name__}); --strength writes strength.json."
         ) from None
-    return told
+    return strengths

@@ -56,13 +56,15 @@ class Analysis:
 def analyse(key: dict, answers: Sequence) -> Analysis:
     """The numbers of a study from `answers.Answer` of whole files."""
     names = list(dict.fromkeys(x.rater for x in answers))
-    told = Analysis([rater(key, name, [x for x in answers if x.rater == name]) for name in names])
-    kept = {r.name for r in told.raters if not r.why}
+    analysed = Analysis(
+        [rater(key, name, [x for x in answers if x.rater == name]) for name in names]
+    )
+    kept = {r.name for r in analysed.raters if not r.why}
     for group, some in (("kept", kept), ("all", set(names))):
         for question in (q["id"] for q in key["plan"]["questions"]):
             votes = [x for x in answers if x.rater in some and _is_vote(key, x, question)]
-            told.lines += [(group, question, *line) for line in _numbers(key, votes)]
-    return told
+            analysed.lines += [(group, question, *line) for line in _numbers(key, votes)]
+    return analysed
 
 
 def rater(key: dict, name: str, own: Sequence) -> Rater:
@@ -128,22 +130,22 @@ def _numbers(key: dict, votes: Sequence) -> list[tuple]:
     return lines
 
 
-def table(told: Analysis) -> str:
+def table(analysed: Analysis) -> str:
     """The numbers as CSV; an empty cell where a quantity has no such number."""
     file = io.StringIO()
     lines = [["" if x is None else f"{x:.6g}" if isinstance(x, float) else x for x in line]
-             for line in told.lines]  # fmt: skip
+             for line in analysed.lines]  # fmt: skip
     csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
     return file.getvalue()
 
 
-def markdown(key: dict, told: Analysis, refused: Sequence[str] = ()) -> str:
+def markdown(key: dict, analysed: Analysis, refused: Sequence[str] = ()) -> str:
     """The numbers in words and tables."""
-    out = [r for r in told.raters if r.why]
+    out = [r for r in analysed.raters if r.why]
     parts = [
         f"# Answers of study {key['study']}",
-        f"A is {key['a']['label']}, B is {key['b']['label']}. Raters: {len(told.raters)}; excluded "
-        f"by the rules of `PLAN.md`: {len(out)}. Files refused: {len(refused)}.",
+        f"A is {key['a']['label']}, B is {key['b']['label']}. Raters: {len(analysed.raters)}; "
+        f"excluded by the rules of `PLAN.md`: {len(out)}. Files refused: {len(refused)}.",
         "Shares are in % of the votes, with 95 % intervals by a bootstrap over prompts and raters. "
         "The last column has the usual interval, which takes votes as independent and is too "
         "narrow: it is there for comparison. The sign test of votes takes them so too; that of "
@@ -151,7 +153,7 @@ def markdown(key: dict, told: Analysis, refused: Sequence[str] = ()) -> str:
     ]
     for group, heading in (("kept", "Without the excluded"), ("all", "Of all raters")):
         for q in key["plan"]["questions"]:
-            own = [line[2:] for line in told.lines if line[:2] == (group, q["id"])]
+            own = [line[2:] for line in analysed.lines if line[:2] == (group, q["id"])]
             parts.append(f"## {heading}: {q['text']}")
             parts.append(_rows(("", "value", "of", "usual interval"), map(_cells, own)) if own else
                          "No vote is left.")  # fmt: skip
@@ -159,12 +161,12 @@ def markdown(key: dict, told: Analysis, refused: Sequence[str] = ()) -> str:
              "median seconds", "excluded for")  # fmt: skip
     lines = (
         (r.name, f"{r.wrong} of {r.known}", f"{r.left} / {r.right}", f"{r.same} of {r.repeated}",
-         r.unclear, f"{r.seconds:.1f}", r.why or "-") for r in told.raters
+         r.unclear, f"{r.seconds:.1f}", r.why or "-") for r in analysed.raters
     )  # fmt: skip
     parts += ["## Raters", _rows(heads, lines)]
     if refused:
         parts += ["## Refused", "\n".join(f"* {sentence}" for sentence in refused)]
-    if len(told.raters) - len(out) == 1:
+    if len(analysed.raters) - len(out) == 1:
         parts.insert(3, "One rater is left, so the intervals are over prompts only.")
     return "\n\n".join(parts) + "\n"
 
@@ -172,8 +174,8 @@ def markdown(key: dict, told: Analysis, refused: Sequence[str] = ()) -> str:
 def _cells(line: tuple) -> tuple:
     quantity, value, low, high, usual_low, usual_high, n = line
     if quantity in SHARES:
-        told = f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        return quantity, told, f"{n} votes", f"[{100 * usual_low:.1f}, {100 * usual_high:.1f}]"
+        interval = f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        return quantity, interval, f"{n} votes", f"[{100 * usual_low:.1f}, {100 * usual_high:.1f}]"
     if quantity == LEFT:
         return quantity, f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]", f"{n} votes", "-"
     if low is None:

@@ -41,7 +41,7 @@ class Condition:
     name: str
     settings: dict
 
-    def told(self) -> dict:
+    def record(self) -> dict:
         return {"label": self.label, "method": self.name, "settings": self.settings}
 
 
@@ -100,8 +100,8 @@ def condition(manifest: dict, text: str) -> Condition:
         names = " or ".join(f"{label}@{s}" for s in known)
         raise SettingsError(f"{text!r} names no one scale of this run; write {names}.")
     settings = known[scale]
-    told = f"{label}, s = {scale}"
-    return Condition(told, label.partition(":")[0], settings)
+    name = f"{label}, s = {scale}"
+    return Condition(name, label.partition(":")[0], settings)
 
 
 def pairs_of(run: Path, manifest: dict, a: Condition, b: Condition) -> tuple[list[Pair], Counter]:
@@ -192,8 +192,8 @@ def design(
     blocks = _blocks(real, "a", "b", rng) + _blocks(known, "right", "wrong", rng)
     rng.shuffle(blocks)
     key = {
-        "a": sides[0].told(),
-        "b": sides[1].told(),
+        "a": sides[0].record(),
+        "b": sides[1].record(),
         "run": {k: manifest[k] for k in (*CIRCUMSTANCES, "captioner") if k in manifest},
         "left_out": dict(left_out),
         "seed": seed,
@@ -230,11 +230,11 @@ class _Cast:
 
     def entry(self, kind: str, pair: Pair, **images: Image.Image) -> tuple[str, dict]:
         """(the pair's name, what the key tells of it); `images` by what is known of each."""
-        told = {"kind": kind, "prompt": pair.prompt, "seed": pair.seed}
+        question = {"kind": kind, "prompt": pair.prompt, "seed": pair.seed}
         for side, image in images.items():
-            told[side] = f"{self.rng.getrandbits(48):012x}.png"
-            self.pictures[told[side]] = image
-        return f"p{self.rng.getrandbits(40):010x}", told
+            question[side] = f"{self.rng.getrandbits(48):012x}.png"
+            self.pictures[question[side]] = image
+        return f"p{self.rng.getrandbits(40):010x}", question
 
 
 def _blocks(
@@ -250,11 +250,11 @@ def _blocks(
             [
                 {
                     "pair": pid,
-                    "text": told["prompt"],
-                    "seed": told["seed"],
-                    "pictures": [told[first], told[second]],
+                    "text": question["prompt"],
+                    "seed": question["seed"],
+                    "pictures": [question[first], question[second]],
                 }
-                for pid, told in two
+                for pid, question in two
             ]
         )
     return blocks

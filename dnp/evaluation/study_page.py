@@ -45,8 +45,8 @@ def make(study: Study, folder: Path) -> None:
 def page(key: dict) -> str:
     """The HTML file: page.html with page.css, page.js and the plan inside."""
     style, script = ((SOURCES / f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    told = {"study": key["study"], **key["plan"], "minutes": minutes(key)}
-    data = json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")
+    content = {"study": key["study"], **key["plan"], "minutes": minutes(key)}
+    data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     return Template((SOURCES / "page.html").read_text("utf-8")).substitute(
         title=html.escape(key["plan"]["title"]),
         style=style,
@@ -73,10 +73,10 @@ def _digest(text: str) -> str:
 
 def plan(key: dict) -> str:
     """PLAN.md: what is asked, what is excluded, how to host and how to read."""
-    told, rules = key["plan"], key["exclusions"]
+    plan, rules = key["plan"], key["exclusions"]
     kinds = [x["kind"] for x in key["pairs"].values()]
     left_out = "; ".join(f"{n} {what}" for what, n in key["left_out"].items()) or "none"
-    questions = "\n".join(f"{i}. {q['text']}" for i, q in enumerate(told["questions"], 1))
+    questions = "\n".join(f"{i}. {q['text']}" for i, q in enumerate(plan["questions"], 1))
     return f"""# Plan of study {key["study"]}
 
 This file was written together with the study, before anybody answered. The study's name is a hash
@@ -91,7 +91,7 @@ one prompt and one seed. Left out of the run: {left_out}.
 
 The text is not shown with the first question. The answers are left, right, no clear winner, and
 cannot tell. Order and sides are drawn for each rater, and A is left as often as right.
-{len(told["repeats"])} pairs come twice, the second time with their sides swapped.
+{len(plan["repeats"])} pairs come twice, the second time with their sides swapped.
 {len(kinds) - kinds.count("pair")} pairs are checks: {kinds.count("noise")} beside noise, and
 {kinds.count("other")} beside a picture of another prompt.
 
@@ -112,7 +112,7 @@ agrees with himself. Shares have 95 % intervals by a bootstrap over prompts and 
 
 On a computer open `index.html`. For phones put `index.html` and `pictures/` on any static server.
 Leave `key.json` and this file out there: they say which picture is whose. The answers stay in the
-rater's browser until he saves them as a file, which he sends to {told["contact"]}.
+rater's browser until he saves them as a file, which he sends to {plan["contact"]}.
 
 ## To read the answers
 

@@ -172,9 +172,9 @@ class Run:
         if method.name not in m.FROM_DNS:
             texts = (m.negative(method, prompt, k, self.grid.others) for k in seeds)
             return [m.Words(text, 0, 0.0) for text in texts]
-        told = [self.content(method, settings, prompt, k) for k in seeds]
-        source = told[0].get("words_of", prompt)
-        return m.n_stars(source, [c["words"] for c in told], settings, self.words)
+        contents = [self.content(method, settings, prompt, k) for k in seeds]
+        source = contents[0].get("words_of", prompt)
+        return m.n_stars(source, [c["words"] for c in contents], settings, self.words)
 
     def words(self, prompt: str, seeds: Sequence[int], settings: dict) -> list[m.Words]:
         """The captions of DNS images, which are made where they are missing."""

@@ -70,39 +70,39 @@ _HOLDS = {
 
 def of_file(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """ "this looks like" a kind and what to do, by names and shapes; "" for no idea."""
-    told = next(
-        (told for names, told in _FILES.items() if any(map(re.compile(names).search, shapes))), ""
+    looks = next(
+        (kind for names, kind in _FILES.items() if any(map(re.compile(names).search, shapes))), ""
     )
     cross = {v[1] for k, v in shapes.items() if k.endswith("attn2.to_k.weight") and len(v) == 2}
-    if told in ("", _UNET) and 1280 in cross:  # the width of the texts that it reads says more
-        told = _REFINER
+    if looks in ("", _UNET) and 1280 in cross:  # the width of the texts that it reads says more
+        looks = _REFINER
     words = [v for v in shapes.values() if len(v) in (1, 2) and v[-1] in (768, 1024, 1280)]
-    if not told and len(words) == len(shapes) <= 2:  # its name is the word that it teaches
-        told = f"a textual inversion, {_WORD}"
-    return told and f"this looks like {told}"
+    if not looks and len(words) == len(shapes) <= 2:  # its name is the word that it teaches
+        looks = f"a textual inversion, {_WORD}"
+    return looks and f"this looks like {looks}"
 
 
 def of_folder(path: Path, says: Mapping[str, object]) -> str:
     """The same of a folder, by what its model_index.json or config.json says and what it holds."""
-    told, name = "", str(says.get("_class_name"))
+    looks, name = "", str(says.get("_class_name"))
     whole = (path / "unet").is_dir()
     for file, kind in _HOLDS.items():
         if (path / file).is_file() and not whole:
-            told = kind
+            looks = kind
     for start, kind in _FOLDERS.items():
         if name.startswith(start):
-            told = told or kind
+            looks = looks or kind
     second_alone = not (path / "text_encoder").is_dir() and (
         (path / "text_encoder_2").is_dir() or name.startswith("StableDiffusionXLImg2Img")
     )  # the refiner has only SDXL's second text encoder
     if second_alone or says.get("requires_aesthetics_score"):
-        told = told or _REFINER
-    return told and f"this looks like {told}"
+        looks = looks or _REFINER
+    return looks and f"this looks like {looks}"
 
 
 def of_unet(unet: UNetConfig) -> str:
     """The same of a U-Net that reads another picture beside the latent."""
     if unet.in_channels != 9:  # latent, masked latent, mask
         return ""
-    told = _INPAINT_XL if unet.added_dim else f"an inpainting model, {_OTHER}"
-    return f"this looks like {told}"
+    looks = _INPAINT_XL if unet.added_dim else f"an inpainting model, {_OTHER}"
+    return f"this looks like {looks}"

@@ -74,8 +74,8 @@ class FromPipeline(StableDiffusion):
         self.pipe = pipe
         _refuse_what_is_no_eps(pipe)
         config, where = pipe.unet.config, f"{type(pipe).__name__}'s scheduler"
-        told = layouts.read_schedule(dict(pipe.scheduler.config), where)
-        self.schedule, predicts, spacing, levels = told
+        schedule_parts = layouts.read_schedule(dict(pipe.scheduler.config), where)
+        self.schedule, predicts, spacing, levels = schedule_parts
         size = config.sample_size
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)
         phi = "zeros" if getattr(pipe.config, "force_zeros_for_empty_prompt", False) else "text"
@@ -212,7 +212,7 @@ class Identity:
     """
 
     def __init__(self, pipe, settings: object):
-        self.pipe, self.settings, self.told = pipe, settings, ""
+        self.pipe, self.settings, self.fingerprint = pipe, settings, ""
         self.seen: tuple[str, dict] = "", {}
 
     def name(self) -> str:
@@ -222,10 +222,10 @@ class Identity:
         if not self._same(beside, tensors):
             with ThreadPoolExecutor() as pool:
                 digests = dict(zip(tensors, pool.map(_digest, tensors.values())))
-            told = json.dumps([beside, digests], sort_keys=True)
-            self.told = OF_PIPELINE + hashlib.sha256(told.encode()).hexdigest()[:32]
+            fingerprint = json.dumps([beside, digests], sort_keys=True)
+            self.fingerprint = OF_PIPELINE + hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
             self.seen = beside, {k: (weakref.ref(x), _written(x)) for k, x in tensors.items()}
-        return self.told
+        return self.fingerprint
 
     def _same(self, beside: str, tensors: dict[str, Tensor]) -> bool:
         before = self.seen[1]
@@ -233,7 +233,7 @@ class Identity:
             before[k][0]() is x and before[k][1] == _written(x) for k, x in tensors.items()
         )
 
-    def like(self, told: object) -> str:
+    def like(self, recorded: object) -> str:
         return self.name()
 
 
@@ -251,18 +251,18 @@ def _tensors(pipe) -> Iterator[tuple[str, Tensor]]:
 
 def _beside(pipe) -> list:
     """All beside tensors that changes a picture: class, configs, tokenizers, LoRAs in force."""
-    told: list = [type(pipe).__name__, sorted(getattr(pipe, "fused_loras", ()))]
+    content: list = [type(pipe).__name__, sorted(getattr(pipe, "fused_loras", ()))]
     for part, network in networks(pipe).items():
         config = getattr(network.config, "to_dict", lambda c=network.config: dict(c))()
-        told.append([part, {k: v for k, v in config.items() if k not in NAMES_OF_FILES}])
+        content.append([part, {k: v for k, v in config.items() if k not in NAMES_OF_FILES}])
         for name, module in network.named_modules():
             if hasattr(module, "scaling") and hasattr(module, "active_adapters"):  # a LoRA's layer
                 adapters = [module.active_adapters, module.disable_adapters, module.merged_adapters]
-                told.append([part, name, dict(module.scaling), adapters])
+                content.append([part, name, dict(module.scaling), adapters])
     for name in ("tokenizer", "tokenizer_2"):
         if getattr(pipe, name, None) is not None:
-            told.append([name, getattr(pipe, name).get_vocab()])
-    return told
+            content.append([name, getattr(pipe, name).get_vocab()])
+    return content
 
 
 def _written(x: Tensor) -> tuple:

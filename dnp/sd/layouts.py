@@ -30,10 +30,10 @@ def read(path: Path, predicts: str | None = None) -> Parts:
     try:
         path.stat()
     except (OSError, ValueError) as e:
-        told = str(path) if str(path).isprintable() else ascii(str(path))
+        shown = str(path) if str(path).isprintable() else ascii(str(path))
         reason = getattr(e, "strerror", "no possible name")
         raise WeightsError(
-            f"{told}: no such file or folder ({reason}); give --weights a folder that holds "
+            f"{shown}: no such file or folder ({reason}); give --weights a folder that holds "
             "unet/, or a .safetensors file."
         ) from None
     if path.is_dir():
@@ -47,15 +47,15 @@ def read(path: Path, predicts: str | None = None) -> Parts:
 def folder(path: Path) -> Parts:
     """A folder in the diffusers layout."""
     index = _index(path)
-    if told := foreign.of_folder(path, index):
-        raise WeightsError(f"{path}: {told}.")
+    if foreign_kind := foreign.of_folder(path, index):
+        raise WeightsError(f"{path}: {foreign_kind}.")
     stem = "diffusion_pytorch_model"
     kinds = {"text_encoder": TextConfig, "unet": UNetConfig, "vae": VAEConfig}
     configs = {
         p: c.from_dict(weights.read_json(path / p / "config.json")) for p, c in kinds.items()
     }
-    if told := foreign.of_unet(configs["unet"]):
-        raise WeightsError(f"{path}: {told}.")
+    if foreign_kind := foreign.of_unet(configs["unet"]):
+        raise WeightsError(f"{path}: {foreign_kind}.")
     second = {}
     if configs["unet"].added_dim:
         d = weights.read_json(path / "text_encoder_2" / "config.json")
@@ -86,8 +86,8 @@ def folder(path: Path) -> Parts:
 
 def _index(path: Path) -> dict:
     """What a folder says about itself: of a whole pipeline, or of one part alone."""
-    told = [path / n for n in ("model_index.json", "config.json") if (path / n).is_file()]
-    return weights.read_json(told[0]) if told else {}
+    indices = [path / n for n in ("model_index.json", "config.json") if (path / n).is_file()]
+    return weights.read_json(indices[0]) if indices else {}
 
 
 def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:

@@ -39,8 +39,8 @@ def read(path: Path, predicts: str | None = None) -> Parts:
     own = _parted(path, entries, xl, openclip, hint)
     whole = single_file.TEXT_2 + "text_projection" in entries
     text, text_2, unet, vae, second = _configs(path, own, xl, openclip, whole, hint)
-    if told := foreign.of_unet(unet):
-        raise WeightsError(f"{path}: {told}.")
+    if kind := foreign.of_unet(unet):
+        raise WeightsError(f"{path}: {kind}.")
     for config in (text, text_2):
         if config and config.vocab_size != single_file.VOCABULARY:
             raise WeightsError(
@@ -100,7 +100,7 @@ def _parted(
     rest = sorted(e.key for k, e in entries.items() if not k.startswith(tuple(starts.values())))
     if rest or not all(own.values()):
         gone = [part for part in own if not own[part]]
-        told = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
+        fault = f"no tensors of {', '.join(gone)}" if gone else f"{len(rest)} unexpected tensors"
         some = f" ({weights.examples(rest)})" if rest else ""
         mend = "give --weights one, or a folder in the diffusers layout"
         family = "SDXL" if xl else "Stable Diffusion 1.x, 2.x or XL"
@@ -108,7 +108,7 @@ def _parted(
             f"this is no whole {family} in one file; {mend}" if gone
             else f"they belong to no part of {family}; {mend}"
         )  # fmt: skip
-        raise WeightsError(f"{path}: {told}{some}; {hint}.")
+        raise WeightsError(f"{path}: {fault}{some}; {hint}.")
     return own
 
 

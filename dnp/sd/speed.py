@@ -49,10 +49,10 @@ def apply(model) -> list[str]:
 
 def line(measures: list[str], model) -> str:
     """What `apply` did, in the line that the commands print; and how bfloat16 is to be had."""
-    told = "speed: " + ("; ".join(measures) or "nothing to do on this device")
+    text = "speed: " + ("; ".join(measures) or "nothing to do on this device")
     if model.device.type == "cpu" and model.dtype == torch.float32 and has_bf16_units():
-        told += ". This processor has bf16 units: --dtype bfloat16"
-    return told
+        text += ". This processor has bf16 units: --dtype bfloat16"
+    return text
 
 
 class Linear(nn.Linear):
