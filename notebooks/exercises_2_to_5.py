@@ -53,6 +53,7 @@ EXERCISES = {
             (NO_START, lambda a, b, s: s * (b - a)),
             (BRACKETS, lambda a, b, s: a + s * b - a),
             ("phi is not taken away from p: the arrow is p - phi.", lambda a, b, s: a + s * b),
+            ("s is squared: the arrow is s times p - phi.", lambda a, b, s: cfg(a, b, s**2)),
         ],
     ),
     # ------------------------------------------------------------------------- notebook 3

@@ -96,6 +96,8 @@ EXERCISES = {
              lambda e, r: readings.match(e, (r - sample_mean(r)) / sample_std(r) + sample_mean(r), "sample")),
             ("the mean of the reference is missing: add it.",
              lambda e, r: readings.match(e, r - sample_mean(r), "sample")),
+            ("both deviations are missing: divide by that of eps, multiply by the reference's.",
+             lambda e, r: e - sample_mean(e) + sample_mean(r)),
             ("it does not divide by the deviation of eps.",
              lambda e, r: (e - sample_mean(e)) * sample_std(r) + sample_mean(r)),
             ("this matches each channel; the exercise matches each sample as a whole.",
