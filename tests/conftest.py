@@ -1,5 +1,6 @@
 """Small random Stable Diffusions, made and saved by diffusers and transformers: the oracles."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,8 +9,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import dnp
 from dnp.cli import main
+from dnp.sd import speed
+from runs import copy, finished, made, weights_are_opened_once  # noqa: F401 - for test_runs*.py
 
 torch.set_num_threads(1)  # two on a busy machine are slower, and sums stay the same anywhere
 
@@ -231,6 +236,14 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def mini():
+    """The miniature with the speed measures, as the commands have it."""
+    model = dnp.load(MINI)
+    speed.apply(model)
+    return model
+
+
 @pytest.fixture
 def cli(tmp_path, capsys, monkeypatch):
     """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
@@ -250,6 +263,20 @@ def cli(tmp_path, capsys, monkeypatch):
         return code, new, printed.out, printed.err
 
     return run
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def refused(result, sentence):
+    code, new, _, err = result
+    assert code == 2 and new == [] and "Traceback" not in err
+    assert sentence in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
+
+
+def change_json(path, **entries):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
 def agrees_with_pipeline(pipeline, ours, prompt, negative, s):

@@ -1,0 +1,115 @@
+"""A small run of the experiments, made once for all tests, and what is read from its folder."""
+
+import csv
+import functools
+import json
+import os
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+import dnp.sd.opening as opening
+from dnp import prompting
+from dnp.evaluation import methods, metrics, recogniser
+from dnp.evaluation.__main__ import main
+
+
+@functools.cache
+def once(load):
+    """`load`, which keeps what it has opened for all files of tests."""
+    kept = {}
+
+    def opened(*args, **named):
+        asked = repr((args, named))
+        if asked not in kept:
+            kept[asked] = load(*args, **named)
+        return kept[asked]
+
+    return opened
+
+
+@contextmanager
+def opened_once():
+    """The runs here open the same weights about a hundred times, and change none of them."""
+    rooms = {opening: "load", prompting: "load_captioner", metrics: "CLIPScorer"}
+    rooms[recogniser] = "load_recogniser"
+    with pytest.MonkeyPatch.context() as patch:
+        for room, name in rooms.items():
+            patch.setattr(room, name, once(getattr(room, name)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights_are_opened_once():
+    with opened_once():
+        yield
+
+
+GRID = (
+    "--method",
+    "cfg",
+    "auto-dnp",
+    "answer:K=1",
+    "--per-category",
+    1,
+    "--seeds",
+    2,
+    "--steps",
+    2,
+)
+TABLES = ("tables.md", "tables.csv", "pictures.csv", "evaluations.png", "run.json")
+
+
+def evaluate(out, *words, **environment):
+    before = {k: os.environ.pop(k, None) for k in ("RANK", "WORLD_SIZE")}
+    os.environ.update(environment)
+    try:
+        main([str(w) for w in (*GRID, *words, "--out", out)])
+    finally:
+        for k, v in before.items():
+            os.environ.pop(k, None)
+            if v is not None:
+                os.environ[k] = v
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    with opened_once():
+        evaluate(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """(method, prompt, seed) of every picture that is sampled, in order."""
+    pictures, sampled = [], methods.sample
+
+    def counted(model, method, prompt, seeds, *rest):
+        pictures.extend((method.name, prompt, seed) for seed in seeds)
+        return sampled(model, method, prompt, seeds, *rest)
+
+    monkeypatch.setattr(methods, "sample", counted)
+    return pictures
+
+
+def tables(folder):
+    """Every file that the tables are: they must be the same to the byte."""
+    sheets = [p.name for kind in ("wins", "losses") for p in folder.glob(f"{kind}-*.png")]
+    assert len(sheets) >= 2
+    return {name: (folder / name).read_bytes() for name in (*TABLES, *sheets)}
+
+
+def of(folder, name="records"):
+    return {p.stem: json.loads(p.read_bytes()) for p in (folder / name).glob("*.json")}
+
+
+def rows_of(folder):
+    rows = csv.DictReader((folder / "pictures.csv").open())
+    return [{"method": r["method"], "nfe": [r["evaluations"]]} for r in rows]

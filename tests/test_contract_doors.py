@@ -1,0 +1,246 @@
+"""The doors that a rule of one's own comes in by, and the hash that it is known by."""
+
+import functools
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dnp
+from dnp import contract, methods, pictures, rules
+from dnp.errors import SettingsError
+from dnp.evaluation import __main__ as evaluation
+from dnp.evaluation import methods as compared
+from own_rules import STEPS, Called, Counted, Memory, Module, decorated, pull, push
+
+# --------------------------------------------------------------------------------- the four doors
+
+FILE = """
+from pathlib import Path
+
+with open(Path(__file__).with_name("marker"), "a") as marker:
+    marker.write("imported ")
+
+
+def soft(eps_phi, eps_p, eps_n, s, tau=1.0):
+    return eps_phi + s * (eps_p - eps_phi) - tau * (eps_n - eps_phi)
+
+
+exec("def hidden(eps_p): return eps_p")
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file with a rule of one's own, whose import leaves a marker beside it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE)
+    return tmp_path / "mine.py"
+
+
+def pixels(image):
+    return np.asarray(image if isinstance(image, Image.Image) else Image.open(image)).astype(int)
+
+
+def test_the_four_doors_make_the_same_picture(cli, own, mini, monkeypatch):
+    prompt, kw = "a cat and a red car", dict(steps=2, s=3.0, K_until=1.0)
+    plain = dnp.generate(mini, prompt, "answer", **kw)
+    by_name = dnp.generate(
+        mini, prompt, "answer", rule="mine.py:soft", rule_options={"tau": 0.3}, **kw
+    )
+    soft = contract.find("mine.py:soft")
+    by_value = dnp.generate(mini, prompt, "answer", rule=soft, rule_options={"tau": 0.3}, **kw)
+    words = [prompt, "--method", "answer", "--steps", 2, "--scale", 3, "--K-until", 1]
+    _, (typed,), _, _ = cli(*words, "--rule", "mine.py:soft", "--option", "tau=0.3")
+    (own.parent / "prompts.txt").write_text(prompt + "\n")
+    label = "answer:rule=mine.py:soft,o.tau=0.3,K_until=1"
+    evaluation.main(
+        f"--benchmark prompts.txt --method {label} --scale 3 --seeds 1 --steps 2 --out run".split()
+    )
+    (compared_with,) = own.parent.glob("run/images/*.png")
+    monkeypatch.setitem(rules.RULES, "soft", functools.partial(soft, tau=0.3))
+    row = methods.Method("mine", "soft", "p", "chain", "soft", "a row in the table")
+    monkeypatch.setitem(methods.METHODS, "mine", row)
+    by_row = dnp.generate(mini, prompt, "mine", **kw)
+    words[2] = "mine"
+    _, (typed_row,), _, _ = cli(*words)
+    _, (registered,), _, _ = cli(*words[:2], "answer", *words[3:], "--rule", "soft")
+    with pytest.raises(SettingsError, match="has a rule of its own; leave form out"):
+        dnp.generate(mini, prompt, "mine", form="two-term", steps=2)
+
+    want = pixels(by_value.images[0])
+    assert abs(want - pixels(plain.images[0])).max() > 20
+    for made in (by_name.images[0], typed, compared_with, by_row.images[0], typed_row, registered):
+        assert abs(pixels(made) - want).max() <= 1
+
+
+def test_a_png_holds_the_rule_s_name_its_options_and_the_hash(cli, own):
+    words = ["a cat", "--negative", "a dog", "--steps", 1, "--rule", "mine.py:soft"]
+    _, (png,), _, _ = cli(*words, "--option", "tau=0.3")
+    held = pictures.read_settings(png)
+    assert (held["rule"], held["rule_options"]) == ("mine.py:soft", {"tau": 0.3})
+    assert held["rule_sha256"] == contract.read("mine.py:soft", {"tau": 0.3}).sha256
+    assert held["rule_file"] == hashlib.sha256(own.read_bytes()).hexdigest()[:16]
+    assert held["method"] == "np"
+    _, (png,), _, _ = cli(*words[:-2], "--method", "np")
+    held = pictures.read_settings(png)
+    assert held["rule"] is None and "rule_sha256" not in held
+
+
+def test_from_never_imports_a_file_that_a_png_names(cli, own):
+    marker = own.with_name("marker")
+    words = ["a cat", "--negative", "a dog", "--steps", 2, "--rule", "mine.py:soft"]
+    _, (first,), _, _ = cli(*words, "--option", "tau=0.3")
+    assert marker.exists()
+    png = first.rename(own.with_name("kept.png"))
+    marker.unlink()
+    for more in ([], ["--scale", 2], ["--seed", 3], ["--option", "tau=1"]):
+        code, new, _, err = cli("--from", png, *more)
+        assert code == 2 and new == [] and not marker.exists()
+        assert "no picture makes a file run; add --rule mine.py:soft" in err
+    code, (other,), _, _ = cli("--from", png, "--rule", "perp_neg")
+    assert code == 0 and not marker.exists()
+    code, (_,), _, _ = cli("--from", png, "--method", "dns")
+    assert code == 0 and not marker.exists()
+    code, (again,), _, err = cli("--from", png, "--rule", "mine.py:soft")
+    assert code == 0 and marker.exists() and "not the one" not in err
+    assert (pixels(again) == pixels(png)).all()  # with the options of the PNG
+    code, (other,), _, _ = cli("--from", png, "--rule", "mine.py:soft", "--option", "tau=1")
+    assert code == 0 and pictures.read_settings(other)["rule_options"] == {"tau": 1}
+    own.write_text(FILE.replace("- tau", "+ tau"))
+    _, (turned,), _, err = cli("--from", png, "--rule", "mine.py:soft")
+    assert "this rule's file is not the one that the PNG was made with" in err
+    assert not (pixels(turned) == pixels(png)).all()
+
+
+@pytest.mark.parametrize("name", ["mine.py:soft", "./mine.py:soft", "mine.py", "mine.py:soft:x"])
+def test_no_spelling_of_a_file_in_a_png_makes_it_run(cli, own, name):
+    settings = {"prompt": "a cat", "negative": "a dog", "steps": 1, "method": "np", "rule": name}
+    forged = pictures.save(Image.new("RGB", (8, 8)), own.parent / "forged", "x", settings)
+    code, new, _, err = cli("--from", forged)
+    assert code == 2 and new == [] and not own.with_name("marker").exists()
+    assert "Traceback" not in err
+
+
+def test_a_png_with_a_rule_of_the_registry_opens_by_from(cli):
+    words = ["a cat", "--negative", "a dog", "--steps", 2, "--rule", "ccfg", "--option", "tau=2"]
+    _, (first,), _, _ = cli(*words, "--interval", 0.5, 20, "--negative-interval", 1, 20)
+    png = first.rename(first.with_name("kept.png"))
+    code, (again,), _, _ = cli("--from", png)
+    held = pictures.read_settings(again)
+    assert code == 0 and (pixels(again) == pixels(png)).all()
+    assert (held["rule"], held["rule_options"]) == ("ccfg", {"tau": 2, "plain": False})
+    assert (held["interval"], held["negative_interval"]) == ([0.5, 20.0], [1.0, 20.0])
+    code, (other,), _, _ = cli("--from", png, "--option", "plain=true")
+    assert pictures.read_settings(other)["rule_options"] == {"tau": 2, "plain": True}
+
+
+TYPED = {
+    "no such file": (["--rule", "other.py:soft"], "other.py: no such file"),
+    "no such name": (["--rule", "mine.py:sotf"], "mine.py has no sotf; did you mean soft?"),
+    "a module of numbers": (["--rule", "mine.py:FILE"], "mine.py has no FILE"),
+    "an option without a value": (["--rule", "mine.py:soft", "--option", "tau"], "KEY=VALUE"),
+    "an unknown option": (["--rule", "mine.py:soft", "--option", "k=1"], "no option 'k'"),
+    "an option of no rule": (["--option", "tau=1"], "belongs to a rule"),
+    "a file that does not run": (["--rule", "broken.py:f"], "broken.py does not run (ZeroDivision"),
+    "a rule of the wrong kind": (["--rule", "broken2.py:f"], "takes **more"),
+}
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_rules_that_are_typed_wrongly_are_one_sentence_and_exit_2(cli, own, name):
+    own.with_name("broken.py").write_text("1 / 0\n")
+    own.with_name("broken2.py").write_text("def f(eps_p, **more): return eps_p\n")
+    words, sentence = TYPED[name]
+    code, new, _, err = cli("a cat", "--negative", "a dog", "--steps", 1, *words)
+    error = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and new == [] and len(error) == 1 and sentence in error[0]
+    assert "Traceback" not in err
+
+
+# ----------------------------------------------------------------------------------------- hashes
+
+
+def bank(weight):
+    return lambda eps_phi, eps_p: eps_phi + weight * (eps_p - eps_phi)
+
+
+class Weighted(torch.nn.Module):
+    def __init__(self, fill=1.0):
+        super().__init__()
+        self.inner = Module(fill)
+
+    def forward(self, eps_p):
+        return self.inner.tau * eps_p
+
+
+def half_as_much(module):
+    with torch.no_grad():
+        module.weight.mul_(0.5)
+    return module
+
+
+PAIRS_OF_RULES = {  # two rules whose pictures differ, and so must their hashes
+    "closures": lambda: (bank(1.0), bank(2.0)),
+    "tensors in closures": lambda: (bank(torch.ones(3)), bank(torch.tensor([1.0, 2.0, 1.0]))),
+    "partials": lambda: (functools.partial(pull, tau=1.0), functools.partial(pull, tau=2.0)),
+    "positional in partials": lambda: tuple(
+        functools.partial(pull, torch.full((1,), k)) for k in (0.0, 1.0)
+    ),
+    "decorators": lambda: (decorated(1)(pull), decorated(2)(pull)),
+    "weights of modules": lambda: (Module(), half_as_much(Module())),
+    "attributes of modules": lambda: (Module(1.0), Module(2.0)),
+    "of modules inside": lambda: (Weighted(1.0), Weighted(2.0)),
+    "attributes of objects": lambda: (rules.APG(r=1.0), rules.APG(r=2.0)),
+    "functions": lambda: (pull, push),
+    "classes": lambda: (Called, Memory),
+    "compiled closures": lambda: tuple(torch.compile(bank(k), backend="eager") for k in (1.0, 2.0)),
+}
+
+
+@pytest.mark.parametrize("what", PAIRS_OF_RULES)
+def test_bound_options_and_closure_values_change_the_hash(what):
+    hashes = [[contract.read(r).sha256 for r in PAIRS_OF_RULES[what]()] for _ in range(2)]
+    assert hashes[0] == hashes[1] and contract.UNKNOWN not in hashes[0]
+    assert hashes[0][0] != hashes[0][1]
+
+
+def test_options_and_every_byte_of_the_file_change_the_hash(own):
+    plain = contract.read("mine.py:soft").sha256
+    assert contract.read("mine.py:soft").sha256 == plain
+    assert contract.read("mine.py:soft", {"tau": 0.3}).sha256 != plain
+    own.write_text(FILE + "\nHELPER = 3\n")
+    assert contract.read("mine.py:soft").sha256 != plain
+
+
+def test_a_rule_without_a_source_is_unknown_and_the_experiments_refuse_it(own):
+    def hides(eps_p):
+        return eps_p * len([secret])
+
+    secret = object()
+    for rule in (hides, contract.find("mine.py:hidden"), functools.partial(pull, tau=object())):
+        assert contract.read(rule).sha256 == contract.UNKNOWN
+        with pytest.raises(SettingsError, match="cannot be read"):
+            compared.parse("cfg:rule=mine.py:hidden")
+    assert dnp.generate(Counted(), 0, rule=hides, steps=STEPS).settings["rule_sha256"] == "unknown"
+
+
+def test_a_record_of_the_experiments_is_keyed_by_rule_options_and_file(own, mini):
+    def settings(label):
+        return compared.settled(compared.parse(label), None, 2, mini)
+
+    one = settings("answer:rule=mine.py:soft,o.tau=0.3")
+    assert (one["rule"], one["rule_options"]) == ("mine.py:soft", {"tau": 0.3})
+    assert one["rule_sha256"] == contract.read("mine.py:soft", {"tau": 0.3}).sha256
+    assert "form" not in one and "form" in settings("answer")
+    assert settings("answer:rule=mine.py:soft,o.tau=0.4") != one
+    own.write_text(FILE + "\n# another line\n")
+    assert settings("answer:rule=mine.py:soft,o.tau=0.3")["rule_sha256"] != one["rule_sha256"]
+
+
+def test_a_file_s_own_rule_leaves_no_name_of_another_module_behind(own):
+    contract.find("mine.py:soft")
+    assert "mine" not in sys.modules

@@ -1,0 +1,135 @@
+"""What a picture of the experiments is known by: changed code, weights and metrics."""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+import dnp.sd.opening as opening
+from conftest import ROOT
+from dnp import prompting
+from dnp.errors import SettingsError
+from dnp.evaluation import keys, scores
+from dnp.evaluation.store import Store
+from dnp.evaluation.work import Run
+from dnp.sd.fingerprint import Fingerprint
+from runs import evaluate, tables
+
+pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
+
+# What changes, what the run says, and how many pictures it makes anew.
+CHANGES = {
+    "code": (lambda p: p.setattr(keys, "code_hash", lambda: "0" * 32), "18 .* other code;"),
+    "weights": (
+        lambda p: p.setattr(opening, "load", other_weights),
+        "18 .* other weights;",
+    ),
+    "captioner": (
+        lambda p: p.setattr(Run, "content", other_captioner(Run.content)),
+        "6 .* other captioner;",
+    ),
+}
+
+
+def other_weights(*args, load=opening.load):
+    model = load(*args)
+    model.config = replace(model.config, files=Fingerprint([], "others"))
+    return model
+
+
+def other_captioner(content):
+    return lambda self, *a: {**(c := content(self, *a)), "captioner": c["captioner"] and "other"}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_changed_code_makes_new_records_and_says_so(copy, made, monkeypatch, capsys, what):
+    before = {p: p.read_bytes() for name in ("images", "records") for p in (copy / name).iterdir()}
+    change, note = CHANGES[what]
+    change(monkeypatch)
+    evaluate(copy)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert len(told) == 1 and re.search(note, told[0])
+    assert len(made) == (6 if what == "captioner" else 24)  # the DNS images have no captioner
+    assert all(path.read_bytes() == data for path, data in before.items())
+    made.clear()
+    evaluate(copy)
+    assert made == []
+
+
+def test_the_hash_of_the_code_sees_code_and_no_comments(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "dnp", tmp_path / "dnp")
+    monkeypatch.setattr(keys, "ROOT", tmp_path / "dnp")
+    now = keys.code_hash.__wrapped__
+    first, metrics_first = now(), keys.metrics_code.__wrapped__()
+    for name in ("guidance.py", "sd/unet.py", "evaluation/methods.py"):
+        path = tmp_path / "dnp" / name
+        text = path.read_text()
+        path.write_text("# a comment\n" + text.replace('"""', '"""More words. ', 1))
+        assert now() == first
+        path.write_text(text + "\nx = 1\n")
+        assert now() != first
+        path.write_text(text)
+        assert now() == first
+    (tmp_path / "dnp" / "rules_of_ours.py").write_text("x = 1\n")
+    assert now() != first  # a file that is new may be used by any
+    (tmp_path / "dnp" / "rules_of_ours.py").unlink()
+    for name in ("evaluation/report.py", "evaluation/metrics.py", "command.py"):
+        (tmp_path / "dnp" / name).write_text("x = 1\n")
+    assert now() == first and keys.metrics_code.__wrapped__() != metrics_first
+
+
+def test_all_that_is_imported_to_sample_is_in_the_hash():
+    told = "import sys, dnp.evaluation.methods; print(*(m for m in sys.modules if m[:4] == 'dnp.'))"
+    done = subprocess.run(
+        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    used = {name.removeprefix("dnp.") for name in done.stdout.split()}
+    apart = {name for name in used if name in keys.APART}
+    assert "guidance" in used and apart <= {"errors", "validation"}  # they refuse, and draw nothing
+    beyond = {
+        name
+        for name in used
+        if name.startswith("evaluation") and name not in ("evaluation.methods", "evaluation.cnp")
+    }
+    words = {"evaluation", *(f"evaluation.{m}" for m in ("benchmarks", "things", "trio"))}
+    assert beyond <= words  # of prompts, which are in the key
+
+
+def test_keys_are_of_the_content_alone():
+    a = {"s": 3, "size": (8, 16), "b": True, "n": None}
+    assert keys.key(a) == keys.key(dict(reversed(list({**a, "s": 3.0, "size": [8, 16]}.items()))))
+    assert len(keys.key(a)) == 32
+    for change in ({"s": 3.1}, {"b": 1}, {"n": ""}, {"n": 0}, {"size": (16, 8)}, {"more": None}):
+        assert keys.key({**a, **change}) != keys.key(a)
+
+
+def test_changed_metrics_score_anew_and_say_so(finished, copy, made, monkeypatch, capsys):
+    scored, score, code = [], scores.score, keys.metrics_code
+    monkeypatch.setattr(scores, "score", lambda *a: (scored.append(1), score(*a))[1])
+    monkeypatch.setattr(keys, "metrics_code", lambda: "other")
+    evaluate(copy)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert told == ["note: 9 units were scored by other metrics; they are scored anew."]
+    assert (len(scored), made) == (9, [])
+    assert (copy / "tables.md").read_bytes() == (finished / "tables.md").read_bytes()
+    evaluate(copy)
+    assert len(scored) == 9 and "note" not in capsys.readouterr().err
+    monkeypatch.setattr(keys, "metrics_code", code)
+    evaluate(copy)  # and back
+    assert (len(scored), made) == (18, []) and tables(copy) == tables(finished)
+
+
+def test_rescore_computes_the_metrics_anew_from_the_pictures(copy, finished, made, monkeypatch):
+    for path in (copy / "scores").iterdir():
+        record = Store(copy / "scores").get(path.stem)
+        Store(copy / "scores").put(path.stem, {**record, "full": [0.5, 0.5]})
+    evaluate(copy)
+    assert "0.500 [0.500, 0.500]" in (copy / "tables.md").read_text()
+    monkeypatch.setattr(prompting, "load_captioner", None)  # nothing is described
+    evaluate(copy, "--rescore")
+    assert made == [] and tables(copy) == tables(finished)
+    with pytest.raises(SettingsError, match="9 pictures of this grid are not in"):
+        evaluate(copy, "--rescore", "--seeds", 3)
