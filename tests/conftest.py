@@ -79,6 +79,11 @@ ARCHITECTURES = {
 }
 
 
+def slow_but(kept, values):
+    """`values` for parametrize: those of `kept` in the default tests, the others with -m slow."""
+    return [v if v in kept else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
 def randomise(network, seed):
     """Every parameter random, norms and biases too, so that a wrong one shows."""
     g = torch.Generator().manual_seed(seed)

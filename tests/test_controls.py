@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dnp
-from conftest import MINI
+from conftest import MINI, slow_but
 from dnp import prompting
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, controls, differences, dry, methods, strength, tables
@@ -110,7 +110,9 @@ def test_the_strength_of_cfg_is_s_times_the_distance_of_p_and_phi(model, tmp_pat
     assert found == pytest.approx(wanted, rel=1e-4) and len(found) == 3
 
 
-@pytest.mark.parametrize("label", ["answer:s=2", "auto-dnp:s=3,negative_scale=1"])
+@pytest.mark.parametrize(
+    "label", slow_but(["answer:s=2"], ["answer:s=2", "auto-dnp:s=3,negative_scale=1"])
+)
 def test_fitted_cfg_is_as_strong_to_2_percent(model, tmp_path, label):
     """Measured on the chains that the fitted methods really run."""
     captioner = lambda images: ["a green bowl"] * len(images)

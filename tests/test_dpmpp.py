@@ -9,7 +9,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch.testing import assert_close
 
 import dnp
-from conftest import MINI
+from conftest import MINI, slow_but
 from dnp.errors import SettingsError
 from dnp.methods import METHODS
 from dnp.rules import RULES
@@ -156,7 +156,7 @@ def toy(schedule=SD):
     return Mixture([0.3, 0.4, 0.3], means, covariances, [[0, 1], [1], [2]], schedule)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", slow_but(("cfg", "bounded", "dng"), RULES))
 def test_every_rule_runs_under_it_and_nears_its_own_limit(rule):
     """On levels even in log-SNR, 80 of its steps go where 640 of DDIM's go, nearer than 80 do."""
     if rule == "dng":
@@ -192,7 +192,9 @@ def test_dng_with_an_exact_posterior_runs_under_it():
     assert torch.isfinite(made.latents[1]).all()
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("dnp", "auto-dnp")])
+@pytest.mark.parametrize(
+    "method", slow_but(("cfg", "answer"), [m for m in METHODS if m not in ("dnp", "auto-dnp")])
+)
 def test_every_method_runs_on_the_miniature_at_its_usual_cost(method):
     model = dnp.load(MINI)
     given = {"negative": "a dog"} if METHODS[method].negative == "given" else {}

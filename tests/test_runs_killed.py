@@ -43,6 +43,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_tables(finished, tmp_path, ma
         assert path.read_bytes() == (tmp_path / "images" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_shares_make_the_tables_of_one_process(finished, tmp_path, capsys):
     evaluate(tmp_path, RANK="1", WORLD_SIZE="2")
     assert "3 of 9 of the units are there" in capsys.readouterr().out

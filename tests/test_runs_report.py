@@ -70,6 +70,7 @@ def test_empty_and_cut_captions_are_counted(tmp_path, monkeypatch):
     assert "3 empty captions (phi)" in text and "3 captions cut" in text
 
 
+@pytest.mark.slow
 def test_differences_are_taken_at_the_same_scale(tmp_path):
     evaluate(tmp_path, "--method", "cfg", "answer:K=1", "--scale", 1, 2, "--baseline", "cfg")
     text = (tmp_path / "tables.md").read_text()

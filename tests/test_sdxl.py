@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import dnp
-from conftest import MINI, agrees_with_pipeline, exact_tables
+from conftest import MINI, agrees_with_pipeline, exact_tables, slow_but
 from dnp.errors import SettingsError, WeightsError
 from dnp.sd import families
 from dnp.sd.clip import CLIPTextModel
@@ -42,7 +42,7 @@ def test_single_forwards_agree(sdxl, dtype, tolerance):
             part.float()
 
 
-@pytest.mark.parametrize("method", ["cfg", "np2", "dns"])
+@pytest.mark.parametrize("method", slow_but(["dns"], ["cfg", "np2", "dns"]))
 def test_complete_run_agrees(sdxl, method):
     """CFG with phi = zeros; DNS at s is an empty prompt, negative p, scale s + 1 (phi = text)."""
     pipeline, folder = sdxl
