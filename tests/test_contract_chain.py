@@ -12,7 +12,6 @@ from dnp import answer, contract, guidance, methods, sampling, toy
 from dnp.energy import z0_from_eps
 from own_rules import PAIRS, SCHEDULE, STEPS, Counted, Memory, end, midpoint, push, walk
 
-
 # ------------------------------------------------------------------------------ rules with a memory
 
 
