@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dnp import contract
+from dnp.command import Parser, run
 from dnp.energy import v_from_eps, z0_from_eps
 from dnp.rules import RULES
 from dnp.toy import Mixture
@@ -211,5 +213,12 @@ def show_check(check: Check, show: bool) -> Check:
     return check
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> None:
+    style = argparse.RawDescriptionHelpFormatter
+    p = Parser(prog="python -m dnp.checks", description=__doc__, formatter_class=style)
+    p.parse_args(argv)
     print(rules_table())
+
+
+if __name__ == "__main__":
+    run(main, "interrupted.")

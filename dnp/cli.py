@@ -248,3 +248,7 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left.", file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,13 @@ from dnp.errors import DnpError, SettingsError
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are SettingsErrors; `prog` is the command as it is typed."""
+    """An ArgumentParser whose errors are SettingsErrors; `prog` is the command as it is typed.
+
+    Options are written in full: half of one is a mistake, and a command may run for hours.
+    """
+
+    def __init__(self, **options: object):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:
         raise SettingsError(f"{message}; {self.prog} --help lists what is possible.")

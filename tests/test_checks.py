@@ -91,6 +91,11 @@ def test_the_table_has_every_rule_and_its_docstrings_formula():
     assert "`eps_phi + s * dp - g * P / (1 - P) * dn`" in checks.rules_table()
 
 
+def test_the_command_takes_no_arguments():
+    with pytest.raises(SettingsError, match=r"unrecognized arguments: --foo; .*--help"):
+        checks.main(["--foo"])
+
+
 def test_call_passes_what_the_parameters_name():
     def f(eps_p, s, k=2):
         return eps_p * s * k

@@ -122,6 +122,12 @@ def test_it_runs_as_a_script_from_another_folder(tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
+def test_the_module_is_the_same_command():
+    words = [sys.executable, "-m", "dnp.cli", "a cat", "--steps", "0"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "0 steps are not possible" in done.stderr
+
+
 def test_from_with_another_method_drops_what_belongs_to_the_old_one(cli):
     words = ["a cat", "--method", "np", "--negative", "a dog", "--scale", 4, "--steps", 2]
     _, (png,), _, _ = cli(*words, "--negative-scale", 1)

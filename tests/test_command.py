@@ -1,5 +1,6 @@
 """Standard streams that are closed, full, short of characters or without a reader."""
 
+import importlib
 import io
 import os
 import subprocess
@@ -128,3 +129,10 @@ def test_ask_tells_the_mend_whatever_is_wrong_with_standard_input(monkeypatch, e
     monkeypatch.setattr("builtins.input", broken)
     with pytest.raises(SettingsError, match=r"^no words came \(.+\); do this\.$"):
         command.ask("n* = ", "do this")
+
+
+@pytest.mark.parametrize("name", ["benchmark", "evaluation.__main__", "evaluation.exact"])
+def test_half_an_option_starts_no_long_command(name):
+    main = importlib.import_module(f"dnp.{name}").main
+    with pytest.raises(SettingsError, match=r"--ou x|--dtyp x"):
+        main(["--dtyp", "x"] if name == "benchmark" else ["--ou", "x"])

@@ -146,7 +146,8 @@ def test_methods_are_parsed_and_unknown_ones_refused():
     assert (m.name, dict(m.options)) == ("auto-dnp", {"negative_scale": 1.0, "dns_images": 2})
     for wrong, sentence in [
         ("dnq", "did you mean dns"), ("cfg:stepz=3", "is no option"),
-        ("answer:K=two", "is no option"), ("np", "did you mean cnp"),
+        ("answer:K=two", "is no option"), ("np:rule=bounded", "needs words for each prompt"),
+        ("dnp", "choose auto-dnp"), ("nd", "choose cfg"),
     ]:  # fmt: skip
         with pytest.raises(SettingsError, match=sentence):
             methods.parse(wrong)

@@ -37,6 +37,7 @@ BASELINES = {  # the method of `dnp.generate` that each is made with
     "random2": "np2", "semantic": "np", "negative-alone": "dns", "cnp": "np",
     "shuffled": "auto-dnp",
 }  # fmt: skip
+GIVEN_HERE = ("universal", "random", "semantic")  # as `np` is, with words of their own
 # The methods that ask nobody and are given no words, and the baselines.
 METHODS = (*(m.name for m in ROWS.values() if m.negative not in ("given", "asked")), *BASELINES)
 CAPTIONED = (
@@ -86,6 +87,11 @@ class Sample:
 def parse(text: str) -> Method:
     """`name:option=value,...` as a Method; SettingsError for a name or option that is unknown."""
     name, _, rest = text.partition(":")
+    if name in ROWS and name not in METHODS:
+        raise SettingsError(
+            f"method {name!r} needs words for each prompt, and nobody gives them here; choose "
+            f"auto-dnp, whose words a captioner gives, or {', '.join(GIVEN_HERE)}."
+        )
     if name not in METHODS:
         raise SettingsError(f"method {name!r} is unknown; {meant(name, METHODS)}")
     options, of_rule = [], {}

@@ -92,7 +92,7 @@ def empty(model, n: int = 64) -> Image.Image:
 
 
 def front(model) -> Image.Image:
-    """One prompt in five pictures, from one initial noise: what it is that DNS adds."""
+    """One prompt in four pictures, from one initial noise: what it is that DNS adds."""
     prompt, seed = FRONT
     options = {m: {"seed": seed, "steps": 20, **FRONT_OPTIONS.get(m, {})} for m in SHOWN}
     by = {m: generate(model, prompt, m, **options[m]) for m in SHOWN}
