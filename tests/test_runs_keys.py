@@ -133,3 +133,10 @@ def test_rescore_computes_the_metrics_anew_from_the_pictures(copy, finished, mad
     assert made == [] and tables(copy) == tables(finished)
     with pytest.raises(SettingsError, match="9 pictures of this grid are not in"):
         evaluate(copy, "--rescore", "--seeds", 3)
+
+
+def test_an_interval_that_ends_at_infinity_is_kept_and_found_again(copy, made):
+    for _ in range(2):
+        evaluate(copy, "--method", "cfg:interval=3:inf")
+    assert [name for name, *_ in made] == ["cfg"] * 6
+    assert "3:inf" in (copy / "tables.md").read_text()

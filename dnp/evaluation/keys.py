@@ -44,7 +44,7 @@ def source_hash(files: list[Path]) -> str:
 
 def key(content: object) -> str:
     """32 hexadecimal digits of the sha256 of something that JSON can hold; 3 and 3.0 are one."""
-    text = json.dumps(_plain(content), sort_keys=True, allow_nan=False)
+    text = json.dumps(_plain(content), sort_keys=True)  # an interval may end at infinity
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
