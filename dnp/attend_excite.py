@@ -166,21 +166,33 @@ def things(model, prompt: str) -> list[str]:
 def loss_of_prompt(
     model, prompt: str, c: object, subjects: str, level: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """(z_t, t) -> the loss (B,) of the maps that a forward under the prompt's condition `c` has.
+    """(z_t, t) -> the loss (B,) of the maps that a forward under the prompt's condition `c` has."""
+    peaks_of = peaks_of_prompt(model, prompt, subjects, level)
+
+    def value(z_t: Tensor, t: Tensor) -> Tensor:
+        with model.attention(level) as maps:
+            model.eps(z_t, t, c)
+        return loss(peaks_of(maps.mean(), z_t))
+
+    return value
+
+
+def peaks_of_prompt(
+    model, prompt: str, subjects: str, level: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(maps (B, N, L) of a forward under the prompt, its z_t) -> the peak of each subject.
 
     A map of level l is the latent's size, halved l times and rounded up. SettingsError if it is one
     pixel wide: the kernel has no neighbours there.
     """
     tokens, count = model.places(prompt, words(subjects))
 
-    def value(z_t: Tensor, t: Tensor) -> Tensor:
+    def peaks_of(maps: Tensor, z_t: Tensor) -> Tensor:
         size = tuple(-(-side // 2**level) for side in z_t.shape[-2:])
         if min(size) < 2:
             raise SettingsError(
                 f"ae_level = {level} has maps of {size[0]} x {size[1]} here; choose a lower one."
             )
-        with model.attention(level) as maps:
-            model.eps(z_t, t, c)
-        return loss(peaks(over_words(maps.mean(), count), tokens, size))
+        return peaks(over_words(maps, count), tokens, size)
 
-    return value
+    return peaks_of

@@ -80,7 +80,7 @@ def draw(model, args: argparse.Namespace, methods: dict[str, dict]) -> None:
     from dnp.attend_excite import things
 
     if args.compare and args.subjects is None and not things(model, args.prompt):
-        methods.pop("ae", None)  # it needs subjects
+        methods = {k: v for k, v in methods.items() if not METHODS[k].has_subjects}
     batch = args.images if args.caption_per == "prompt" else dnp.batch_size(model.device)
     results: dict[str, list] = {}
     with tqdm(total=steps_of_all(args, methods), unit="step", leave=False) as bar:

@@ -29,7 +29,8 @@ class Guided:
     """The guided model of one batch.
 
     `evaluate(z_t, t, conditions)` gives the noise of each condition; `conditions` holds those of
-    phi and p, and of n where it is words. `latent_negative` makes ANSWER's negative of them.
+    phi and p, and of n where it is words. `latent_negative` makes a negative of their noises:
+    ANSWER's, or the one of a neglected subject (`dnp/neglect.py`).
     `excite` moves the latents of each step first (`dnp/attend_excite.py`).
     `evaluations` counts the network evaluations per sample since `reset`, and `gradients` the
     passes of each sample that `excite` made, each of which is one more evaluation and a gradient.
@@ -139,13 +140,14 @@ def together(
     k = len(conditions)
     if k == 1:
         return [eps_fn(z_t, t, conditions[0])]
-    joined = _join(conditions)
+    joined = join(conditions)
     if joined is None:
         return [eps_fn(z_t, t, c) for c in conditions]
     return eps_fn(z_t.repeat(k, *[1] * (z_t.ndim - 1)), t, joined).chunk(k)
 
 
-def _join(conditions: Sequence[object]) -> object:
+def join(conditions: Sequence[object]) -> object:
+    """Conditions one below the other, (k B, L, D) or a tuple of such; None for a toy's."""
     first = conditions[0]
     if isinstance(first, Tensor):
         return torch.cat(list(conditions))

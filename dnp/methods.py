@@ -9,6 +9,7 @@ A method is a guidance rule, and where its two prompts come from:
                 asked      words of a person for a DNS image (DNP)
                 captioned  words of a captioner for a DNS image (auto-DNP)
                 chain      noise of a chain of DNS steps in latent space (ANSWER)
+                neglected  at each step the prompt without the subject that its attention neglects
     excites     whether z_t moves before each step, so that every subject of the prompt has a place
                 in the attention to it (Attend-and-Excite)
 
@@ -18,6 +19,7 @@ Rules stand here by name: `dnp.rules.RULES` holds the functions. This file impor
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -32,6 +34,8 @@ class Method:
     formula: str
     source: str
     excites: bool = False
+    h_of_s: float = 1.0  # the scale h of n unless one is given, as a share of s
+    negative_interval: tuple[float, float] | None = None  # where n acts unless it is given
 
     @property
     def takes_words(self) -> bool:
@@ -41,6 +45,11 @@ class Method:
     @property
     def makes_dns_image(self) -> bool:
         return self.negative in ("asked", "captioned")
+
+    @property
+    def has_subjects(self) -> bool:
+        """Whether it reads the attention to the subjects of the prompt."""
+        return self.excites or self.negative == "neglected"
 
 
 METHODS = {
@@ -58,6 +67,16 @@ METHODS = {
         Method("ae", "cfg", "p", "none", "phi + s (p - phi)", "z_t moved: arXiv:2301.13826", True),
         Method(
             "ae+auto-dnp", "negative_prompt", "p", "captioned", "phi + s (p - n*)", "ae, n*", True
+        ),
+        Method(
+            "neglect",
+            "negative_prompt",
+            "p",
+            "neglected",
+            "phi + s (p - phi) - h (n_t - phi)",
+            "n_t: p without its most neglected subject",
+            h_of_s=0.5,
+            negative_interval=(1.6, math.inf),
         ),
     )
 }

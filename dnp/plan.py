@@ -16,10 +16,12 @@ from torch import Tensor
 from dnp import contract
 from dnp import settings as table
 from dnp.answer import LatentNegative
-from dnp.attend_excite import Excitation, loss_of_prompt, require_subjects
+from dnp.attend_excite import Excitation, loss_of_prompt, peaks_of_prompt, require_subjects
+from dnp.attend_excite import words as words_of
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.guided import Guided, together
 from dnp.methods import METHODS, Method
+from dnp.neglect import Neglect, without
 from dnp.readings import RULES as FORMS
 from dnp.sampling import SAMPLERS, noise_like
 from dnp.settings import DEFAULT_SCALE
@@ -68,10 +70,15 @@ class Plan:
                 raise SettingsError(f"{name} belongs to SDXL weights; leave it out.")
         if "phi" in getattr(model, "takes", ()) and chosen["phi"] is None:
             chosen["phi"] = config.phi
-        if row.excites:
-            chosen |= table.excitation(chosen, getattr(config, "attend_excite", {}))
+        if row.has_subjects:
+            excitation = table.excitation(chosen, getattr(config, "attend_excite", {}))
+            chosen |= excitation if row.excites else {"ae_level": excitation["ae_level"]}
             chosen["subjects"] = require_subjects(model, prompt, row.name, chosen["subjects"])
             model.attention(chosen["ae_level"])  # SettingsError for a level that has none
+        if chosen["negative_interval"] is None:
+            chosen["negative_interval"] = row.negative_interval
+        if rule is None and chosen["negative_scale"] is None and row.h_of_s != 1:
+            chosen["negative_scale"] = row.h_of_s * chosen["s"]
         used = rule or contract.read(_rule_of_method(row, chosen))
         plan = cls(model, prompt, row, used, chosen, rule is not None)
         plan.warn_of_a_low_start()
@@ -130,6 +137,15 @@ class Plan:
                 LatentNegative, c_phi=conditions["phi"], c_p=conditions["p"],
                 schedule=model.schedule, pairs=self.pairs, s_dns=scale, **inner,
             )  # fmt: skip
+        if self.row.negative == "neglected":
+            of_subjects = peaks_of_prompt(
+                model, self.prompt, chosen["subjects"], chosen["ae_level"]
+            )
+            texts = without(self.prompt, words_of(chosen["subjects"]))
+            lacking = [encode([text]) for text in texts]
+            recorder = partial(model.attention, chosen["ae_level"])
+            neglect = Neglect(model.eps, conditions["p"], lacking, of_subjects, recorder)
+            evaluate, chain_of = neglect.evaluate, neglect.negative
         excite = None
         if self.row.excites:
             loss = loss_of_prompt(
@@ -187,7 +203,7 @@ class Plan:
         record |= {
             x.name: chosen[x.argument] for x in belong if x.name not in ("compare", "rule_options")
         }
-        if row.excites:
+        if row.has_subjects:
             record["subjects"] = chosen["subjects"]
         record["negative_scale"] = chosen["negative_scale"]
         if row.makes_dns_image and chosen["negative"] is None:

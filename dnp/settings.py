@@ -48,9 +48,14 @@ def of_ae(method: Method) -> bool:
     return method.excites
 
 
+def of_subjects(method: Method) -> bool:
+    return method.has_subjects
+
+
 def of_two_scale(method: Method) -> bool:
     """Where a second scale makes Eq. (4) the two-scale form; another rule asks for h itself."""
-    return method.takes_words and method.rule == "negative_prompt"
+    words = method.takes_words or method.negative == "neglected"
+    return words and method.rule == "negative_prompt"
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ _ROWS = (
     S("negative", "text", None, "what",
       "negative prompt n, or n* for dnp and auto-dnp", "TEXT", of_words),
     S("subjects", "text", None, "what",
-      'ae: the things of the prompt, as in "cat, dog"; default: those of a closed world',
-      "WORDS", of_ae),
+      'ae, neglect: the things of the prompt, as in "cat, dog"; default: those of a closed world',
+      "WORDS", of_subjects),
     S("rule", "text", None, "how", "another guidance rule: its name, or FILE.py:NAME", "RULE"),
     S("rule_options", "options", None, "how",
       "an option of the rule", "KEY=VALUE", called="rule_options"),
@@ -146,7 +151,8 @@ _ROWS = (
     S("ae_refinements", "whole", None, "how",
       "ae: most moves towards a threshold; the weights' own, else 20", "N", of_ae, 0, 1000),
     S("ae_level", "whole", None, "how",
-      "ae: whose maps; 0 is as large as z_t, each next half; else 2", "L", of_ae, 0, 10),
+      "ae, neglect: whose maps; 0 is as large as z_t, each next half; else 2", "L", of_subjects,
+      0, 10),
     S("phi", "choice", None, "how",
       "SDXL: the empty prompt is zeros, or its text; default: as PATH says", "WHAT",
       choices=("zeros", "text")),

@@ -47,7 +47,7 @@ def test_ae_has_a_row_of_the_sheet_where_there_are_subjects(command, monkeypatch
     command("the grass", "--compare", "--steps", 1)
     names = [[label.split("\n")[0] for label, *_ in r] for r in rows]
     assert names == [
-        ["cfg", "dns", "auto-dnp", "answer", "ae"],
+        ["cfg", "dns", "auto-dnp", "answer", "ae", "neglect"],
         ["cfg", "dns", "auto-dnp", "answer"],
     ]
     ae_row = rows[0][-1][0]

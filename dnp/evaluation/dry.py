@@ -83,7 +83,8 @@ def evaluations(work: Run, method: m.Method, settings: dict) -> float:
         most = 3 * most_passes(**settings)
         settings = settings | {"ae_until": 0.0}
     model, prompt = copy.copy(work.model), work.grid.prompts[0].text
-    model.eps = lambda z_t, t, c: torch.zeros_like(z_t)
+    silent = Silent()
+    model.eps, model.attention = silent.eps, silent.attention
     model.decode = lambda z_0: [Image.new("RGB", (8, 8))] * len(z_0)
     negative = m.negative(method, prompt, 0, work.grid.others)
     negative = "a" if method.name in m.FROM_DNS else negative
@@ -92,6 +93,28 @@ def evaluations(work: Run, method: m.Method, settings: dict) -> float:
         captioner = lambda images: ["a"] * len(images)  # noqa: E731
         (sample,) = m.sample(model, method, prompt, [0], settings, [negative], captioner)
     return sample.nfe + most
+
+
+class Silent:
+    """A network that says zero, and the recorder (`dnp/sd/attention.py`) of its maps, zero too."""
+
+    def eps(self, z_t: torch.Tensor, t: torch.Tensor, c: object) -> torch.Tensor:
+        self.shape, self.tokens = z_t.shape, (c[0] if isinstance(c, tuple) else c).shape[1]
+        return torch.zeros_like(z_t)
+
+    def attention(self, level: int) -> Silent:
+        self.level = level
+        return self
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def mean(self) -> torch.Tensor:
+        height, width = (-(-side // 2**self.level) for side in self.shape[-2:])
+        return torch.zeros(self.shape[0], height * width, self.tokens)
 
 
 @torch.no_grad()

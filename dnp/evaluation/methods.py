@@ -135,8 +135,15 @@ def settled(method: Method, s: float | None, steps: int, model, size=None) -> di
         out = {**chain, **out}
         if "rule" in out:
             out.pop("form")
-    if method.name in ROWS and ROWS[method.name].excites:
-        out |= table.excitation(out, model.config.attend_excite)
+    if method.name in ROWS and ROWS[method.name].has_subjects:
+        excitation = table.excitation(out, model.config.attend_excite)
+        of_maps = {"ae_level": excitation["ae_level"]}
+        out |= excitation if ROWS[method.name].excites else of_maps
+    row = ROWS.get(method.name)
+    if row and row.negative_interval:
+        out.setdefault("negative_interval", row.negative_interval)
+    if row and row.h_of_s != 1 and "rule" not in out:
+        out.setdefault("negative_scale", row.h_of_s * s)
     if "rule" in out:
         rule = contract.read(out["rule"], dict(out.get("rule_options", ())))
         out["rule_options"], out["rule_sha256"] = rule.options, rule.sha256
@@ -167,9 +174,9 @@ def check(
     if method.name in ("negative-alone", "cnp"):
         Plan.of(model, "", "dns", {"s": given.pop("s_dns"), "steps": steps})
     words = "" if row.negative == "given" else None
-    for prompt in prompts if row.excites else [""]:
+    for prompt in prompts if row.has_subjects else [""]:
         asked = excited(method, prompt)
-        if row.excites and asked is None:
+        if row.has_subjects and asked is None:
             raise SettingsError(
                 f'"{prompt}" names no thing of benchmark ae, so {method.name} has no subjects; '
                 "leave the method or the prompt out."
@@ -193,8 +200,8 @@ def negative(method: Method, prompt: str, seed: int, others: Sequence[str]) -> s
 
 
 def excited(method: Method, prompt: str) -> str | None:
-    """The subjects of Attend-and-Excite; None for another method, and where there are none."""
-    asked = subjects(prompt) if ROWS[method.rule].excites else []
+    """The subjects whose attention is read; None for another method, and where there are none."""
+    asked = subjects(prompt) if ROWS[method.rule].has_subjects else []
     return ", ".join(thing for _, thing in asked) or None
 
 
