@@ -74,7 +74,7 @@ METHODS = {
             "p",
             "neglected",
             "phi + s (p - phi) - h (n_t - phi)",
-            "n_t: p without its most neglected subject",
+            "n_t: p less one subject",
             h_of_s=0.5,
             negative_interval=(1.6, math.inf),
         ),

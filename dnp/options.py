@@ -24,7 +24,8 @@ OF_A_METHOD = {
     "compare", "scale", "negative_scale", "rule", "rule_options", "rule_sha256",
     "negative_interval",
     *(s.name for s in SETTINGS.values() if s.of in (table.of_dns, table.of_dns_image)),
-    *(s.name for s in SETTINGS.values() if s.of in (table.of_chain, table.of_ae, table.of_subjects)),
+    *(s.name for s in SETTINGS.values() if s.of in (table.of_chain, table.of_ae)),
+    *(s.name for s in SETTINGS.values() if s.of is table.of_subjects),
 }  # fmt: skip
 # What leaves the words n* of a PNG true: they belong to its prompt, seed and DNS image.
 KEEPS_WORDS = {

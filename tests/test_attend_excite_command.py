@@ -50,7 +50,7 @@ def test_ae_has_a_row_of_the_sheet_where_there_are_subjects(command, monkeypatch
         ["cfg", "dns", "auto-dnp", "answer", "ae", "neglect"],
         ["cfg", "dns", "auto-dnp", "answer"],
     ]
-    ae_row = rows[0][-1][0]
+    ae_row = rows[0][-2][0]
     assert "arXiv:2301.13826" in ae_row and "gradients" in ae_row
 
 
