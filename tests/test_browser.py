@@ -24,6 +24,8 @@ PHONE = dict(
     viewport=dict(width=390, height=844), has_touch=True, is_mobile=True, device_scale_factor=3
 )
 DESKTOP = dict(viewport=dict(width=1280, height=800))
+# As the page has it, between a browser's bars.
+SCREENS = {"laptop": (1366, 600), "phone": (390, 664), "small": (360, 560), "sideways": (740, 340)}
 KEYS = {"left": "ArrowLeft", "equal": "ArrowDown", "right": "ArrowRight", "unclear": "x"}
 ARMED = "[data-answer=left]:enabled"
 
@@ -161,14 +163,60 @@ def test_a_whole_study_by_touch_at_phone_size_from_a_static_server(chromium, stu
     check_file(rows, path, seen, key)
 
 
-def test_every_button_is_large_enough_for_a_finger_and_in_sight(chromium, study):
-    with opened(chromium, (study[0] / "index.html").as_uri(), **PHONE) as (_, page, _asked):
-        begin(page)
-        page.wait_for_selector(ARMED)
-        for button in page.query_selector_all("#trial button"):
-            box = button.bounding_box()
-            assert box["height"] >= 44
-            assert box["y"] + box["height"] <= 844
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_question_is_in_sight_and_every_button_large_enough_for_a_finger(chromium, study, screen):
+    width, height = SCREENS[screen]
+    options = DESKTOP if screen == "laptop" else PHONE
+    options = options | dict(viewport=dict(width=width, height=height))
+    with opened(chromium, (study[0] / "index.html").as_uri(), **options) as (_, page, _asked):
+        begin(page)  # the guide is long, and was scrolled down
+        for _ in range(2):
+            page.wait_for_selector(ARMED)
+            for part in page.query_selector_all("#question, #text, #trial img, #trial button"):
+                box = part.bounding_box()
+                assert box["x"] >= 0 and box["x"] + box["width"] <= width
+                assert box["y"] >= 0 and box["y"] + box["height"] <= height
+                assert part.evaluate("x => x.tagName") != "BUTTON" or box["height"] >= 44
+            page.click("[data-answer=left]")
+
+
+TEXTS = """() => {
+  const clear = (c) => c === "rgba(0, 0, 0, 0)";
+  const light = (c) => c.match(/[0-9.]+/g).slice(0, 3).map((x) => x / 255)
+    .map((x) => (x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, x, i) => sum + [0.2126, 0.7152, 0.0722][i] * x, 0);
+  const own = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+  return [...document.querySelectorAll("body *")]
+    .filter((e) => own(e) && e.checkVisibility({ checkVisibilityCSS: true }) && !e.disabled)
+    .map((e) => {
+      let under = e;
+      while (clear(getComputedStyle(under).backgroundColor)) under = under.parentElement;
+      const style = getComputedStyle(e);
+      const two = [light(style.color), light(getComputedStyle(under).backgroundColor)];
+      const ratio = (Math.max(...two) + 0.05) / (Math.min(...two) + 0.05);
+      return [e.textContent.slice(0, 30), parseFloat(style.fontSize), ratio];
+    });
+}"""
+
+
+@pytest.mark.parametrize("options", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_every_text_can_be_read(chromium, study, options):
+    """The contrast of WCAG 2.2, 1.4.3 (AA), and no letters below 14 pixels."""
+    seen = set()
+    with opened(chromium, (study[0] / "index.html").as_uri(), **options) as (_, page, _asked):
+        steps = ["#agree", "#begin", "#start", "[data-answer=left]", "#help", "#start"]
+        for step in [None, *steps, None]:
+            if step:
+                page.click(step)
+            page.wait_for_timeout(400)  # the animation's end
+            for text, size, ratio in page.evaluate(TEXTS):
+                seen.add(text)
+                assert ratio >= 4.5, (text, ratio)
+                assert size >= 14, (text, size)
+        page.evaluate("while (state.answers.length < total()) answer('left') || arm(true)")
+        page.wait_for_selector("#done:not([hidden])")
+        assert all(ratio >= 4.5 and size >= 14 for _, size, ratio in page.evaluate(TEXTS))
+    assert {"Begin", "Start", "Left", "Cannot tell", "Pair 1 of 12"} <= seen
 
 
 def test_a_tab_closed_in_the_middle_goes_on_where_it_was(chromium, study, tmp_path):
@@ -262,6 +310,22 @@ def test_back_takes_one_answer_back_and_a_held_key_answers_once(chromium, study)
         assert page.locator("#back").is_disabled()
 
 
+def test_a_double_click_answers_once(chromium, study):
+    with opened(chromium, (study[0] / "index.html").as_uri(), **DESKTOP) as (_, page, _asked):
+        page.clock.install(time=0)
+        page.clock.pause_at(1000)
+        begin(page)
+        for i in range(3):
+            page.wait_for_selector("#pictures.shown")
+            page.clock.run_for(299)
+            page.keyboard.press("ArrowRight")
+            page.evaluate("document.querySelector('[data-answer=left]').click()")
+            assert page.evaluate("state.answers.length") == i
+            page.clock.run_for(1)
+            page.keyboard.press("ArrowRight")
+            assert page.evaluate("state.answers.at(-1).milliseconds") >= 300
+
+
 def test_sides_are_balanced_and_order_differs_for_each_rater(chromium, study):
     _, key = study
     real = {pid: p for pid, p in key["pairs"].items() if p["kind"] == "pair"}
@@ -293,12 +357,21 @@ def test_sides_are_balanced_and_order_differs_for_each_rater(chromium, study):
 
 
 def test_what_a_screen_reader_is_told_says_nothing_of_the_methods(chromium, study):
-    with opened(chromium, (study[0] / "index.html").as_uri(), **DESKTOP) as (_, page, _asked):
+    with opened(chromium, (study[0] / "index.html").as_uri(), **DESKTOP) as (context, page, _):
         begin(page)
         page.wait_for_selector(ARMED)
         told = page.locator("#trial").aria_snapshot()
-        focused = page.evaluate("document.activeElement.id")
-    assert focused == "question"  # so that a new question is read out
+        page.evaluate("question.onfocus = () => { window.focused = true; }")
+        for _ in range(3):  # a new question gets the focus anew, so that it is read out
+            page.evaluate("window.focused = false")
+            page.keyboard.press("ArrowLeft")
+            page.wait_for_selector(ARMED)
+            assert page.evaluate("[document.activeElement.id, focused]") == ["question", True]
+        nodes = context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+        said = [[n.get(k, {}).get("value") for k in ("role", "description")] for n in nodes]
+        (description,) = (text for role, text in said if role == "heading")
+        assert page.inner_text("#text") in description  # the text is read out with the question
+        told += page.locator("#trial").aria_snapshot() + json.dumps(said)
     for name in ("left picture", "right picture", "Which is the better picture?"):
         assert name in told
     assert ".png" not in told
