@@ -62,6 +62,21 @@ def test_the_loss_of_hand_made_maps():
     assert ae.step_size(0, 50) == 20 and abs(ae.step_size(49, 50) - 20 * 0.5**0.5) < 1e-12
 
 
+def test_the_latent_moves_up_where_the_lowest_map_peaks_and_nowhere_else():
+    """The maps are the latent itself, two words of 6 x 6, so each place can be looked at."""
+    z = torch.full((1, 2, 6, 6), 0.1, dtype=torch.float64)
+    z[0, 0, 4, 1], z[0, 1, 2, 3] = 2.0, 0.4
+    value = lambda z: ae.loss(ae.peaks(z.flatten(2).transpose(1, 2), [0, 1], (6, 6)))
+    losses, grad = ae.gradient(value, z)
+    moved = ae.excite(z, grad, 0.5) - z
+    want = torch.zeros_like(z)
+    want[0, 1, 1:4, 2:5] = 0.5 * ae.kernel(torch.float64)
+    assert_close(moved, want)
+    assert value(z + moved) < losses
+    high = torch.full_like(z, 1.2)  # every peak is at least 1: nothing is to be done
+    assert_close(ae.gradient(value, high), (torch.zeros(1).double(), torch.zeros_like(z)))
+
+
 # ---------------------------------------------------------------------------------------- the maps
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import random
 import re
 from collections import Counter
 
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import MINI
 from dnp.errors import SettingsError
-from dnp.evaluation import answers, pairs, study_design, study_page
+from dnp.evaluation import answers, benchmarks, pairs, study_design, study_page
 from dnp.evaluation.store import RunError, Store
 from study import by_key, make_run, make_study, put, rows_of, text_of
+
+SHIPPED = MINI / "study"
 
 
 def write(folder, name, rows):
@@ -23,6 +27,22 @@ def write(folder, name, rows):
 
 
 # ------------------------------------------------------------------------------------------ design
+
+
+def test_the_study_that_is_shipped_is_whole_and_has_no_answers():
+    """weights/mini/README.md says how to make it anew; after a change of the page alone:
+    (SHIPPED / "index.html").write_text(study_page.page(answers.read_key(SHIPPED)))"""
+    key = answers.read_key(SHIPPED)
+    assert (SHIPPED / "index.html").read_text("utf-8") == study_page.page(key)
+    assert (SHIPPED / "PLAN.md").read_text("utf-8") == study_page.plan(key)
+    assert {p.name for p in (SHIPPED / "pictures").iterdir()} == set(key["pictures"])
+    assert sorted(p.name for p in SHIPPED.iterdir()) == [
+        "PLAN.md", "index.html", "key.json", "pictures",
+    ]  # fmt: skip
+    asked = [p["prompt"] for p in key["pairs"].values() if p["kind"] == "pair"]
+    assert (key["a"]["method"], key["b"]["method"], len(asked)) == ("answer", "cfg", 40)
+    assert set(asked) <= {p.text for p in benchmarks.load("trio")}
+    assert study_page.minutes(key) <= 10
 
 
 def test_a_study_names_nothing_that_says_which_picture_is_whose(tmp_path):
@@ -359,9 +379,37 @@ def test_a_study_whose_picture_was_changed_or_that_is_none_is_refused(tmp_path):
         answers.read_key(folder)
 
 
-def test_a_byte_order_mark_and_other_line_ends_are_read(tmp_path):
+def test_a_byte_order_mark_and_what_a_letter_does_to_lines_are_read(tmp_path):
     folder, key = make_study(tmp_path)
     text = text_of(rows_of(key, "r" + "0" * 12, by_key())).replace("\r\n", "\n")
-    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    _, refused = answers.read(folder, [tmp_path / "x.csv"], tmp_path / "out")
-    assert refused == []
+    forms = ("\ufeff" + text, text.rstrip(), text + "\n \n", text.replace("\n", "\n\n"))
+    for form in forms:
+        (tmp_path / "x.csv").write_text(form, "utf-8", newline="")
+        _, refused = answers.read(folder, [tmp_path / "x.csv"], tmp_path / "out")
+        assert refused == []
+
+
+def test_a_file_that_was_changed_anywhere_is_read_as_it_was_or_refused_in_a_sentence(tmp_path):
+    _, key = make_study(tmp_path)
+    rows, rng, path = rows_of(key, "r" + "0" * 12, by_key()), random.Random(17), tmp_path / "x.csv"
+    path.write_text(text_of(rows), newline="")
+    whole, lines, refused = answers.read_file(path, key), text_of(rows).split("\r\n"), 0
+    for i in range(400):
+        changed, k = list(lines), rng.randrange(len(lines) - 1)
+        if i % 4 == 0:
+            changed.insert(k, rng.choice(["", " ", ",", '"', "x,y", rng.choice(lines)]))
+        elif i % 4 == 1:
+            del changed[k]
+        elif i % 4 == 2:
+            j = rng.randrange(len(changed[k]))
+            changed[k] = changed[k][:j] + rng.choice('\0"\n,ü') + changed[k][j:]
+        else:
+            changed = ["\r\n".join(lines)[: rng.randrange(len(text_of(rows)) - 2)]]
+        path.write_text("\r\n".join(changed), "utf-8", newline="")
+        try:
+            assert answers.read_file(path, key) == whole
+        except answers.Refused as e:
+            refused += 1
+            assert "\n" not in str(e)
+            assert str(e).endswith(".")
+    assert 300 < refused < 400
