@@ -1,7 +1,6 @@
 """Attend-and-Excite: its equations, the recorder of attention maps, the methods ae, ae+auto-dnp."""
 
 import math
-from collections import Counter
 
 import pytest
 import torch
@@ -12,9 +11,7 @@ from conftest import MINI
 from dnp import attend_excite as ae
 from dnp import sampling, settings, toy
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, dry, methods, strength
-from dnp.evaluation.scores import Instruments
-from dnp.evaluation.work import Grid, Run
+from dnp.evaluation import benchmarks
 from dnp.schedule import Schedule
 from dnp.sd import speed
 from dnp.sd.attention import AttentionMaps
@@ -350,35 +347,3 @@ def test_the_world_and_the_recommendations_of_the_miniature(single, tmp_path):
     assert {k: made[k] for k in own if k not in QUICK} == {
         k: v for k, v in own.items() if k not in QUICK
     }
-
-
-# ---------------------------------------------------------------------------------- the experiments
-
-
-def test_the_experiments_count_a_gradient_as_two_evaluations(single):
-    prompt, method = "a cat and a red car", methods.parse("ae:ae_thresholds=0.1,ae_refinements=1")
-    own = methods.settled(method, 2.0, 4, single)
-    assert own["ae_thresholds"] == (0.1,) and own["ae_until"] == 0.5  # published, or of the weights
-    methods.check(method, 2.0, 4, single, [prompt], [])
-    made = methods.sample(single, method, prompt, [0, 1], own, [None] * 2)
-    r = dnp.generate(
-        single, prompt, "ae", s=2.0, steps=4, images=2, subjects="cat, car",
-        ae_thresholds=(0.1,), ae_refinements=1,
-    )  # fmt: skip
-    assert [m.nfe for m in made] == r.evaluations == [8 + 3 * g for g in r.gradients]
-    assert Counter(m.image.tobytes() for m in made) == Counter(i.tobytes() for i in r.images)
-    assert methods.excited(method, prompt) == "cat, car"
-    assert methods.excited(methods.parse("cfg"), prompt) is None
-    with pytest.raises(SettingsError, match="names no thing of benchmark ae"):
-        methods.check(method, 2.0, 4, single, ["the grass"], [])
-
-
-def test_a_dry_run_counts_the_most_that_the_moves_can_be(single, tmp_path):
-    chosen = [methods.parse(f"{name}:ae_refinements=3") for name in ("ae", "ae+auto-dnp")]
-    grid = Grid((benchmarks.Prompt(PAIR, "animals"),), tuple(chosen), (None,), (0,), 10)
-    work = Run(grid, single, Instruments(None, None, None, None, None), tmp_path)
-    counted = [dry.evaluations(work, m, work.settings(m, None)) for m in chosen]
-    passes = 5 + 3 * 3  # five of ten steps move; three of them have a threshold
-    assert counted == [20 + 3 * passes, 30 + 3 * passes]
-    with pytest.raises(SettingsError, match="ae has no strength"):
-        strength.by_step(work, chosen[0])
