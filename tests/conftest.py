@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import dnp
+from browser import a_study, chromium  # noqa: F401 - for test_browser*.py
 from dnp.cli import main
 from dnp.sd import speed
 from runs import copy, finished, made, weights_are_opened_once  # noqa: F401 - for test_runs*.py

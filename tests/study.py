@@ -100,3 +100,9 @@ def by_key(preferred="a", ties=()):
         return "left" if left == good else "right"
 
     return choose
+
+
+def write(folder, name, rows):
+    path = folder / name
+    path.write_text(text_of(rows), newline="")
+    return path

@@ -1,7 +1,6 @@
 """Attend-and-Excite: its equations, the recorder of attention maps, the methods ae, ae+auto-dnp."""
 
 import math
-from collections import Counter
 
 import pytest
 import torch
@@ -12,9 +11,7 @@ from conftest import MINI
 from dnp import attend_excite as ae
 from dnp import sampling, settings, toy
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, dry, methods, strength
-from dnp.evaluation.scores import Instruments
-from dnp.evaluation.work import Grid, Run
+from dnp.evaluation import benchmarks
 from dnp.schedule import Schedule
 from dnp.sd import speed
 from dnp.sd.attention import AttentionMaps
@@ -60,6 +57,21 @@ def test_the_loss_of_hand_made_maps():
     assert_close(words, torch.full((1, 4, 3), 1 / 3))
     assert ae.over_words(torch.zeros(1, 4, 7).half(), 3).dtype == torch.float32
     assert ae.step_size(0, 50) == 20 and abs(ae.step_size(49, 50) - 20 * 0.5**0.5) < 1e-12
+
+
+def test_the_latent_moves_up_where_the_lowest_map_peaks_and_nowhere_else():
+    """The maps are the latent itself, two words of 6 x 6, so each place can be looked at."""
+    z = torch.full((1, 2, 6, 6), 0.1, dtype=torch.float64)
+    z[0, 0, 4, 1], z[0, 1, 2, 3] = 2.0, 0.4
+    value = lambda z: ae.loss(ae.peaks(z.flatten(2).transpose(1, 2), [0, 1], (6, 6)))
+    losses, grad = ae.gradient(value, z)
+    moved = ae.excite(z, grad, 0.5) - z
+    want = torch.zeros_like(z)
+    want[0, 1, 1:4, 2:5] = 0.5 * ae.kernel(torch.float64)
+    assert_close(moved, want)
+    assert value(z + moved) < losses
+    high = torch.full_like(z, 1.2)  # every peak is at least 1: nothing is to be done
+    assert_close(ae.gradient(value, high), (torch.zeros(1).double(), torch.zeros_like(z)))
 
 
 # ---------------------------------------------------------------------------------------- the maps
@@ -335,35 +347,3 @@ def test_the_world_and_the_recommendations_of_the_miniature(single, tmp_path):
     assert {k: made[k] for k in own if k not in QUICK} == {
         k: v for k, v in own.items() if k not in QUICK
     }
-
-
-# ---------------------------------------------------------------------------------- the experiments
-
-
-def test_the_experiments_count_a_gradient_as_two_evaluations(single):
-    prompt, method = "a cat and a red car", methods.parse("ae:ae_thresholds=0.1,ae_refinements=1")
-    own = methods.settled(method, 2.0, 4, single)
-    assert own["ae_thresholds"] == (0.1,) and own["ae_until"] == 0.5  # published, or of the weights
-    methods.check(method, 2.0, 4, single, [prompt], [])
-    made = methods.sample(single, method, prompt, [0, 1], own, [None] * 2)
-    r = dnp.generate(
-        single, prompt, "ae", s=2.0, steps=4, images=2, subjects="cat, car",
-        ae_thresholds=(0.1,), ae_refinements=1,
-    )  # fmt: skip
-    assert [m.nfe for m in made] == r.evaluations == [8 + 3 * g for g in r.gradients]
-    assert Counter(m.image.tobytes() for m in made) == Counter(i.tobytes() for i in r.images)
-    assert methods.excited(method, prompt) == "cat, car"
-    assert methods.excited(methods.parse("cfg"), prompt) is None
-    with pytest.raises(SettingsError, match="names no thing of benchmark ae"):
-        methods.check(method, 2.0, 4, single, ["the grass"], [])
-
-
-def test_a_dry_run_counts_the_most_that_the_moves_can_be(single, tmp_path):
-    chosen = [methods.parse(f"{name}:ae_refinements=3") for name in ("ae", "ae+auto-dnp")]
-    grid = Grid((benchmarks.Prompt(PAIR, "animals"),), tuple(chosen), (None,), (0,), 10)
-    work = Run(grid, single, Instruments(None, None, None, None, None), tmp_path)
-    counted = [dry.evaluations(work, m, work.settings(m, None)) for m in chosen]
-    passes = 5 + 3 * 3  # five of ten steps move; three of them have a threshold
-    assert counted == [20 + 3 * passes, 30 + 3 * passes]
-    with pytest.raises(SettingsError, match="ae has no strength"):
-        strength.by_step(work, chosen[0])

@@ -1,12 +1,23 @@
-"""Attend-and-Excite from the command line: PNGs, the sheet, recommendations of weights."""
+"""Attend-and-Excite from the command line (PNGs, the sheet, recommendations) and in experiments."""
 
 import json
+from collections import Counter
 
 import pytest
 
+import dnp
 from conftest import MINI
 from dnp import cli, pictures
+from dnp.errors import SettingsError
+from dnp.evaluation import benchmarks, dry, methods, strength
+from dnp.evaluation.scores import Instruments
+from dnp.evaluation.work import Grid, Run
 from test_attend_excite import PAIR
+
+
+@pytest.fixture(scope="module")
+def single():
+    return dnp.load(MINI)
 
 
 @pytest.fixture
@@ -69,3 +80,32 @@ def test_a_damaged_recommendation_is_refused(command, tmp_path):
         assert made == [] and "attend_excite is not possible" in told.err and sentence in told.err
     (tmp_path / "mini" / "dnp.json").write_text(json.dumps({"things": "cat"}))
     assert "things must be a list of words" in command(PAIR, "--weights", tmp_path / "mini")[1].err
+
+
+def test_the_experiments_count_a_gradient_as_two_evaluations(single):
+    prompt, method = "a cat and a red car", methods.parse("ae:ae_thresholds=0.1,ae_refinements=1")
+    own = methods.settled(method, 2.0, 4, single)
+    assert own["ae_thresholds"] == (0.1,) and own["ae_until"] == 0.5  # published, or of the weights
+    methods.check(method, 2.0, 4, single, [prompt], [])
+    made = methods.sample(single, method, prompt, [0, 1], own, [None] * 2)
+    r = dnp.generate(
+        single, prompt, "ae", s=2.0, steps=4, images=2, subjects="cat, car",
+        ae_thresholds=(0.1,), ae_refinements=1,
+    )  # fmt: skip
+    assert [m.nfe for m in made] == r.evaluations == [8 + 3 * g for g in r.gradients]
+    assert Counter(m.image.tobytes() for m in made) == Counter(i.tobytes() for i in r.images)
+    assert methods.excited(method, prompt) == "cat, car"
+    assert methods.excited(methods.parse("cfg"), prompt) is None
+    with pytest.raises(SettingsError, match="names no thing of benchmark ae"):
+        methods.check(method, 2.0, 4, single, ["the grass"], [])
+
+
+def test_a_dry_run_counts_the_most_that_the_moves_can_be(single, tmp_path):
+    chosen = [methods.parse(f"{name}:ae_refinements=3") for name in ("ae", "ae+auto-dnp")]
+    grid = Grid((benchmarks.Prompt(PAIR, "animals"),), tuple(chosen), (None,), (0,), 10)
+    work = Run(grid, single, Instruments(None, None, None, None, None), tmp_path)
+    counted = [dry.evaluations(work, m, work.settings(m, None)) for m in chosen]
+    passes = 5 + 3 * 3  # five of ten steps move; three of them have a threshold
+    assert counted == [20 + 3 * passes, 30 + 3 * passes]
+    with pytest.raises(SettingsError, match="ae has no strength"):
+        strength.by_step(work, chosen[0])

@@ -1,111 +1,16 @@
-"""The study's page in a real browser. Without playwright or a Chromium the tests are skipped."""
+"""Studies in a real browser: whole ones, closed tabs, saved files. `browser.py` has the raters."""
 
-import csv
-import functools
-import io
 import json
-import shutil
 import threading
 import time
-from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
+from browser import ARMED, DESKTOP, KEYS, PHONE, begin, given, opened, saved, served, shown
 from dnp.evaluation import answers
 from study import make_study
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="no playwright; tests/README.md says how to get a browser"
-)
 pytestmark = pytest.mark.slow
-PHONE = dict(
-    viewport=dict(width=390, height=844), has_touch=True, is_mobile=True, device_scale_factor=3
-)
-DESKTOP = dict(viewport=dict(width=1280, height=800))
-KEYS = {"left": "ArrowLeft", "equal": "ArrowDown", "right": "ArrowRight", "unclear": "x"}
-ARMED = "[data-answer=left]:enabled"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    with playwright.sync_playwright() as p:
-        path = path or p.chromium.executable_path  # the one of `playwright install chromium`
-        if not Path(path).exists():
-            pytest.skip("no Chromium; tests/README.md says how to get one")
-        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return make_study(tmp_path_factory.mktemp("browser"))
-
-
-@contextmanager
-def opened(browser, url, faults=(), **options):
-    """(context, page, what was requested). Errors of the page fail the test at the end."""
-    context, asked, errors = browser.new_context(**options), [], []
-    context.on("request", lambda r: asked.append(r.url))
-    context.on("weberror", lambda e: errors.append(str(e.error)))
-    context.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page = context.new_page()
-    page.goto(url)
-    yield context, page, asked
-    context.close()
-    assert [e for e in errors if not any(fault in e for fault in faults)] == []
-
-
-@contextmanager
-def served(folder, before=lambda path: None):
-    """The folder on a static server of this machine; `before` is called before each answer."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self):
-            before(self.path)
-            super().do_GET()
-
-        def log_message(self, *_):
-            """Says nothing."""
-
-    handler = functools.partial(Handler, directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
-def begin(page):
-    page.check("#agree")
-    page.click("#begin")
-    page.click("#start")
-
-
-def shown(page):
-    """What a rater sees: (text of the question, prompt or None, left file, right file)."""
-    return page.evaluate(
-        """() => [question.textContent,
-            text.classList.contains("shown") ? text.textContent.slice(1, -1) : null,
-            left.src.split("/").pop(), right.src.split("/").pop()]"""
-    )
-
-
-def given(i):
-    return ("left", "equal", "right", "unclear", "right")[i % 5]
-
-
-def saved(page, folder):
-    """The rows of the file that the page saves, and its path."""
-    with page.expect_download() as waiting:
-        page.click("#save")
-    path = folder / waiting.value.suggested_filename
-    waiting.value.save_as(path)
-    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""))), path
 
 
 def check_file(rows, path, seen, key):
@@ -120,8 +25,8 @@ def check_file(rows, path, seen, key):
     assert [x.answer for x in own] == [given(i) for i in range(len(rows))]
 
 
-def test_a_whole_study_by_keyboard_from_the_disk(chromium, study, tmp_path):
-    folder, key = study
+def test_a_whole_study_by_keyboard_from_the_disk(chromium, a_study, tmp_path):
+    folder, key = a_study
     with opened(chromium, (folder / "index.html").as_uri(), **DESKTOP) as (_, page, asked):
         for press in ("Tab", "Space", "Tab", "Enter"):  # agree, begin
             page.keyboard.press(press)
@@ -143,8 +48,8 @@ def test_a_whole_study_by_keyboard_from_the_disk(chromium, study, tmp_path):
     assert not any("key.json" in url for url in asked)
 
 
-def test_a_whole_study_by_touch_at_phone_size_from_a_static_server(chromium, study, tmp_path):
-    folder, key = study
+def test_a_whole_study_by_touch_at_phone_size_from_a_static_server(chromium, a_study, tmp_path):
+    folder, key = a_study
     with served(folder) as url, opened(chromium, url, **PHONE) as (_, page, asked):
         for what in ("#agree", "#begin", "#start"):
             page.tap(what)
@@ -161,18 +66,8 @@ def test_a_whole_study_by_touch_at_phone_size_from_a_static_server(chromium, stu
     check_file(rows, path, seen, key)
 
 
-def test_every_button_is_large_enough_for_a_finger_and_in_sight(chromium, study):
-    with opened(chromium, (study[0] / "index.html").as_uri(), **PHONE) as (_, page, _asked):
-        begin(page)
-        page.wait_for_selector(ARMED)
-        for button in page.query_selector_all("#trial button"):
-            box = button.bounding_box()
-            assert box["height"] >= 44
-            assert box["y"] + box["height"] <= 844
-
-
-def test_a_tab_closed_in_the_middle_goes_on_where_it_was(chromium, study, tmp_path):
-    folder, key = study
+def test_a_tab_closed_in_the_middle_goes_on_where_it_was(chromium, a_study, tmp_path):
+    folder, key = a_study
     url = (folder / "index.html").as_uri()
     with opened(chromium, url, **DESKTOP) as (context, page, _):
         begin(page)
@@ -194,10 +89,13 @@ def test_a_tab_closed_in_the_middle_goes_on_where_it_was(chromium, study, tmp_pa
     check_file(rows, path, seen, key)
 
 
-def test_buttons_arm_when_both_pictures_are_loaded_and_of_one_size(chromium, study):
+def test_buttons_arm_when_both_pictures_are_loaded_and_of_one_size(chromium, a_study):
     gate = threading.Event()
     late = lambda path: gate.wait(20) if path.endswith(".png") else None
-    with served(study[0], late) as url, opened(chromium, url, **DESKTOP) as (_, page, _asked):
+    with (
+        served(a_study[0], late) as url,
+        opened(chromium, url, **DESKTOP) as (_, page, _asked),
+    ):
         begin(page)
         time.sleep(0.5)
         assert page.locator("[data-answer]:enabled").count() == 0
@@ -215,21 +113,6 @@ def test_buttons_arm_when_both_pictures_are_loaded_and_of_one_size(chromium, stu
         assert boxes[0]["width"] % 16 == 0  # a whole number of the screen's pixels for each
 
 
-@pytest.mark.parametrize("size, options", [((16, 16), PHONE), ((600, 500), DESKTOP)])
-def test_magnification_is_whole_on_any_screen(chromium, tmp_path, size, options):
-    folder, key = make_study(tmp_path, size=size, prompts=6)
-    with opened(chromium, (folder / "index.html").as_uri(), **options) as (_, page, _asked):
-        begin(page)
-        page.wait_for_selector(ARMED)
-        ratio, widths = page.evaluate(
-            "[devicePixelRatio, [left, right].map((x) => x.getBoundingClientRect().width)]"
-        )
-    factors = [width * ratio / key["plan"]["size"][0] for width in widths]
-    assert factors[0] == factors[1]
-    whole = factors[0] if factors[0] >= 1 else 1 / factors[0]
-    assert whole == pytest.approx(round(whole), abs=0.01)
-
-
 def test_a_picture_that_is_missing_arms_cannot_tell_alone(chromium, tmp_path):
     folder, _ = make_study(tmp_path)
     for path in (folder / "pictures").iterdir():
@@ -244,8 +127,12 @@ def test_a_picture_that_is_missing_arms_cannot_tell_alone(chromium, tmp_path):
         assert "cannot be shown" in page.inner_text("#notice")
 
 
-def test_back_takes_one_answer_back_and_a_held_key_answers_once(chromium, study):
-    with opened(chromium, (study[0] / "index.html").as_uri(), **DESKTOP) as (_, page, _asked):
+def test_back_takes_one_answer_back_and_a_held_key_answers_once(chromium, a_study):
+    with opened(chromium, (a_study[0] / "index.html").as_uri(), **DESKTOP) as (
+        _,
+        page,
+        _asked,
+    ):
         begin(page)
         page.wait_for_selector(ARMED)
         first = shown(page)
@@ -262,10 +149,34 @@ def test_back_takes_one_answer_back_and_a_held_key_answers_once(chromium, study)
         assert page.locator("#back").is_disabled()
 
 
-def test_sides_are_balanced_and_order_differs_for_each_rater(chromium, study):
-    _, key = study
+def test_a_double_click_answers_once(chromium, a_study):
+    with opened(chromium, (a_study[0] / "index.html").as_uri(), **DESKTOP) as (
+        _,
+        page,
+        _asked,
+    ):
+        page.clock.install(time=0)
+        page.clock.pause_at(1000)
+        begin(page)
+        for i in range(3):
+            page.wait_for_selector("#pictures.shown")
+            page.clock.run_for(299)
+            page.keyboard.press("ArrowRight")
+            page.evaluate("document.querySelector('[data-answer=left]').click()")
+            assert page.evaluate("state.answers.length") == i
+            page.clock.run_for(1)
+            page.keyboard.press("ArrowRight")
+            assert page.evaluate("state.answers.at(-1).milliseconds") >= 300
+
+
+def test_sides_are_balanced_and_order_differs_for_each_rater(chromium, a_study):
+    _, key = a_study
     real = {pid: p for pid, p in key["pairs"].items() if p["kind"] == "pair"}
-    with opened(chromium, (study[0] / "index.html").as_uri(), **DESKTOP) as (_, page, _asked):
+    with opened(chromium, (a_study[0] / "index.html").as_uri(), **DESKTOP) as (
+        _,
+        page,
+        _asked,
+    ):
         orders = page.evaluate(
             "[...Array(300).keys()].map((i) => sequence('r' + i.toString(16).padStart(12, '0')))"
         )
@@ -292,20 +203,12 @@ def test_sides_are_balanced_and_order_differs_for_each_rater(chromium, study):
         assert max(places[pid]) - min(places[pid]) >= 9
 
 
-def test_what_a_screen_reader_is_told_says_nothing_of_the_methods(chromium, study):
-    with opened(chromium, (study[0] / "index.html").as_uri(), **DESKTOP) as (_, page, _asked):
-        begin(page)
-        page.wait_for_selector(ARMED)
-        told = page.locator("#trial").aria_snapshot()
-        focused = page.evaluate("document.activeElement.id")
-    assert focused == "question"  # so that a new question is read out
-    for name in ("left picture", "right picture", "Which is the better picture?"):
-        assert name in told
-    assert ".png" not in told
-
-
-def test_deleting_answers_starts_anew_as_another_rater(chromium, study):
-    with opened(chromium, (study[0] / "index.html").as_uri(), **DESKTOP) as (_, page, _asked):
+def test_deleting_answers_starts_anew_as_another_rater(chromium, a_study):
+    with opened(chromium, (a_study[0] / "index.html").as_uri(), **DESKTOP) as (
+        _,
+        page,
+        _asked,
+    ):
         begin(page)
         page.wait_for_selector(ARMED)
         before = page.evaluate("state.rater")
@@ -318,8 +221,8 @@ def test_deleting_answers_starts_anew_as_another_rater(chromium, study):
         assert page.evaluate("state.answers.length") == 0
 
 
-def test_two_tabs_of_a_rater_are_one_study(chromium, study):
-    with served(study[0]) as url, opened(chromium, url, **DESKTOP) as (context, page, _):
+def test_two_tabs_of_a_rater_are_one_study(chromium, a_study):
+    with served(a_study[0]) as url, opened(chromium, url, **DESKTOP) as (context, page, _):
         begin(page)
         page.wait_for_selector(ARMED)
         other = context.new_page()
@@ -330,16 +233,16 @@ def test_two_tabs_of_a_rater_are_one_study(chromium, study):
         assert shown(other) == shown(page)
 
 
-def test_a_browser_that_keeps_nothing_is_told_to_the_rater(chromium, study, tmp_path):
+def test_a_browser_that_keeps_nothing_is_told_to_the_rater(chromium, a_study, tmp_path):
     with opened(chromium, "about:blank", **DESKTOP) as (context, page, _):
         full = "Storage.prototype.setItem = () => { throw new Error('full'); }"
         context.add_init_script(full)
-        page.goto((study[0] / "index.html").as_uri())
+        page.goto((a_study[0] / "index.html").as_uri())
         begin(page)
         assert "keeps nothing" in page.inner_text("#notice")
-        for i in range(answers.expected(study[1])):
+        for i in range(answers.expected(a_study[1])):
             page.wait_for_selector(ARMED)
             page.keyboard.press(KEYS[given(i)])
         page.wait_for_selector("#done:not([hidden])")
         _, path = saved(page, tmp_path)
-    assert len(answers.read_file(path, study[1])) == answers.expected(study[1])
+    assert len(answers.read_file(path, a_study[1])) == answers.expected(a_study[1])

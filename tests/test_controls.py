@@ -278,6 +278,8 @@ def test_controls_are_found_by_what_they_isolate():
         ("cfg", 40), ("cfg:steps=30", 60), ("cfg:steps=50", 100), ("answer", 60),
         ("auto-dnp:negative_scale=1", 100), ("shuffled:negative_scale=1,s=3", 100),
         ("random:s=3,negative_scale=1", 60), ("random", 60), ("cfg-equal:of=answer", 40),
+        ("ae", 70), ("ae+auto-dnp", 130), ("cfg:s=5,steps=35", 70), ("cfg:steps=65", 130),
+        ("ae:steps=37", 131), ("ae:steps=20", 70),
     )}  # fmt: skip
     found = lambda label: [k[0] for k in rows if controls_of(k, label, rows)]
     assert found("answer") == ["cfg:steps=30", "cfg-equal:of=answer"]
@@ -285,6 +287,8 @@ def test_controls_are_found_by_what_they_isolate():
         "cfg:steps=50", "shuffled:negative_scale=1,s=3", "random:s=3,negative_scale=1",
     ]  # fmt: skip
     assert found("cfg") == []
+    assert found("ae") == ["cfg:s=5,steps=35"]
+    assert found("ae+auto-dnp") == ["cfg:steps=65", "ae:steps=37"]
 
 
 def controls_of(key, label, rows):

@@ -1,7 +1,5 @@
 """The pairwise study without a browser: what is made, what is read, what is refused."""
 
-import csv
-import io
 import json
 import re
 from collections import Counter
@@ -10,19 +8,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import MINI
 from dnp.errors import SettingsError
-from dnp.evaluation import answers, pairs, study_design, study_page
+from dnp.evaluation import answers, benchmarks, pairs, study_design, study_page
 from dnp.evaluation.store import RunError, Store
-from study import by_key, make_run, make_study, put, rows_of, text_of
+from study import by_key, make_run, make_study, put, rows_of, write
 
-
-def write(folder, name, rows):
-    path = folder / name
-    path.write_text(text_of(rows), newline="")
-    return path
+SHIPPED = MINI / "study"
 
 
 # ------------------------------------------------------------------------------------------ design
+
+
+def test_the_study_that_is_shipped_is_whole_and_has_no_answers():
+    """weights/mini/README.md says how to make it anew; after a change of the page alone:
+    (SHIPPED / "index.html").write_text(study_page.page(answers.read_key(SHIPPED)))"""
+    key = answers.read_key(SHIPPED)
+    assert (SHIPPED / "index.html").read_text("utf-8") == study_page.page(key)
+    assert (SHIPPED / "PLAN.md").read_text("utf-8") == study_page.plan(key)
+    assert {p.name for p in (SHIPPED / "pictures").iterdir()} == set(key["pictures"])
+    assert sorted(p.name for p in SHIPPED.iterdir()) == [
+        "PLAN.md", "index.html", "key.json", "pictures",
+    ]  # fmt: skip
+    asked = [p["prompt"] for p in key["pairs"].values() if p["kind"] == "pair"]
+    assert (key["a"]["method"], key["b"]["method"], len(asked)) == ("answer", "cfg", 40)
+    assert set(asked) <= {p.text for p in benchmarks.load("trio")}
+    assert study_page.minutes(key) <= 10
 
 
 def test_a_study_names_nothing_that_says_which_picture_is_whose(tmp_path):
@@ -190,178 +201,3 @@ def test_the_commands_make_and_read_a_study(tmp_path, capsys):
     told = capsys.readouterr()
     assert told.err.startswith("refused: ")
     assert (out / "analysis.md").read_text() in told.out
-
-
-# ----------------------------------------------------------------------------------------- reading
-
-
-def numbers(folder):
-    rows = csv.DictReader(io.StringIO((folder / "analysis.csv").read_text()))
-    return {(r["raters"], r["question"], r["quantity"]): r for r in rows}
-
-
-def test_the_analysis_counts_what_was_answered(tmp_path):
-    folder, key = make_study(tmp_path)
-    choosers = [by_key("a"), by_key("a"), by_key("b", ties=("follows",))]
-    files = [
-        write(tmp_path, f"{i}.csv", rows_of(key, f"r{i:012x}", choose))
-        for i, choose in enumerate(choosers)
-    ]
-    report, refused = answers.read(folder, files, tmp_path / "out")
-    assert refused == []
-    got = numbers(tmp_path / "out")
-    value = lambda *k: float(got[("kept", *k)]["value"])
-    assert value("better", "A wins") == pytest.approx(2 / 3, abs=1e-6)
-    assert value("better", "B wins") == pytest.approx(1 / 3, abs=1e-6)
-    assert value("follows", "no clear winner") == pytest.approx(1 / 3, abs=1e-6)
-    assert value("follows", "A, ties as half") == pytest.approx(5 / 6, abs=1e-6)
-    assert value("follows", "A, ties dropped") == 1
-    assert got["kept", "better", "A wins"]["n"] == "18"  # 3 raters x 6 pairs, no repeat, no check
-    assert value("follows", "sign test of votes, p") == pytest.approx(2 * 0.5**12, rel=1e-4)
-    assert value("follows", "sign test of prompts, p") == pytest.approx(2 * 0.5**6, rel=1e-4)
-    assert value("better", "left, of left and right") == pytest.approx(0.5, abs=1e-6)
-    assert report.count("| 0 of 6 |") == 3  # wrong checks
-    assert report.count("| 4 of 4 |") == 3  # the same when repeated
-
-
-def test_careless_raters_are_excluded_by_the_rules_and_told_with_and_without(tmp_path):
-    folder, key = make_study(tmp_path, n=10)
-    wrong = lambda pair, *_: "equal" if pair["kind"] == "noise" else "unclear"
-    choosers = [by_key("a"), lambda *_: "left", wrong]
-    files = [
-        write(tmp_path, f"{i}.csv", rows_of(key, f"r{i:012x}", choose))
-        for i, choose in enumerate(choosers)
-    ]
-    report, _ = answers.read(folder, files, tmp_path / "out")
-    got = numbers(tmp_path / "out")
-    assert float(got["kept", "better", "A wins"]["value"]) == 1
-    assert float(got["all", "better", "A wins"]["value"]) == pytest.approx(15 / 20)
-    assert report.count("| one side too often |") == 1
-    assert report.count("| wrong answers of checks |") == 1
-    assert "One rater is left" in report
-
-
-def test_a_study_of_careless_raters_alone_has_no_numbers_without_them(tmp_path):
-    folder, key = make_study(tmp_path)
-    file = write(tmp_path, "x.csv", rows_of(key, "r" + "0" * 12, lambda *_: "left"))
-    report, _ = answers.read(folder, [file], tmp_path / "out")
-    assert report.count("No vote is left.") == 2
-    assert not any(k[0] == "kept" for k in numbers(tmp_path / "out"))
-
-
-def damaged(key, rows, kind):
-    """(the file's bytes, a piece of the sentence that refuses it)."""
-    text = text_of(rows)
-    if kind == "empty":
-        return b"", "does not begin"
-    if kind == "another page's":
-        return b"name,vote\r\nme,left\r\n", "does not begin"
-    if kind == "semicolons of a spreadsheet":
-        return text.replace(",", ";").encode(), "does not begin"
-    if kind == "no text":
-        return bytes(range(256)) * 9, "no text in the form of CSV"
-    if kind == "a picture":
-        return b"\x89PNG\r\n\x1a\n\0\0", "no text in the form of CSV"
-    if kind == "an open quote":
-        return (text + '"').encode(), "no text in the form of CSV"
-    if kind == "of another study":
-        return text.replace(key["study"], "s0123456789abcde").encode(), "is of study"
-    if kind == "half of the answers":
-        return text_of(rows[: len(rows) // 2]).encode(), f"of {len(rows)} answers or is cut off"
-    if kind == "cut in a line":
-        return text[: len(text) // 2].encode(), "cut off"
-    if kind == "cut in the last line":
-        return text[:-9].encode(), "cut off"
-    if kind == "the header alone":
-        return text_of([]).encode(), "holds 0 of"
-    if kind == "too large":
-        return b"x" * (answers.MOST_BYTES + 1), "larger"
-    if kind == "an answer twice":
-        again = [*rows[:-1], [*rows[0][:2], len(rows), *rows[0][3:]]]
-        return text_of(again).encode(), "there twice or missing"
-    if kind == "two raters":
-        rows[3][1] = "r" + "f" * 12
-        return text_of(rows).encode(), "several raters"
-    if kind == "a cell too many":
-        rows[3].append("x")
-        return text_of(rows).encode(), "too many or too few cells"
-    if kind == "sides changed":
-        rows[1][8], rows[1][9] = rows[1][9], rows[1][8]
-        return text_of(rows).encode(), "changes its side"
-    place, value = {
-        "rater": (1, "=1+1"), "number": (2, 7), "of": (3, 3), "pair": (4, "p0"), "showing": (5, 3),
-        "prompt": (6, "a cat"), "seed": (7, 9), "left": (8, "x.png"), "right": (9, rows[2][8]),
-        "question": (10, "worse"), "answer": (11, "both"), "milliseconds": (12, -5),
-        "time": (13, "yesterday"),
-    }[kind]  # fmt: skip
-    rows[2][place] = value
-    return text_of(rows).encode(), f"as its {kind}"
-
-
-KINDS = [
-    "empty", "another page's", "semicolons of a spreadsheet", "no text", "a picture",
-    "an open quote", "of another study", "half of the answers", "cut in a line",
-    "cut in the last line", "the header alone", "too large", "an answer twice", "two raters",
-    "a cell too many", "sides changed", "rater", "number", "of", "pair", "showing", "prompt",
-    "seed", "left", "right", "question", "answer", "milliseconds", "time",
-]  # fmt: skip
-
-
-def test_damaged_foreign_and_half_written_files_are_refused_one_by_one_and_the_rest_is_read(
-    tmp_path,
-):
-    folder, key = make_study(tmp_path)
-    whole = write(tmp_path, "whole.csv", rows_of(key, "r" + "0" * 12, by_key()))
-    files, sentences = [], []
-    for i, kind in enumerate(KINDS):
-        data, sentence = damaged(key, rows_of(key, f"r{i + 1:012x}", by_key("b")), kind)
-        files.append(tmp_path / f"{i}.csv")
-        files[-1].write_bytes(data)
-        sentences.append(sentence)
-    _, refused = answers.read(folder, [*files[:9], whole, *files[9:]], tmp_path / "out")
-    assert len(refused) == len(KINDS)
-    for told, path, sentence, kind in zip(refused, files, sentences, KINDS):
-        assert told.startswith(str(path)), kind
-        assert sentence in told, kind
-        assert "\n" not in told
-    assert float(numbers(tmp_path / "out")["kept", "better", "A wins"]["value"]) == 1
-
-
-def test_a_file_given_twice_and_a_second_file_of_a_rater_are_refused(tmp_path):
-    folder, key = make_study(tmp_path)
-    rater = "r" + "0" * 12
-    one = write(tmp_path, "one.csv", rows_of(key, rater, by_key()))
-    copy = write(tmp_path, "copy.csv", rows_of(key, rater, by_key()))
-    other = write(tmp_path, "other.csv", rows_of(key, rater, by_key("b")))
-    _, refused = answers.read(folder, [one, copy, other, tmp_path / "none.csv"], tmp_path / "out")
-    assert ["is a copy of" in refused[0], "of the same rater as" in refused[1]] == [True, True]
-    assert "no such file" in refused[2]
-    assert numbers(tmp_path / "out")["all", "better", "A wins"]["n"] == "6"
-
-
-def test_nothing_is_written_where_no_file_can_be_read(tmp_path):
-    folder, _ = make_study(tmp_path)
-    with pytest.raises(RunError, match="no file of answers can be read"):
-        answers.read(folder, [tmp_path / "none.csv"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_study_whose_picture_was_changed_or_that_is_none_is_refused(tmp_path):
-    folder, key = make_study(tmp_path)
-    name = next(iter(key["pictures"]))
-    (folder / "pictures" / name).write_bytes(b"another")
-    with pytest.raises(RunError, match=f"{name} was changed"):
-        answers.read_key(folder)
-    with pytest.raises(RunError, match="no whole study"):
-        answers.read_key(tmp_path)
-    (folder / "key.json").write_text("[]")
-    with pytest.raises(RunError, match="no whole study"):
-        answers.read_key(folder)
-
-
-def test_a_byte_order_mark_and_other_line_ends_are_read(tmp_path):
-    folder, key = make_study(tmp_path)
-    text = text_of(rows_of(key, "r" + "0" * 12, by_key())).replace("\r\n", "\n")
-    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    _, refused = answers.read(folder, [tmp_path / "x.csv"], tmp_path / "out")
-    assert refused == []

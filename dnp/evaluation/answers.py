@@ -114,7 +114,8 @@ def read_file(path: Path, key: dict) -> list[Answer]:
         if path.stat().st_size > MOST_BYTES:
             raise Refused(f"{path} is larger than any file of answers; leave it out.")
         text = path.read_bytes().decode("utf-8-sig")
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [line for line in lines if any(cell.strip() for cell in line)]
     except OSError as e:
         raise Refused(f"{path} cannot be read ({e.strerror}); {AGAIN}.") from None
     except (UnicodeDecodeError, csv.Error):
@@ -129,7 +130,8 @@ def read_file(path: Path, key: dict) -> list[Answer]:
     if foreign is not None:
         raise Refused(f"{path} is of study {foreign!r:.40}, not of {key['study']}; leave it out.")
     total, n = expected(key), len(rows)
-    if n < total or not text.endswith("\n"):
+    whole = text.endswith("\n") or _is_time(lines[-1][-1])  # its end may be lost in a letter
+    if n < total or not whole:
         raise Refused(
             f"{path} holds {n} of {total} answers or is cut off; {AGAIN} when all are given."
         )

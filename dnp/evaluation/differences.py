@@ -96,15 +96,16 @@ def _same_words(pair: tuple, rows: Rows) -> str:
 
 
 def is_control(control: tuple, key: tuple, rows: Rows) -> bool:
-    """Whether a row isolates a cause of another: CFG of equal strength, CFG of equal cost, or the
-    same method with another prompt's n* or with a random negative."""
+    """Whether a row isolates a cause of another: CFG of equal strength, CFG of equal cost (of
+    ae+auto-dnp also ae), or the same method with another prompt's n* or with a random negative."""
     a, b = control[0], key[0]
     if target(a) is not None:
         return target(a) == b
-    if a.startswith("cfg:") and "steps=" in a and not b.startswith("cfg"):
+    kind, of = a.partition(":")[0], b.partition(":")[0]
+    of_cost = not b.startswith("cfg") if kind == "cfg" else (kind, of) == ("ae", "ae+auto-dnp")
+    if of_cost and "steps=" in a:
         costs = cost(rows[control]), cost(rows[key])
         return abs(costs[0] / costs[1] - 1) < 0.05
-    kind = a.partition(":")[0]
     if kind not in ("shuffled", "random"):
         return False
     return _without_scale(a.replace(kind, "auto-dnp", 1)) == _without_scale(b)

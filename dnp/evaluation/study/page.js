@@ -7,6 +7,8 @@ const SLOT = "study " + plan.study; // its place in the browser's memory
 const COLUMNS = ["study", "rater", "number", "of", "pair", "showing", "prompt", "seed", "left",
   "right", "question", "answer", "milliseconds", "time"];
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "equal", x: "unclear", X: "unclear" };
+const PAUSE = 300; // milliseconds before a new question takes answers: a double click is one
+const SIDEWAYS = matchMedia("(orientation: landscape) and (max-height: 30rem)"); // as in page.css
 const $ = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------------------------- randomness
@@ -95,7 +97,7 @@ function notice(text) {
 
 let state = remembered();
 let trials = sequence(state.rater);
-let helping = false, showing = "", armedAt = null, turn = 0;
+let helping = false, showing = "", shownAt = 0, turn = 0;
 
 // ---------------------------------------------------------------------------------------- screens
 
@@ -108,11 +110,11 @@ function render() {
   for (const id of ["welcome", "guide", "trial", "done"]) $(id).hidden = id !== screen;
   $("start").textContent = n ? "Go on" : "Start";
   turn += 1; // what still loads for an earlier question arms nothing any more
-  armedAt = null;
   if (screen === "trial") ask(n);
   if (screen === "done") $("csv").value = csv();
   if (screen !== "trial") showing = "";
-  if (screen !== "trial") scrollTo(0, 0);
+  scrollTo(0, 0);
+  document.activeElement?.blur(); // a heading that has the focus already would not be read out again
   $(screen).querySelector("h1").focus({ preventScroll: true });
 }
 
@@ -129,7 +131,7 @@ function ask(n) {
     return span;
   }));
   $("question").textContent = question.text;
-  $("text").textContent = withText ? "“" + trial.text + "”" : "Only the look counts. The text comes next.";
+  $("text").textContent = withText ? "“" + trial.text + "”" : "Judge only how they look. The text comes next.";
   $("text").classList.toggle("shown", withText);
   const asking = document.querySelector(".asking");
   asking.classList.remove("fresh");
@@ -143,15 +145,14 @@ function ask(n) {
 function arm(on, only) {
   for (const button of document.querySelectorAll("[data-answer]"))
     button.disabled = !on || (only !== undefined && button.dataset.answer !== only);
-  $("pictures").classList.toggle("armed", on && only === undefined);
-  armedAt = on ? performance.now() : null;
 }
 
-// The buttons arm when both pictures are there, decoded, and of one size.
+// The buttons arm a moment after both pictures are there, decoded, and of one size.
 async function load(trial, mine) {
   const name = trial.left + " " + trial.right;
   if (showing !== name) {
     showing = name;
+    $("pictures").classList.remove("shown");
     $("left").src = "pictures/" + trial.left;
     $("right").src = "pictures/" + trial.right;
   }
@@ -165,14 +166,18 @@ async function load(trial, mine) {
     if (mine !== turn) return;
     notice("A picture of this pair cannot be shown. Reload the page to try again, or choose “Cannot tell”.");
     showing = "";
+    shownAt = performance.now();
     arm(true, "unclear");
     return;
   }
   if (mine !== turn) return;
   if ($("notice").textContent.startsWith("A picture")) notice("");
-  arm(true);
+  $("pictures").classList.add("shown");
+  shownAt = performance.now();
   const next = trials[trials.indexOf(trial) + 1];
   if (next) for (const file of [next.left, next.right]) new Image().src = "pictures/" + file;
+  await new Promise((done) => setTimeout(done, PAUSE));
+  if (mine === turn) arm(true);
 }
 
 // Both pictures at one magnification: a whole number of the screen's pixels for each of theirs, or
@@ -180,23 +185,25 @@ async function load(trial, mine) {
 function fit() {
   const [w, h] = plan.size, ratio = devicePixelRatio || 1;
   const phone = innerWidth <= 640, gap = phone ? 8 : 16;
-  const wide = (document.documentElement.clientWidth - 3 * gap) / 2;
-  const high = Math.max(120, innerHeight - (phone ? 400 : 350));
+  const [beside, below] = SIDEWAYS.matches ? [250, 60] : [0, phone ? 400 : 350]; // what is no picture
+  const wide = (document.documentElement.clientWidth - beside - 3 * gap) / 2;
+  const high = Math.max(120, innerHeight - below);
   const most = Math.min((wide * ratio) / w, (high * ratio) / h, (640 * ratio) / Math.max(w, h));
   const factor = most >= 1 ? Math.floor(most) : 1 / Math.ceil(1 / most);
   for (const id of ["left", "right"]) {
     $(id).style.width = (w * factor) / ratio + "px";
     $(id).style.height = (h * factor) / ratio + "px";
   }
-  document.querySelector(".choices").style.maxWidth = Math.max(480, (2 * w * factor) / ratio + gap) + "px";
+  document.querySelector(".choices").style.maxWidth =
+    SIDEWAYS.matches ? "" : Math.max(480, (2 * w * factor) / ratio + gap) + "px";
 }
 
 // ---------------------------------------------------------------------------------------- answers
 
 function answer(what) {
   const button = document.querySelector(`[data-answer="${what}"]`);
-  if (armedAt === null || button.disabled) return;
-  const milliseconds = Math.round(performance.now() - armedAt);
+  if (button.disabled) return;
+  const milliseconds = Math.round(performance.now() - shownAt);
   state.answers.push({ answer: what, milliseconds, time: new Date().toISOString() });
   remember();
   render();
@@ -227,7 +234,7 @@ function save() {
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-  $("saved").textContent = `Saved as ${name}, where this browser puts its downloads.`;
+  $("saved").textContent = `Saved as ${name}, in the downloads of this browser.`;
 }
 
 // ------------------------------------------------------------------------------------------ events
@@ -236,13 +243,17 @@ for (const at of document.querySelectorAll("[data-fill]"))
   at.textContent = { pairs: trials.length, minutes: plan.minutes, contact: plan.contact, answers: total() }[at.dataset.fill];
 for (const button of document.querySelectorAll("[data-answer]"))
   button.addEventListener("click", () => answer(button.dataset.answer));
-$("agree").addEventListener("change", () => { $("begin").disabled = !$("agree").checked; });
+$("agree").addEventListener("change", () => {
+  $("begin").disabled = !$("agree").checked;
+  $("hint").style.visibility = $("agree").checked ? "hidden" : "visible";
+});
 $("begin").addEventListener("click", () => { state.agreed = new Date().toISOString(); remember(); render(); });
 $("start").addEventListener("click", () => { state.ready = true; helping = false; remember(); render(); });
 $("help").addEventListener("click", () => { helping = true; render(); });
 $("back").addEventListener("click", back);
 $("again").addEventListener("click", back);
 $("save").addEventListener("click", save);
+$("csv").addEventListener("focus", () => $("csv").select());
 $("forget").addEventListener("click", () => {
   if (!confirm("Delete all your answers from this browser? They cannot be brought back.")) return;
   localStorage.removeItem(SLOT);
