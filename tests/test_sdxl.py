@@ -10,6 +10,7 @@ from torch.testing import assert_close
 import dnp
 from conftest import MINI, agrees_with_pipeline, exact_tables, slow_but
 from dnp.errors import SettingsError, WeightsError
+from dnp.methods import METHODS
 from dnp.sd import families
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.unet import UNet
@@ -55,11 +56,12 @@ def test_complete_run_agrees(sdxl, method):
     agrees_with_pipeline(pipeline, ours, PROMPT, NEGATIVE, s)
 
 
-@pytest.mark.parametrize("method", ["cfg", "np2", "dns", "answer", "auto-dnp", "ae"])
+@pytest.mark.parametrize("method", ["cfg", "np2", "dns", "answer", "auto-dnp", "ae", "neglect"])
 def test_every_method_runs(sdxl, method):
     model = dnp.load(sdxl[1])
     negative = NEGATIVE if method in ("np2", "auto-dnp") else None
-    own = {"subjects": "car, cat", "ae_level": 1} if method == "ae" else {}
+    reads_maps = METHODS[method].has_subjects
+    own = {"subjects": "car, cat", "ae_level": 1} if reads_maps else {}
     made = dnp.generate(model, PROMPT, method, negative, steps=2, s=2.0, size=(64, 64), **own)
     assert len(made.images) == 1 and made.settings["phi"] == "zeros"
     zeros, text = model.encode(""), model.encode("", phi="text")
