@@ -165,7 +165,6 @@ def test_a_record_without_an_entry_is_of_another_run(tmp_path):
 
 
 ASKED = {
-    "a folder without a name": (["--out", "."], "not empty"),
     "a name too long for a folder": (["--out", "a" * 300], "name too long"),
     "a character of no name": (["--out", "a\0b"], "no file's name can have"),
     "a title that is no Unicode": (["--out", "s", "--title", "\udcff"], "not valid Unicode"),
@@ -182,6 +181,15 @@ def test_what_a_study_cannot_be_written_with_is_one_sentence(tmp_path, monkeypat
         pairs.main([*argv, *words])
     one_sentence(told)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_study_can_be_made_in_the_folder_where_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    run = make_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "empty")
+    numbers = ["--pairs", "6", "--repeats", "2", "--out", "."]
+    pairs.main(["make", str(run), "--a", "answer@2", "--b", "cfg", *numbers])
+    assert (tmp_path / "empty" / "key.json").is_file()
 
 
 # ---------------------------------------------------- pipes

@@ -219,14 +219,14 @@ def test_a_dns_image_is_of_its_weights(cli, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda prompt: "a bowl")
     folder = shutil.copytree(tiny, tmp_path / "weights")
     words = ["a cat", "--method", "dnp", "--steps", 2, "--s-dns", 1, "--weights", folder]
-    _, (dns, _), _, _ = cli(*words, "--prediction", "epsilon")
+    _, (_, dns), _, _ = cli(*words, "--prediction", "epsilon")
     before = pixels(dns)
     told = cli("--from", dns, "--out", "again")[3]
     (again,) = (tmp_path / "again").iterdir()
     assert "other weights" not in told and (pixels(again) == before).all()
     change_json(folder / "scheduler" / "scheduler_config.json", beta_end=0.015)
     assert "other weights than the PNG" in cli("--from", dns, "--out", "again")[3]
-    _, (new, _), _, _ = cli(*words, "--prediction", "epsilon")
+    _, (_, new), _, _ = cli(*words, "--prediction", "epsilon")
     assert new.name == "a-cat-dnp-dns-0-2.png" and (pixels(dns) == before).all()
 
 
