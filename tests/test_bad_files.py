@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from dnp.errors import DnpError, SettingsError
-from dnp.evaluation import controls, pairs, strength, study_design
+from dnp.evaluation import answers, controls, pairs, strength, study_design
 from dnp.evaluation.recogniser import load_recogniser
 from dnp.evaluation.store import RunError
 from dnp.sd.fingerprint import Fingerprint
-from study import make_run
+from study import make_run, make_study
 
 PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 
@@ -209,4 +209,16 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path, read):
     os.mkfifo(tmp_path / "pictures.csv")
     with pytest.raises(DnpError, match=r"no regular file|no strengths") as told:
         read(tmp_path / "pictures.csv")
+    one_sentence(told)
+
+
+@PIPES
+@pytest.mark.parametrize("name", ["key.json", "pictures"])
+def test_a_pipe_in_a_study_does_not_hang(tmp_path, name):
+    study, _ = make_study(tmp_path)
+    file = study / name if name == "key.json" else next((study / name).iterdir())
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RunError, match="no regular file") as told:
+        answers.read_key(study)
     one_sentence(told)
