@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from dnp import settings as table
-from dnp.command import streams
-from dnp.errors import DnpError, SettingsError
+from dnp.command import printable, streams
+from dnp.errors import DnpError, SettingsError, memory_is_full
 from dnp.methods import METHODS
 from dnp.options import chosen_methods, fail, find_weights, jobs, parse
 from dnp.settings import SETTINGS
@@ -91,13 +91,13 @@ def draw(model, args: argparse.Namespace, methods: dict[str, dict]) -> None:
                 shown = dns_seeds(args, first, count)
                 result = dnp.generate(
                     model, args.prompt, method, seed=args.seed + first, images=count,
-                    captioner=partial(ask, args=args, shown=shown, bar=bar) if asks else None,
+                    captioner=partial(ask, model, args, shown, bar) if asks else None,
                     size=args.size, original_size=args.original_size, crop=args.crop,
                     target_size=args.target_size, progress=bar.update, **options,
                 )  # fmt: skip
                 results.setdefault(method, []).append(result)
                 if not args.compare:
-                    save(result, args, method, first, bar)
+                    save(result, model, args, method, first, bar)
     if args.compare:
         names = [*table.of_group("what", "how", "which", "where")]
         made = results["cfg"][0].settings
@@ -108,7 +108,7 @@ def draw(model, args: argparse.Namespace, methods: dict[str, dict]) -> None:
         print(pictures.save(sheet, Path(args.out), f"{stem}-compare-{args.seed}", used))
 
 
-def save(result, args: argparse.Namespace, method: str, first: int, bar) -> None:
+def save(result, model, args: argparse.Namespace, method: str, first: int, bar) -> None:
     """Writes the pictures of a batch, and the DNS images that auto-DNP captioned beside them."""
     from dnp import pictures
 
@@ -117,7 +117,8 @@ def save(result, args: argparse.Namespace, method: str, first: int, bar) -> None
         bar.write(f"{method}: {cost([result])} per picture", file=sys.stdout)
     captioned = result.dns_images if row.negative == "captioned" else []
     for image, seed in zip(captioned, dns_seeds(args, first, len(result.images))):
-        path = save_dns(image, args, f"{stem}-{method}-dns-{seed}", result.settings["s_dns"], seed)
+        name, s = f"{stem}-{method}-dns-{seed}", result.settings["s_dns"]
+        path = save_dns(image, model, args, name, s, seed)
         bar.write(f"{path}: the DNS image", file=sys.stdout)
     for i, picture in enumerate(result.images):
         n, seed = result.negatives[i], args.seed + first + i
@@ -125,15 +126,17 @@ def save(result, args: argparse.Namespace, method: str, first: int, bar) -> None
         used |= {k: getattr(args, k) for k in ("weights", "captioner", "prediction")}
         path = pictures.save(picture, Path(args.out), f"{stem}-{method}-{seed}", used)
         star = f'  n* = "{n}"' if row.makes_dns_image and args.negative is None else ""
-        bar.write(f"{path}{star}", file=sys.stdout)
+        bar.write(f"{path}{printable(star)}", file=sys.stdout)
 
 
-def save_dns(image, args: argparse.Namespace, name: str, s: float | None, seed: int) -> Path:
+def save_dns(image, model, args: argparse.Namespace, name: str, s: float | None, seed: int) -> Path:
     from dnp import pictures
 
-    kept = ("prompt", "steps", "eta", "size", "weights", "dtype", "sampler", "phi",
+    kept = ("prompt", "steps", "eta", "size", "weights", "prediction", "sampler", "phi",
             "original_size", "crop", "target_size")  # fmt: skip
     used = {k: getattr(args, k) for k in kept} | {"method": "dns", "scale": s, "seed": seed}
+    used |= {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
+    used["fingerprint"] = model.config.fingerprint
     return pictures.save(image, Path(args.out), name, used)
 
 
@@ -156,14 +159,15 @@ def dns_seeds(args: argparse.Namespace, first: int, count: int):
         yield from ((args.seed + first + i + FAR * j) % table.SEEDS for j in range(args.dns_images))
 
 
-def ask(image, args: argparse.Namespace, shown, bar) -> str:
+def ask(model, args: argparse.Namespace, shown, bar, image) -> str:
     """A person's words for a DNS image, under 60 (arXiv:2411.05473)."""
     from dnp import command, pictures
     from dnp.prompting import MOST_WORDS
 
     seed = next(shown)
     bar.clear()  # what is asked and answered stands on lines of its own
-    path = save_dns(image, args, f"{pictures.slug(args.prompt)}-dnp-dns-{seed}", args.s_dns, seed)
+    name = f"{pictures.slug(args.prompt)}-dnp-dns-{seed}"
+    path = save_dns(image, model, args, name, args.s_dns, seed)
     if args.show:
         image.resize([4 * side for side in image.size]).show()
     while True:
@@ -226,7 +230,7 @@ def tell_what_is_not_read(text: str, words: tuple[str, ...]) -> None:
 
 def main(argv: list[str] | None = None, description: str | None = None) -> None:
     streams()
-    warnings.showwarning = lambda message, *_: print(f"note: {message}.", file=sys.stderr)
+    warnings.showwarning = lambda note, *_: print(f"note: {printable(note)}.", file=sys.stderr)
     try:
         typed = parse(argv, description)
         try:
@@ -239,8 +243,7 @@ def main(argv: list[str] | None = None, description: str | None = None) -> None:
         except DnpError:
             raise
         except (RuntimeError, MemoryError) as e:  # a CPU and MPS have no error of their own for it
-            full = "out of memory", "allocate memory", "not enough memory"
-            if not isinstance(e, MemoryError) and not any(words in str(e) for words in full):
+            if not memory_is_full(e):
                 raise
             fail("the device's memory is full; choose a smaller --size, or float16 on a GPU.")
     except DnpError as e:

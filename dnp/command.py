@@ -33,11 +33,18 @@ def run(main: Callable[[], None], interrupted: str) -> None:
     try:
         main()
     except DnpError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {printable(e)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)
+
+
+def printable(text: object) -> str:
+    """One line of a text that may hold what a stranger's file says: control characters, which a
+    terminal obeys, are written as escapes (\\x1b)."""
+    marks = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(marks)
 
 
 def streams() -> None:

@@ -17,13 +17,15 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import json
 import linecache
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnp.errors import SettingsError, meant
+from dnp.errors import DnpError, SettingsError, meant, memory_is_full, reason
 
 NOISES = ("eps_phi", "eps_p", "eps_n")
 RESERVED = (*NOISES, "s", "h", "z_t", "t", "t_next", "sigma_t", "sigma_next")
@@ -42,8 +44,23 @@ class Rule:
     sha256: str
 
     def __call__(self, available: Mapping[str, object]) -> object:
-        """The rule's noise from what it needs of `available`."""
-        return self.function(**{k: available[k] for k in self.needs}, **self.passed)
+        """The rule's noise from what it needs of `available`.
+
+        SettingsError if it fails; a ValueError is a sentence of its own.
+        """
+        try:
+            return self.function(**{k: available[k] for k in self.needs}, **self.passed)
+        except (DnpError, ValueError):
+            raise
+        except (Exception, SystemExit) as e:
+            if memory_is_full(e):
+                raise
+            frames = traceback.extract_tb(e.__traceback__)[1:]
+            own = [f for f in frames if "site-packages" not in f.filename][-1:]
+            where = "".join(f" in {f.filename}, line {f.lineno}" for f in own)
+            raise SettingsError(
+                f"rule {self.name} failed{where} ({reason(e)}); mend it, or give other options."
+            ) from e
 
     @property
     def remembers(self) -> bool:
@@ -63,7 +80,10 @@ def read(rule: str | Callable, options: Mapping[str, object] | None = None) -> R
     source = function
     if isinstance(function, type):
         made = _fill(name, _of_constructor(name, function), given)
-        function, given = function(**made), {}
+        try:
+            function, given = function(**made), {}
+        except Exception as e:
+            raise SettingsError(f"rule {name} cannot be made ({reason(e)}); mend it.") from e
     parameters = _parameters(name, function)
     for k in parameters:
         if k not in RESERVED and k.startswith(("eps_", "sigma_")):
@@ -77,6 +97,14 @@ def read(rule: str | Callable, options: Mapping[str, object] | None = None) -> R
         )
     free = {k: p for k, p in parameters.items() if k not in RESERVED}
     passed = _fill(name, free, given)
+    for k, value in (made | passed).items() if isinstance(rule, str) else ():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            raise SettingsError(
+                f"the option {k} of rule {name} is a {type(value).__name__} that no record can "
+                "hold; make it a number, a text or a list of those."
+            ) from None
     return Rule(name, function, needs, made | passed, passed, _sha256(source, options or {}))
 
 
@@ -168,12 +196,15 @@ def find(name: str) -> Callable:
     sys.modules[spec.name] = module  # dataclasses and torch.compile look there
     try:
         spec.loader.exec_module(module)
-    except Exception as e:  # whatever the user's file raises
-        raise SettingsError(f"{path} does not run ({type(e).__name__}: {e}); mend it.") from e
-    if not hasattr(module, attribute):
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # whatever the user's file raises, sys.exit() too
+        raise SettingsError(f"{path} does not run ({reason(e)}); mend it.") from e
+    if attribute not in vars(module):
         have = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-        raise SettingsError(f"{path} has no {attribute}; {meant(attribute, have)}")
-    return getattr(module, attribute)
+        mend = meant(attribute, have) if have else "it defines no function."
+        raise SettingsError(f"{path} has no {attribute}; {mend}")
+    return vars(module)[attribute]
 
 
 def is_file(name: object) -> bool:

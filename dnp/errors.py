@@ -29,6 +29,22 @@ class NonFiniteError(DnpError):
     """A network returned NaN or infinity; the message names the step."""
 
 
+def reason(e: BaseException) -> str:
+    """What an error of other code says: its kind, and the start of its first line."""
+    try:
+        text = str(e).strip().split("\n")[0][:200]
+    except Exception:  # its own __str__ is wrong
+        text = ""
+    return f"{type(e).__name__}: {text}" if text else type(e).__name__
+
+
+def memory_is_full(e: BaseException) -> bool:
+    """Whether an error says so; a CPU and MPS have none of their own for it."""
+    full = "out of memory", "allocate memory", "not enough memory"
+    said = isinstance(e, RuntimeError) and any(words in str(e) for words in full)
+    return said or isinstance(e, MemoryError)
+
+
 def meant(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about a misspelt name: the nearest known one, or all of them."""
     known = list(known)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dnp import settings as table
+from dnp.command import printable
 from dnp.errors import SettingsError, meant
 from dnp.methods import METHODS
 from dnp.settings import SETTINGS
@@ -48,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {printable(sentence)}", file=sys.stderr)
     sys.exit(2)
 
 

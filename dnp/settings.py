@@ -235,14 +235,24 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def option(text: str) -> tuple[str, object]:
-    """KEY=VALUE of a rule: a number, true, false, null or text. SettingsError without a KEY."""
+    """KEY=VALUE of a rule: a number, true, false, null or text.
+
+    SettingsError without a KEY, and for a number that is not finite.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise SettingsError(f"{text!r} is no option of a rule; write KEY=VALUE.")
     try:
-        return key, json.loads(value)
+        known = json.loads(value)
     except ValueError:
         return key, value
+    except RecursionError:
+        raise SettingsError(f"{key} is nested too deep; give a number or a word.") from None
+    try:
+        json.dumps(known, allow_nan=False)
+    except ValueError:
+        raise SettingsError(f"{key} {value:.40} is not finite; give a number such as 1.") from None
+    return key, known
 
 
 _RECORD_KINDS = {

@@ -1,6 +1,7 @@
 """The command line as a user types it: pictures, --from, --compare, and a file of prompts."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import dnp
-from conftest import MINI, ROOT, pixels, refused
+from conftest import MINI, ROOT, change_json, pixels, refused
 from dnp import pictures
 from dnp.cli import main
 from dnp.sd import speed
@@ -212,6 +213,21 @@ def test_every_dns_image_is_kept_and_can_be_made_again(cli, monkeypatch):
         code, (made,), _, _ = cli("--from", path, "--out", f"outputs/again-{path.stem}")
         (again,) = made.glob("*.png")
         assert code == 0 and (pixels(again) == was).all()
+
+
+def test_a_dns_image_is_of_its_weights(cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda prompt: "a bowl")
+    folder = shutil.copytree(tiny, tmp_path / "weights")
+    words = ["a cat", "--method", "dnp", "--steps", 2, "--s-dns", 1, "--weights", folder]
+    _, (_, dns), _, _ = cli(*words, "--prediction", "epsilon")
+    before = pixels(dns)
+    told = cli("--from", dns, "--out", "again")[3]
+    (again,) = (tmp_path / "again").iterdir()
+    assert "other weights" not in told and (pixels(again) == before).all()
+    change_json(folder / "scheduler" / "scheduler_config.json", beta_end=0.015)
+    assert "other weights than the PNG" in cli("--from", dns, "--out", "again")[3]
+    _, (_, new), _, _ = cli(*words, "--prediction", "epsilon")
+    assert new.name == "a-cat-dnp-dns-0-2.png" and (pixels(dns) == before).all()
 
 
 def test_words_go_to_np_but_a_negative_is_no_n_star(cli, monkeypatch):

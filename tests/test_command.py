@@ -108,6 +108,15 @@ def test_the_commands_of_modules_share_it(tmp_path):
     assert shell(line, tmp_path, **told) == (0, "\\xe9" * 99 + "\n", "")
 
 
+def test_what_is_told_is_one_line_that_moves_no_cursor(capsys):
+    def main():
+        raise SettingsError("a\x1b[2J\nb\udcff zürich.")
+
+    with pytest.raises(SystemExit):
+        command.run(main, "")
+    assert capsys.readouterr().err == "error: a\\x1b[2J\\nb\\udcff zürich.\n"
+
+
 def test_streams_keep_what_they_were_and_are_wrapped_once(monkeypatch):
     plain = io.StringIO()
     monkeypatch.setattr(sys, "stdout", plain)

@@ -147,17 +147,50 @@ TYPED = {
     "an option of no rule": (["--option", "tau=1"], "belongs to a rule"),
     "a file that does not run": (["--rule", "broken.py:f"], "broken.py does not run (ZeroDivision"),
     "a rule of the wrong kind": (["--rule", "broken2.py:f"], "takes **more"),
+    "a file that ends the process": (["--rule", "exits.py:f"], "exits.py does not run (SystemExit"),
+    "a file with an error of its own": (["--rule", "own.py:f"], "own.py does not run (Own)"),
+    "a file whose error has lines": (["--rule", "lines.py:f"], "not run (ValueError: one); mend"),
+    "a file that answers for any name": (["--rule", "any.py:g"], "any.py has no g; choose f."),
+    "a file of nothing": (["--rule", "empty.py:f"], "it defines no function"),
+    "a name that moves the cursor": (["--rule", "\x1b[2J.py:f"], r"error: \x1b[2J.py: no such"),
+    "a class that cannot be made": (["--rule", "made.py:F"], "cannot be made (OSError: no)"),
+    "a rule that fails": (["--rule", "fails.py:f"], "fails.py, line 2 (KeyError: 'x'); mend it"),
+    "a rule that ends the process": (["--rule", "fails.py:g"], "line 4 (SystemExit: 3); mend it"),
+    "a rule without an end": (["--rule", "fails.py:h"], "line 6 (RecursionError: maximum"),
+    "an option of another kind": (["--rule", "perp_neg", "--option", "w=x"], "other options."),
+    "an option without an end": (["--rule", "perp_neg", "--option", "w=" + "[" * 9**5], "too deep"),
+    "an option that is no number": (["--rule", "perp_neg", "--option", "w=NaN"], "w NaN is not fi"),
+    "an endless option": (["--rule", "perp_neg", "--option", "w=[1e999]"], "w [1e999] is not fini"),
+    "a default that no PNG holds": (
+        ["--rule", "held.py:f"],
+        "w of rule held.py:f is a object that",
+    ),
+    "a default of many digits": (["--rule", "held.py:g"], "w of rule held.py:g is a int that no"),
+}
+BROKEN = {
+    "broken": "1 / 0",
+    "broken2": "def f(eps_p, **more): return eps_p",
+    "exits": "import sys; sys.exit(0)",
+    "own": "class Own(BaseException):\n    def __str__(self): return self.x\nraise Own",
+    "lines": "raise ValueError('one\\ntwo')",
+    "any": "def f(eps_p): return eps_p\ndef __getattr__(name): raise RuntimeError(name)",
+    "empty": "",
+    "made": "class F:\n def __init__(self): raise OSError('no')\n def __call__(self, eps_p): 0",
+    "fails": "def f(eps_n):\n    return {}['x']\ndef g(eps_n):\n    raise SystemExit(3)\n"
+    "def h(eps_n):\n    return h(eps_n)",
+    "held": "def f(eps_p, w=object()): return eps_p\ndef g(eps_p, w=10**5000): return eps_p",
 }
 
 
 @pytest.mark.parametrize("name", TYPED)
 def test_rules_that_are_typed_wrongly_are_one_sentence_and_exit_2(cli, own, name):
-    own.with_name("broken.py").write_text("1 / 0\n")
-    own.with_name("broken2.py").write_text("def f(eps_p, **more): return eps_p\n")
+    for stem, text in BROKEN.items():
+        own.with_name(f"{stem}.py").write_text(text + "\n")
     words, sentence = TYPED[name]
     code, new, _, err = cli("a cat", "--negative", "a dog", "--steps", 1, *words)
     error = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and new == [] and len(error) == 1 and sentence in error[0]
+    assert error[0] == err.splitlines()[-1] and error[0].isprintable()
     assert "Traceback" not in err
 
 

@@ -98,6 +98,11 @@ def test_all_that_is_imported_to_sample_is_in_the_hash():
     assert beyond <= words  # of prompts, which are in the key
 
 
+def test_a_default_that_is_infinite_has_a_key_of_its_own():
+    a, b = (keys.key({"rule_options": {"tau": x}}) for x in (float("inf"), 1e300))
+    assert a != b and a == keys.key({"rule_options": {"tau": float("inf")}})
+
+
 def test_keys_are_of_the_content_alone():
     a = {"s": 3, "size": (8, 16), "b": True, "n": None}
     assert keys.key(a) == keys.key(dict(reversed(list({**a, "s": 3.0, "size": [8, 16]}.items()))))

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dnp.command import Parser, run
-from dnp.errors import SettingsError
+from dnp.errors import SettingsError, memory_is_full
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,7 +183,9 @@ def main(argv: list[str] | None = None) -> None:
             write(args.out / "times.md", seconds.encode())
         print(seconds)
         print(f"{device}, {torch.get_num_threads()} thread(s) for each of {world} process(es)")
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as e:
+        if not memory_is_full(e):
+            raise
         raise SettingsError("the device's memory is full; choose --device cpu.") from None
 
 

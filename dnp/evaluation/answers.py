@@ -21,6 +21,7 @@ from dnp.evaluation import keys
 from dnp.evaluation import study_analysis as analysis
 from dnp.evaluation.store import RunError, writing
 from dnp.evaluation.study_design import name_of
+from dnp.folders import open_regular
 from dnp.pictures import write
 
 COLUMNS = (
@@ -87,12 +88,10 @@ def read_key(folder: Path) -> dict:
     """key.json of a study; RunError if it or a picture is not as the study was made."""
     path = folder / "key.json"
     try:
-        key = json.loads(path.read_bytes())
+        key = json.loads(_bytes(path))
         whole = key["study"] == name_of(key)
         digests = key["pictures"].items()
-        changed = [
-            n for n, d in digests if keys.digest((folder / "pictures" / n).read_bytes()) != d
-        ]
+        changed = [n for n, d in digests if keys.digest(_bytes(folder / "pictures" / n)) != d]
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
         raise RunError(
             f"{folder} is no whole study ({str(e)[:120]}); give a folder of make."
@@ -104,6 +103,11 @@ def read_key(folder: Path) -> dict:
             "trusted; restore it."
         )
     return key
+
+
+def _bytes(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def read_file(path: Path, key: dict) -> list[Answer]:

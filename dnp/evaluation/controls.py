@@ -7,13 +7,16 @@ cfg-equal:of=M, cfg-scheduled:of=M    CFG as strong as the method M (`strength.p
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dnp import contract
-from dnp.errors import SettingsError
+from dnp.errors import SettingsError, reason
 from dnp.evaluation import methods as m
+from dnp.folders import open_regular
+from dnp.validation import is_finite
 
 EQUAL = ("cfg-equal", "cfg-scheduled")
 BY = ("colours", "full")  # what is best: the first that a run has
@@ -59,8 +62,9 @@ def require_same(strengths: Mapping, methods: Sequence[m.Method], steps: int, si
                 strengths["methods"][of]["s"],
             )
             if s != measured:
+                was, now = ("none" if x is None else f"{x:g}" for x in (measured, s))
                 raise SettingsError(
-                    f"the strength of {of} was measured at s = {measured:g}, and it runs at {s:g}; "
+                    f"the strength of {of} was measured at s = {was}, and it runs at {now}; "
                     "measure it with --strength and the same scales."
                 )
 
@@ -82,37 +86,55 @@ def best_scales(folders: Sequence[Path]) -> tuple[dict[str, float], str]:
 
     By things and colours, else by full prompt. SettingsError for a folder without one.
     """
-    pictures = []
-    for folder in folders:
-        try:
-            with (Path(folder) / "pictures.csv").open(encoding="utf-8", newline="") as file:
-                pictures += list(csv.DictReader(file))
-        except OSError as e:
-            raise SettingsError(
-                f"{folder}: no tables of a run ({e.strerror}); give a folder that one has written."
-            ) from None
-    by = next((c for c in BY if pictures and all(r.get(c) for r in pictures)), None)
+    pictures = [row for folder in folders for row in _pictures(folder)]
+    by = next((c for c in BY if pictures and all(r[c] is not None for r in pictures)), None)
     if by is None:
         raise SettingsError(f"{folders[0]}: its pictures have no numbers to choose a scale by.")
     found: dict[str, dict[float, list[float]]] = {}
     for r in pictures:
-        if r["s"]:
-            found.setdefault(r["method"], {}).setdefault(float(r["s"]), []).append(float(r[by]))
+        if r["s"] is not None:
+            found.setdefault(r["method"], {}).setdefault(r["s"], []).append(r[by])
     mean = lambda values: sum(values) / len(values)  # noqa: E731
     best = {k: max(sorted(v), key=lambda s: mean(v[s])) for k, v in found.items()}
     prompts, seeds = ({r[k] for r in pictures} for k in ("prompt", "seed"))
     what = {"colours": "things and colours", "full": "full prompt"}[by]
     said = f"Scales were chosen by {what} on {len(prompts)} prompts x {len(seeds)} seeds, from "
-    return best, said + f"{min(map(int, seeds))} ({', '.join(Path(f).name for f in folders)})"
+    return best, said + f"{min(seeds)} ({', '.join(Path(f).name for f in folders)})"
 
 
 def overlap(folders: Sequence[Path], prompts: Sequence[str]) -> int:
     """How many of `prompts` were in the runs that scales were chosen on."""
-    chosen_on: set[str] = set()
-    for folder in folders:
-        with (Path(folder) / "pictures.csv").open(encoding="utf-8", newline="") as file:
-            chosen_on |= {r["prompt"] for r in csv.DictReader(file)}
+    chosen_on = {row["prompt"] for folder in folders for row in _pictures(folder)}
     return len(chosen_on & set(prompts))
+
+
+def _pictures(folder: Path) -> list[dict]:
+    """The rows of `pictures.csv` of a run, their numbers read; an empty cell is None.
+
+    SettingsError if it is not there, or was not written by a run.
+    """
+    path, rows = Path(folder) / "pictures.csv", []
+    try:
+        with open_regular(path) as file:
+            text = io.StringIO(file.read().decode("utf-8"), newline="")
+        for r in csv.DictReader(text, strict=True):
+            cells = {"s": r["s"], **{k: r.get(k) for k in BY}}
+            row = {k: float(v) if v else None for k, v in cells.items()}
+            if not all(v is None or is_finite(v) for v in row.values()):
+                raise ValueError("a number is not finite")
+            row |= {"method": r["method"], "prompt": r["prompt"], "seed": int(r["seed"])}
+            if None in (row["method"], row["prompt"]):
+                raise ValueError("a line is cut off")
+            rows.append(row)
+    except OSError as e:
+        raise SettingsError(
+            f"{folder}: no tables of a run ({e.strerror or e}); give a folder that one has written."
+        ) from None
+    except (ValueError, KeyError, TypeError, csv.Error) as e:
+        raise SettingsError(
+            f"{path} is damaged ({reason(e)}); type its run's command again, which writes it anew."
+        ) from None
+    return rows
 
 
 def at_best(methods: Sequence[m.Method], best: Mapping[str, float]) -> tuple[m.Method, ...]:

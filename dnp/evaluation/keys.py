@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import math
 from functools import cache
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def _plain(x: object) -> object:
         return {str(k): _plain(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
         return [_plain(v) for v in x]
+    if isinstance(x, float) and not math.isfinite(x):
+        return str(x)  # a rule's default may be infinity
     return float(x) if isinstance(x, int) and not isinstance(x, bool) else x
 
 

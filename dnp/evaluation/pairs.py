@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dnp.command import Parser, run
+from dnp.command import Parser, printable, run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
         report, refused = answers.read(args.study, args.answers, args.out or args.study)
         for sentence in refused:
-            print(f"refused: {sentence}", file=sys.stderr)
+            print(f"refused: {printable(sentence)}", file=sys.stderr)
         print(report)
         return
     from dnp.evaluation import study_design, study_page

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
+from dnp.folders import open_regular
 
 SIZE = 64  # pixels along each side
 
@@ -102,6 +103,7 @@ def of_weights(weights: Path, things: int) -> Path | None:
 def load_recogniser(path: str | Path) -> Recogniser:
     """The recogniser of a safetensors file that carries its lists of things and colours."""
     try:
+        open_regular(path).close()  # safe_open would wait for a pipe for ever
         with safe_open(path, "pt") as f:
             labels = {k: json.loads(f.metadata()[k]) for k in ("things", "colours")}
             model = Recogniser(**labels)

@@ -14,9 +14,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from dnp.errors import DnpError
+from dnp.errors import DnpError, reason
 from dnp.evaluation import keys
 from dnp.pictures import write
+from dnp.validation import is_finite
+
+CIRCUMSTANCES = ("code", "weights", "device", "dtype")  # of run.json and of every record
 
 
 class RunError(DnpError):
@@ -80,3 +83,46 @@ def picture(folder: Path, record: dict) -> Image.Image | None:
     if keys.digest(data) != record["sha256"]:
         return None
     return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def read_run(run: Path) -> dict:
+    """run.json of a folder of experiments; RunError if it is none, or one that is not finished."""
+    path = run / "run.json"
+    try:
+        manifest = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError) as e:
+        raise RunError(
+            f"{path}: cannot be read ({reason(e)}); type its run's command again."
+        ) from None
+    wanted = ("prompts", "methods", "seeds", *CIRCUMSTANCES)
+    if not isinstance(manifest, dict) or not all(k in manifest for k in wanted):
+        raise RunError(
+            f"{run} holds no finished experiment; make one with python -m dnp.evaluation "
+            f"--out {run}."
+        )
+    if not _is_whole(manifest):
+        raise RunError(f"{path} is damaged; type its run's command again, which writes it anew.")
+    if not (run / "records").is_dir():
+        raise RunError(
+            f"{run} has no records; make them with python -m dnp.evaluation --out {run}."
+        )
+    return manifest
+
+
+def _is_whole(manifest: dict) -> bool:
+    """Whether prompts, seeds and methods are as a run writes them."""
+    try:
+        texts = [text for text, _ in manifest["prompts"]]
+        methods = manifest["methods"].values()
+        scales = [s["s"] for made in methods for s in made]
+        keys.key([manifest["methods"], manifest.get("captioner")])  # JSON's own, finite
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
+        return False
+    seeds = manifest["seeds"]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(methods)
+        and all(s is None or is_finite(s) for s in scales)
+        and isinstance(seeds, list)
+        and all(type(seed) is int for seed in seeds)
+    )

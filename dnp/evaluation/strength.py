@@ -25,10 +25,12 @@ from tqdm import tqdm
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.evaluation import methods as m
 from dnp.evaluation.work import Run
+from dnp.folders import open_regular
 from dnp.guidance import cfg
 from dnp.plan import Plan
 from dnp.rules import dot
 from dnp.sampling import ddim_step
+from dnp.validation import is_finite
 
 CFG = m.Method("cfg", "cfg")
 WITHIN = 0.02  # how near two strengths are said to be equal
@@ -212,12 +214,28 @@ def _scales(row: dict) -> list[float]:
 def read(path: Path) -> dict:
     """A `strength.json`; SettingsError if it is none."""
     try:
-        strengths = json.loads(Path(path).read_bytes())
-        for row in strengths["methods"].values():
-            _scales(row), row["cfg-equal"]["options"]["s"], row["s"]
-        _ = [strengths[k] for k in ("weights", "steps", "size", "prompts", "seeds")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise SettingsError(
-            f"{path}: no strengths ({type(e).__name__}); --strength writes strength.json."
-        ) from None
+        with open_regular(path) as file:
+            strengths = json.loads(file.read())
+        whole = all(map(_is_whole, strengths["methods"].values()))
+        whole = whole and {"weights", "steps", "size", "prompts", "seeds"} <= strengths.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise SettingsError(f"{path}: no strengths; --strength writes strength.json.")
     return strengths
+
+
+def _is_whole(row: dict) -> bool:
+    """Whether these are options that `measure` writes, and no others: a rule's file, which would
+    run, is none of them."""
+    equal, scheduled = (row[kind]["options"] for kind in ("cfg-equal", "cfg-scheduled"))
+    of_rule = scheduled["rule_options"]
+    numbers = [equal["s"], *of_rule["levels"], *of_rule["scales"]]
+    return (
+        equal.keys() == {"s"}
+        and scheduled.keys() == {"rule", "rule_options"}
+        and scheduled["rule"] == "cfg_schedule"
+        and of_rule.keys() == {"levels", "scales"}
+        and all(map(is_finite, numbers))
+        and (row["s"] is None or is_finite(row["s"]))
+    )

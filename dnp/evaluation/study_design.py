@@ -6,7 +6,6 @@ is what unblinds it. The study's name is a hash of both, so a changed rule is an
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ from PIL import Image
 
 from dnp.errors import SettingsError, meant
 from dnp.evaluation import keys
-from dnp.evaluation.store import RunError, Store, picture
+from dnp.evaluation.store import CIRCUMSTANCES, RunError, Store, picture, read_run
 from dnp.pictures import png
 
 QUESTIONS = {  # asked apart, in this order: the text is not shown with the first
@@ -29,7 +28,6 @@ QUESTIONS = {  # asked apart, in this order: the text is not shown with the firs
 ANSWERS = ("left", "equal", "right", "unclear")
 # Fixed before anybody answers; `PLAN.md` says them in words.
 EXCLUSIONS = {"one_sided_p": 0.001, "wrong_checks": 0.3}
-CIRCUMSTANCES = ("code", "weights", "device", "dtype")  # of run.json and of every record
 MOST_PAIRS = 1000
 
 
@@ -63,45 +61,28 @@ class Study:
     pictures: dict[str, Image.Image]
 
 
-def read_run(run: Path) -> dict:
-    """run.json of a folder of experiments; RunError if it is none, or one that is not finished."""
-    path = run / "run.json"
-    try:
-        manifest = json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError, RecursionError) as e:
-        raise RunError(
-            f"{path}: cannot be read ({str(e)[:100]}); type its run's command again."
-        ) from None
-    wanted = ("prompts", "methods", "seeds", *CIRCUMSTANCES)
-    if not isinstance(manifest, dict) or not all(k in manifest for k in wanted):
-        raise RunError(
-            f"{run} holds no finished experiment; make one with python -m dnp.evaluation "
-            f"--out {run}."
-        )
-    if not (run / "records").is_dir():
-        raise RunError(
-            f"{run} has no records; make them with python -m dnp.evaluation --out {run}."
-        )
-    return manifest
-
-
 def condition(manifest: dict, text: str) -> Condition:
     """The method of a run by its label, or LABEL@S where it was made at several scales."""
     methods = manifest["methods"]
     label, _, scale = text.rpartition("@") if text not in methods else (text, "", "")
     if label not in methods:
         raise SettingsError(f"method {text!r} is not in this run; {meant(text, methods)}")
-    known = {f"{s['s']:g}": s for s in methods[label]}
+    known = {_scale(s["s"]): s for s in methods[label]}
     try:
-        scale = f"{float(scale):g}" if scale else next(iter(known)) if len(known) == 1 else ""
+        scale = _scale(float(scale)) if scale else next(iter(known)) if len(known) == 1 else ""
     except ValueError:
         scale = "?"
     if scale not in known:
         names = " or ".join(f"{label}@{s}" for s in known)
         raise SettingsError(f"{text!r} names no one scale of this run; write {names}.")
     settings = known[scale]
-    name = f"{label}, s = {scale}"
+    name = label if settings["s"] is None else f"{label}, s = {scale}"
     return Condition(name, label.partition(":")[0], settings)
+
+
+def _scale(s: float | None) -> str:
+    """A scale as it is typed; "none" of a rule that has none."""
+    return "none" if s is None else f"{s:g}"
 
 
 def pairs_of(run: Path, manifest: dict, a: Condition, b: Condition) -> tuple[list[Pair], Counter]:
@@ -115,8 +96,8 @@ def pairs_of(run: Path, manifest: dict, a: Condition, b: Condition) -> tuple[lis
         raise SettingsError(f"--a and --b are both {a.label}; name two methods.")
     for record in Store(run / "records").all():
         content = record["content"]
-        same = all(content[k] == manifest[k] for k in CIRCUMSTANCES)
-        if content["captioner"] not in (None, manifest.get("captioner")) or not same:
+        same = all(content.get(k) == manifest[k] for k in CIRCUMSTANCES)
+        if content.get("captioner") not in (None, manifest.get("captioner")) or not same:
             continue
         of = (content["method"], keys.key(content["settings"]))
         if of in asked:
@@ -172,6 +153,10 @@ def design(
         )
     if not 0 <= checks <= n or checks % 4:
         raise SettingsError(f"{checks} checks are not possible; choose 0, 4, 8, ... up to {n}.")
+    try:
+        f"{title}{contact}".encode()
+    except UnicodeEncodeError:
+        raise SettingsError("title or contact is not valid Unicode; type it again.") from None
     manifest = read_run(run)
     sides = condition(manifest, a), condition(manifest, b)
     every, left_out = pairs_of(run, manifest, *sides)

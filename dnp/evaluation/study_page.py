@@ -26,10 +26,13 @@ SECONDS = 5  # an answer, as a guess for the page's first words
 
 def make(study: Study, folder: Path) -> None:
     """The folder of a study, whole or not at all; SettingsError if something stands there."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingsError(f"{folder} is not empty; give --out a new folder.")
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    folder = folder.absolute()
+    if "\0" in str(folder):
+        raise SettingsError("--out has a character that no file's name can have; type it again.")
     with writing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SettingsError(f"{folder} is not empty; give --out a new folder.")
+        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
         try:
             (partial / "pictures").mkdir(parents=True)
             for name in sorted(study.pictures):  # in an order that says nothing

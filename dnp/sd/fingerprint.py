@@ -3,7 +3,9 @@
 A file is hashed when its name is first asked for, by all cores, and its digest is kept in
 $XDG_CACHE_HOME/dnp/digests (~/.cache/dnp/digests), one small file each, under what identifies the
 file: device, inode, size, time of its last change and of its inode's. A file of which any of these
-is other is hashed anew. Where the folder cannot be written, every process hashes for itself.
+is other is hashed anew. (A program that keeps a file mapped and writes to it again in the same
+moment changes none of them: the file's times do not tell.) Where the folder cannot be written,
+every process hashes for itself.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dnp.errors import WeightsError
+from dnp.folders import open_regular
 
 PIECE = 16 << 20  # bytes that one thread hashes at a time
 # A file changed this short before it was hashed may change again with the same time: FAT counts in
@@ -92,7 +95,7 @@ class _Opened:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with path.open("rb") as f:
+            with open_regular(path) as f:
                 self.state = _state(os.fstat(f.fileno()))
                 self.data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as e:  # ValueError: it is empty
