@@ -1,10 +1,15 @@
 """The benchmark runs, and measures what it says; no test depends on a time."""
 
+import multiprocessing
+import threading
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from conftest import MINI
-from dnp import benchmark, random_weights
+from dnp import benchmark, contestants, random_weights
 from dnp.errors import DnpError
 from dnp.sd import config
 from dnp.sd.opening import describe
@@ -52,12 +57,20 @@ def test_a_ratio_is_our_least_over_theirs():
         (["--parts", "unets"], "--help lists what is possible"),
         (["--parts", "agree", "--weights", str(MINI)], "add --against diffusers"),
         (["--parts", "load", "--weights", "/nowhere"], "/nowhere: no such file or folder"),
-        (["--parts", "unet", "--weights", str(MINI), "--side", "9999999"], "cannot do measures"),
     ],
 )
 def test_settings_that_are_not_possible(given, sentence):
     with pytest.raises(DnpError, match=sentence):
         benchmark.main(given)
+
+
+def test_what_another_library_cannot_do_is_a_sentence(monkeypatch):
+    """A thread stands for the process, whose imports are dear; `answer` is the same."""
+    stands = type("Stands", (threading.Thread,), {"terminate": lambda self: None})
+    threads = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=stands)
+    monkeypatch.setattr(contestants, "get_context", lambda kind: threads)
+    with warnings.catch_warnings(), pytest.raises(DnpError, match="cannot do measures"):
+        benchmark.main(["--parts", "unet", "--weights", str(MINI), "--side", "9999999"])
 
 
 @pytest.mark.slow
