@@ -262,11 +262,13 @@ def in_the_names_of_1x(folder, prefix, layers):
 
 
 @pytest.mark.parametrize(
-    ("layers", "prefix"),
+    "written",
     slow_but([(23, ""), (24, "text_model.")], [*itertools.product((23, 24), ("", "text_model."))]),
+    ids=str,
 )
-def test_a_2x_file_with_the_text_encoder_under_the_names_of_1x(family, tmp_path, prefix, layers):
+def test_a_2x_file_with_the_text_encoder_under_the_names_of_1x(family, tmp_path, written):
     name, pipeline, folder, path = family
+    layers, prefix = written
     if name == "1.x":
         pytest.skip("of 2.x")
     path = damaged(path, tmp_path, in_the_names_of_1x(folder, prefix, layers))

@@ -66,6 +66,14 @@ def test_imports_have_no_circle():
     assert left == {}
 
 
+def test_no_function_takes_14_positional_arguments():
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                count = len(node.args.posonlyargs) + len(node.args.args)
+                assert count < 14, f"{name}.{node.name}"
+
+
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_the_equations_import_torch_alone(name):
     for module in imported(name):
