@@ -1,7 +1,5 @@
 """The benchmark runs, and measures what it says; no test depends on a time."""
 
-import multiprocessing
-import threading
 import warnings
 from types import SimpleNamespace
 
@@ -64,13 +62,20 @@ def test_settings_that_are_not_possible(given, sentence):
         benchmark.main(given)
 
 
-def test_what_another_library_cannot_do_is_a_sentence(monkeypatch):
-    """A thread stands for the process, whose imports are dear; `answer` is the same."""
-    stands = type("Stands", (threading.Thread,), {"terminate": lambda self: None})
-    threads = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=stands)
-    monkeypatch.setattr(contestants, "get_context", lambda kind: threads)
-    with warnings.catch_warnings(), pytest.raises(DnpError, match="cannot do measures"):
-        benchmark.main(["--parts", "unet", "--weights", str(MINI), "--side", "9999999"])
+def test_what_another_library_cannot_do_is_a_sentence():
+    """What a contestant's process answers, without the process, whose imports are dear."""
+    questions, sent = iter(["measures"]), []
+
+    def recv():
+        for question in questions:
+            return question
+        raise EOFError
+
+    args = benchmark.parse(["--weights", str(MINI), "--side", "9999999"])
+    with warnings.catch_warnings():
+        contestants.answer("dnp", args, SimpleNamespace(recv=recv, send=sent.append))
+    (told,) = sent
+    assert isinstance(told, DnpError) and "dnp cannot do measures" in str(told)
 
 
 @pytest.mark.slow
