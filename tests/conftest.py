@@ -9,11 +9,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import dnp
 from browser import a_study, chromium  # noqa: F401 - for test_browser*.py
-from dnp.cli import main
+from command_line import cli, pixels, refused  # noqa: F401 - for the tests of commands
 from dnp.sd import speed
 from runs import copy, finished, made, weights_are_opened_once  # noqa: F401 - for test_runs*.py
 
@@ -250,37 +249,6 @@ def mini():
     return model
 
 
-@pytest.fixture
-def cli(tmp_path, capsys, monkeypatch):
-    """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        before = set((tmp_path / "outputs").glob("*"))
-        try:
-            main([str(w) for w in words])
-            code = 0
-        except SystemExit as e:
-            code = e.code
-        printed = capsys.readouterr()
-        new = sorted(set((tmp_path / "outputs").glob("*")) - before)
-        run.dns = [path for path in new if "-auto-dnp-dns-" in path.name]
-        new = [path for path in new if path not in run.dns]
-        return code, new, printed.out, printed.err
-
-    return run
-
-
-def pixels(path):
-    return np.asarray(Image.open(path))
-
-
-def refused(result, sentence):
-    code, new, _, err = result
-    assert code == 2 and new == [] and "Traceback" not in err
-    assert sentence in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
-
-
 def change_json(path, **entries):
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
@@ -295,10 +263,13 @@ def agrees_with_pipeline(pipeline, ours, prompt, negative, s):
         "np2": dict(prompt=prompt, negative_prompt=negative, guidance_scale=s),
         "dns": dict(prompt="", negative_prompt=prompt, guidance_scale=s + 1),
     }[ours.settings["method"]]
-    z_T, z_0 = ours.latents
-    kw = dict(num_inference_steps=10, num_images_per_prompt=2)
-    want = pipeline(**call, **kw, latents=z_T.clone(), output_type="latent").images
-    torch.testing.assert_close(z_0, want, atol=1e-4, rtol=1e-4)
-    for mine, theirs in zip(ours.images, pipeline(**call, **kw, latents=z_T.clone()).images):
+    (z_T, z_0), want = ours.latents, []
+    images = pipeline(
+        **call, num_inference_steps=10, num_images_per_prompt=2, latents=z_T.clone(),
+        callback_on_step_end=lambda *told: (want.append(told[-1]["latents"]), {})[1],
+    ).images  # fmt: skip
+    assert len(want) == 10
+    torch.testing.assert_close(z_0, want[-1], atol=1e-4, rtol=1e-4)
+    for mine, theirs in zip(ours.images, images, strict=True):
         a, b = (np.asarray(i, dtype=int) for i in (mine, theirs))
         assert abs(a - b).max() <= 1

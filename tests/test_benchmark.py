@@ -1,10 +1,13 @@
 """The benchmark runs, and measures what it says; no test depends on a time."""
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from conftest import MINI
-from dnp import benchmark, random_weights
+from dnp import benchmark, contestants, random_weights
 from dnp.errors import DnpError
 from dnp.sd import config
 from dnp.sd.opening import describe
@@ -52,12 +55,27 @@ def test_a_ratio_is_our_least_over_theirs():
         (["--parts", "unets"], "--help lists what is possible"),
         (["--parts", "agree", "--weights", str(MINI)], "add --against diffusers"),
         (["--parts", "load", "--weights", "/nowhere"], "/nowhere: no such file or folder"),
-        (["--parts", "unet", "--weights", str(MINI), "--side", "9999999"], "cannot do measures"),
     ],
 )
 def test_settings_that_are_not_possible(given, sentence):
     with pytest.raises(DnpError, match=sentence):
         benchmark.main(given)
+
+
+def test_what_another_library_cannot_do_is_a_sentence():
+    """What a contestant's process answers, without the process, whose imports are dear."""
+    questions, sent = iter(["measures"]), []
+
+    def recv():
+        for question in questions:
+            return question
+        raise EOFError
+
+    args = benchmark.parse(["--weights", str(MINI), "--side", "9999999"])
+    with warnings.catch_warnings():
+        contestants.answer("dnp", args, SimpleNamespace(recv=recv, send=sent.append))
+    (told,) = sent
+    assert isinstance(told, DnpError) and "dnp cannot do measures" in str(told)
 
 
 @pytest.mark.slow

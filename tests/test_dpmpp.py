@@ -86,7 +86,7 @@ def test_guided_points_are_landed_on_exactly(steps, abar_final):
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("steps", [1, 7, 600, 1000])
+@pytest.mark.parametrize("steps", slow_but((1, 7, 1000), [1, 7, 600, 1000]))
 def test_awkward_counts_stay_finite_and_end_near_ddim(spacing, steps):
     law = (torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))
     toy = Gaussian(law, [law], SD)

@@ -219,10 +219,10 @@ def test_variances_on_a_line_are_what_the_chains_return(s):
     for t, t_next in schedule.pairs(4000, "trailing"):
         eps = guidance.cfg(law.eps(one, t), law.eps(one, t, 0), s)  # linear in z
         a, b = schedule.level(t), schedule.level(t_next)
-        for eta in V:
-            moved = ddim_step(one, eps, a, b, eta, 0 * one)[0].item()
-            noise = ddim_step(0 * one, 0 * one, a, b, eta, one)[0].item()
-            V[eta] = moved**2 * V[eta] + noise**2
+        z, noise = torch.eye(2, 1, dtype=torch.float64), torch.eye(2, dtype=torch.float64)[:, 1:]
+        for eta in V:  # the rows: a latent without noise, and noise without a latent
+            moved, drawn = ddim_step(z, eps * z, a, b, eta, noise)[0][:, 0].tolist()
+            V[eta] = moved**2 * V[eta] + drawn**2
     assert V[0.0] == pytest.approx(energy.ddim_variance(2.0, 1.0, s), rel=0.01)
     assert V[1.0] == pytest.approx(energy.ddpm_variance(2.0, 1.0, s), rel=0.01)
     _, L = energy.product_of_gaussians(

@@ -10,12 +10,14 @@ import pytest
 from torch.testing import assert_close
 
 import dnp
-from conftest import MINI, ROOT
+from conftest import MINI, ROOT, slow_but
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, methods, trio
 
 sys.path.append(str(ROOT / "weights" / "mini" / "training"))
 
+OPTIONS = ["dns_images=2", "s_dns=0.5,eta=0.3", "negative_scale=1"]
+OPTIONS = slow_but(OPTIONS, ["", *OPTIONS])
 TRIO = {"trio": "14b9ab6b010e6d06", "trio-choosing": "8a8cdf69f79f177b"}  # sha256 of the lists
 
 
@@ -209,12 +211,12 @@ def make(model, label, prompt="a cat and a red car", steps=3, captioner=None, ot
 
 
 def test_a_unit_makes_the_pictures_of_its_seeds(model):
-    captioner = lambda images: [f"a {w}" for w in ("dog", "bear", "lion")[: len(images)]]
+    captioner = lambda images: [f"a {w}" for w in ("dog", "bear")[: len(images)]]
     for label in ("cfg", "auto-dnp", "random", "negative-alone", "cnp"):
-        made = sample(model, label, "a cat", [0, 1, 2], 2, captioner, ["a lion", "a frog"])
-        assert len({m.image.tobytes() for m in made}) == 3
+        made = sample(model, label, "a cat", [0, 1], 2, captioner, ["a lion", "a frog"])
+        assert len({m.image.tobytes() for m in made}) == 2
         if label in ("auto-dnp", "negative-alone"):
-            assert [m.negative for m in made] == ["a dog", "a bear", "a lion"]
+            assert [m.negative for m in made] == ["a dog", "a bear"]
         (alone,) = sample(
             model, label, "a cat", [1], 2, lambda images: ["a bear"], ["a lion", "a frog"]
         )
@@ -222,7 +224,7 @@ def test_a_unit_makes_the_pictures_of_its_seeds(model):
             assert alone.image.tobytes() == made[1].image.tobytes()
 
 
-@pytest.mark.parametrize("option", ["", "dns_images=2", "s_dns=0.5,eta=0.3", "negative_scale=1"])
+@pytest.mark.parametrize("option", OPTIONS)
 def test_kept_words_make_the_pictures_of_auto_dnp(model, option):
     """The DNS images are made and described apart from the pictures: nothing else is changed."""
 

@@ -11,6 +11,7 @@ import torch
 import mutants
 import test_energy
 import test_guidance
+import test_guided_laws
 import test_rules
 import test_sampling
 import test_toy
@@ -20,7 +21,14 @@ from dnp.schedule import Schedule, column
 # The fast identity tests: everything named after an equation, without arguments.
 IDENTITIES = [
     f
-    for module in (test_guidance, test_energy, test_sampling, test_rules, test_toy)
+    for module in (
+        test_guidance,
+        test_energy,
+        test_sampling,
+        test_guided_laws,
+        test_rules,
+        test_toy,
+    )
     for name, f in vars(module).items()
     if name.startswith(
         ("test_eq", "test_two", "test_ddim", "test_compo", "test_coeff", "test_rules", "test_p")

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 
 pytest.importorskip("matplotlib")
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's: a second, for what no notebook has
 nbformat = pytest.importorskip("nbformat")
 sys.path.insert(0, str(ROOT / "notebooks"))
 import checks  # noqa: E402

@@ -225,8 +225,8 @@ from pathlib import Path
 from dnp import pictures
 pictures.read_settings(Path(sys.argv[1]))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before, start = peak(), time.perf_counter()
-print(pictures.read_settings(Path(sys.argv[2])), peak() - before, time.perf_counter() - start)
+before, start = peak(), time.process_time()
+print(pictures.read_settings(Path(sys.argv[2])), peak() - before, time.process_time() - start)
 """
 
 

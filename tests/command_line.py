@@ -1,0 +1,62 @@
+"""The command line in this process, on weights that are opened once; and what it wrote."""
+
+import copy
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnp.cli import main
+from dnp.sd import opening
+
+MINI = Path(__file__).resolve().parents[1] / "weights" / "mini"
+
+
+@functools.cache
+def miniature_once(load):
+    """`load`, which opens the miniature once; each call gets a model that knows nothing yet."""
+    kept = {}
+
+    def opened(path, *how):
+        if Path(path).resolve() != MINI:
+            return load(path, *how)
+        if how not in kept:
+            kept[how] = load(path, *how)
+            _ = kept[how].tokenizer
+        return copy.copy(kept[how])  # its own captioner and words, the same networks
+
+    return opened
+
+
+@pytest.fixture
+def cli(tmp_path, capsys, monkeypatch):
+    """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(opening, "load", miniature_once(opening.load))
+
+    def run(*words):
+        before = set((tmp_path / "outputs").glob("*"))
+        try:
+            main([str(w) for w in words])
+            code = 0
+        except SystemExit as e:
+            code = e.code
+        printed = capsys.readouterr()
+        new = sorted(set((tmp_path / "outputs").glob("*")) - before)
+        run.dns = [path for path in new if "-auto-dnp-dns-" in path.name]
+        new = [path for path in new if path not in run.dns]
+        return code, new, printed.out, printed.err
+
+    return run
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def refused(result, sentence):
+    code, new, _, err = result
+    assert code == 2 and new == [] and "Traceback" not in err
+    assert sentence in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")

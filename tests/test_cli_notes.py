@@ -1,0 +1,69 @@
+"""What people type in other interfaces' ways is said and not silently turned; and what is shown."""
+
+import io
+
+import pytest
+from PIL import Image
+
+import dnp
+from conftest import pixels
+from dnp import pictures
+from dnp.cli import tell_what_is_not_read
+
+WORLD = ("a", "cat", "red", "car", "and")
+
+
+def test_a_negative_without_a_method_is_two_term_and_says_so(cli):
+    words = ["a red car", "--negative", "a cat", "--steps", 1]
+    code, (png,), _, err = cli(*words)
+    assert code == 0 and "is used as elsewhere, n + s (p - n): np2" in err
+    assert pictures.read_settings(png)["method"] == "np2"
+    kept = png.rename(png.with_name("kept.png"))
+    _, (named,), _, err = cli(*words, "--method", "np2")
+    assert "elsewhere" not in err and (pixels(named) == pixels(kept)).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("a (cat:1.3)", r"weights such as \(cat:1.3\) is read as plain text here"),
+        ("a cat <lora:x:0.8>", "<lora:...> is read as plain text here"),
+        ("a cat BREAK a car", "BREAK is read as plain text here"),
+        ("a cat and a zeppelin", "have never read zeppelin; the picture follows the other words"),
+    ],
+)
+def test_syntax_of_other_interfaces_and_words_of_no_closed_world_get_a_note(text, note):
+    with pytest.warns(UserWarning, match=note):
+        tell_what_is_not_read(text, WORLD)
+
+
+@pytest.mark.filterwarnings("error")
+def test_plain_words_and_an_open_world_get_none():
+    tell_what_is_not_read("a cat (and a red car)", WORLD)
+    tell_what_is_not_read("a zeppelin, breaking a sound barrier", ())
+
+
+def test_the_command_says_such_a_note(cli):
+    code, _, _, err = cli("a (cat:1.3)", "--steps", 1)
+    assert code == 0 and "note: weights such as (cat:1.3) is read as plain text here." in err
+
+
+def test_the_compare_sheet_writes_n_star_under_the_cells_of_auto_dnp(cli, monkeypatch):
+    rows, sheet = {}, pictures.contact_sheet
+
+    def seen(given, *rest):
+        rows.update({label.split("\n")[0]: words for label, _, words in given})
+        return sheet(given, *rest)
+
+    monkeypatch.setattr(pictures, "contact_sheet", seen)
+    captioner = lambda *a: lambda images: ["a green bowl"] * len(images)
+    monkeypatch.setattr(dnp.prompting, "load_captioner", captioner)
+    code, _, _, _ = cli("a cat", "--compare", "--steps", 1)
+    assert code == 0 and rows["auto-dnp"][0].startswith("n* = a green bowl")
+    assert "n*" not in rows["cfg"][0]
+
+
+def test_a_result_shows_itself_as_its_contact_sheet(mini):
+    made = dnp.generate(mini, "a cat", steps=1, images=2)
+    shown = Image.open(io.BytesIO(made._repr_png_()))
+    assert shown.tobytes() == made.sheet().tobytes() and shown.width > 2 * 64
