@@ -52,6 +52,7 @@ PARTS = {
     "load": "opening the weights from a warm disk",
     "memory": "peak resident memory of loading and a run of 2 steps",
 }
+CONTESTANTS = "bare", "dnp", "diffusers", "kept"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -63,6 +64,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = p.add_argument
     add("--against", choices=("diffusers",), help="measure it too, and print the ratios")
     parts = "; ".join(f"{part}: {what}" for part, what in PARTS.items())
+    add("--beside", nargs="+", choices=("bare", "diffusers", "kept"), metavar="NAME",
+        help="measured beside dnp; default: all. Fewer need less memory")  # fmt: skip
     add("--parts", nargs="+", choices=PARTS, metavar="P", help=f"default: all. {parts}")
     add("--weights", type=Path, metavar="FOLDER", help="a diffusers folder; default: random ones")
     add("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps; default cpu")
@@ -82,7 +85,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.parts = args.parts or [part for part in PARTS if args.against or part != "agree"]
     args.run_side = args.side or (32 if args.device.startswith("cpu") else 64)
     args.side = args.side or 64
-    args.contestants = ["bare", "dnp", *(("diffusers", "kept") if args.against else ())]
+    beside = args.beside or ["bare", *(("diffusers", "kept") if args.against else ())]
+    if not (args.against or beside == ["bare"]):
+        raise SettingsError("diffusers and kept are measured with --against diffusers; add it.")
+    args.contestants = [name for name in CONTESTANTS if name in ("dnp", *beside)]
     return args
 
 

@@ -46,6 +46,13 @@ def test_a_ratio_is_our_least_over_theirs():
     assert benchmark.row("memory", turns, args).endswith("| 3,000 / 4,000 MB | 2 / 2 MB | 0.00 |")
 
 
+def test_who_is_measured_can_be_chosen():
+    named = "--beside bare", "--against diffusers --beside kept", "--against diffusers", ""
+    chosen = [benchmark.parse(words.split()).contestants for words in named]
+    every = ["bare", "dnp", "diffusers", "kept"]
+    assert chosen == [["bare", "dnp"], ["dnp", "kept"], every, ["bare", "dnp"]]
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -54,6 +61,7 @@ def test_a_ratio_is_our_least_over_theirs():
         (["--device", "nowhere"], "cannot be used here"),
         (["--parts", "unets"], "--help lists what is possible"),
         (["--parts", "agree", "--weights", str(MINI)], "add --against diffusers"),
+        (["--beside", "bare", "kept"], "are measured with --against diffusers; add it"),
         (["--parts", "load", "--weights", "/nowhere"], "/nowhere: no such file or folder"),
     ],
 )

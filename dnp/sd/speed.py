@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,21 @@ def line(measures: list[str], model) -> str:
     """What `apply` did, in the line that the commands print; and how bfloat16 is to be had."""
     text = "speed: " + ("; ".join(measures) or "nothing to do on this device")
     if model.device.type == "cpu" and model.dtype == torch.float32 and has_bf16_units():
-        text += ". This processor has bf16 units: --dtype bfloat16"
+        text += f". With --dtype bfloat16 a matrix product is {bfloat16_gain():.1f} times as fast"
     return text
+
+
+def bfloat16_gain(n: int = 1024) -> float:
+    """How many times a matrix product takes in float32, measured now: 0.05 s of one core."""
+    best = []
+    for kind in (torch.float32, torch.bfloat16):
+        a, times = torch.ones(n, n, dtype=kind), []
+        for _ in range(4):
+            start = time.process_time()  # what other processes do counts less in it
+            a @ a
+            times.append(time.process_time() - start)
+        best.append(min(times))
+    return best[0] / best[1]
 
 
 class Linear(nn.Linear):
