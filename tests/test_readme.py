@@ -7,14 +7,23 @@ import shlex
 import pytest
 import torch
 
-from conftest import ROOT
+from conftest import MINI, ROOT
 from dnp import cli, guidance
 from dnp.checks import rules_table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TABLE = re.findall(
-    r"^\| (?:after )?([\d, ]+) \| .* \| `([\w.]+)` \| `(\w+\.py)::(\w+)` \|$", README, re.M
+EQUATIONS = re.findall(r"^\| (?:after )?([\d, ]+) \| .* \| `([\w.]+)` \|$", README, re.M)
+TESTS = re.findall(
+    r"^\| (?:after )?([\d, ]+) \| `(\w+\.py)::(\w+)` \|$",
+    (ROOT / "tests" / "README.md").read_text(encoding="utf-8"),
+    re.M,
 )
+TABLE = [(*row, file, test) for row, (_, file, test) in zip(EQUATIONS, TESTS)]
+PAGES = [
+    p
+    for p in ROOT.rglob("*.md")
+    if not {".venv", "outputs", "runs"} & set(p.relative_to(ROOT).parts)
+]
 
 
 def numbers(text):
@@ -38,7 +47,8 @@ def test_row_names_a_function_that_cites_the_equation_and_a_test(equations, func
     assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
 
 
-def test_table_has_every_equation_of_the_paper():
+def test_table_has_every_equation_of_the_paper_and_each_has_a_test():
+    assert [row[0] for row in EQUATIONS] == [row[0] for row in TESTS]
     assert {int(n) for row in TABLE for n in row[0].split(",")} == set(range(1, 21))
 
 
@@ -60,6 +70,9 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "gentle.png").exists()
     out = capsys.readouterr().out
     assert "60 network evaluations" in out
+    printed = dict(re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S))[""]
+    assert set(printed.splitlines()) <= set(out.splitlines())
+    assert re.search(r"This prints `(.*?)`", README)[1] in out
     torch.testing.assert_close(space["z_0"], torch.tensor([[-2.0, -4.0]] * 3).to(space["z_0"]))
 
 
@@ -86,9 +99,43 @@ def test_help_names_every_method_and_option(capsys):
         assert word in text
 
 
-def test_links_lead_somewhere():
-    pages = [p for p in ROOT.rglob("*.md") if not {".venv", "outputs"} & set(p.parts)]
-    for page in pages:
+def test_readme_is_short_and_shows_its_picture_and_command_first():
+    assert len(README.encode()) < 10_000
+    assert README.index("pictures/front.png") < README.index("train_free_sample.py") < 2_500
+
+
+def anchors(page):
+    """The names of a page's headings in a link, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    heads = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_links_and_pictures_lead_somewhere():
+    assert len(PAGES) >= 10
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            assert (page.parent / target).exists(), f"{page}: {target}"
+        targets = re.findall(r"\]\((?!http)([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+        for target in targets:
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), f"{page}: {target}"
+            assert not anchor or anchor in anchors(there), f"{page}: {target}"
+
+
+def test_one_command_draws_every_picture_of_the_weights_and_every_one_is_linked():
+    sheets = (MINI / "training" / "sheets.py").read_text(encoding="utf-8")
+    drawn = set(re.findall(r'^    "(\w+)": lambda model, args:', sheets, re.M))
+    pages = "".join(
+        page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *MINI.glob("*.md"))
+    )
+    linked = set(re.findall(r"\]\((?:weights/mini/)?pictures/(\w+)\.png\)", pages))
+    assert drawn == linked == {p.stem for p in (MINI / "pictures").glob("*.png")}
+
+
+def test_sheets_draw_the_readmes_first_command():
+    sheets = (MINI / "training" / "sheets.py").read_text(encoding="utf-8")
+    named = dict(re.findall(r"^(FRONT|COMPARE) = (.*)$", sheets, re.M))
+    chosen = eval(named["FRONT"])
+    first = re.findall(r"^python train_free_sample\.py (.*)$", README, re.M)[0]
+    assert shlex.split(first) == eval(named["COMPARE"], {"FRONT": chosen, "str": str})

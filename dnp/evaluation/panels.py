@@ -50,8 +50,8 @@ def panels(results: Sequence[modes.Result], dots: int = 500) -> Image.Image:
     return image.resize((wide // K, tall // K), Image.Resampling.LANCZOS)
 
 
-def panel(result: modes.Result, dots: int) -> Image.Image:
-    """A panel with its heading: the rule, its shares and its distance."""
+def panel(result: modes.Result, dots: int, letters: int = 16) -> Image.Image:
+    """A panel under its heading: rule, shares, distance; `letters` is the size of its names."""
     image = Image.new("RGB", (SIDE, SIDE + HEAD), "white")
     draw = ImageDraw.Draw(image)
     draw.text((0, 0), result.label, "black", font(16))
@@ -71,15 +71,15 @@ def panel(result: modes.Result, dots: int) -> Image.Image:
     outside = 1 - seen.double().mean().item()
     if outside >= 0.005:
         text = f"{100 * outside:.0f} % outside"
-        draw.text((8 * K, HEAD + SIDE - 8 * K), text, COLOURS[2], font(15), anchor="ls")
+        draw.text((8 * K, HEAD + SIDE - 8 * K), text, COLOURS[2], font(letters - 1), anchor="ls")
     for name, mean, cov in zip(modes.MODES, model.means, model.covariances):
         values, vectors = torch.linalg.eigh(cov)
         turn = torch.linspace(0, 2 * torch.pi, 61, dtype=torch.float64)
         ring = mean + 2 * (torch.stack([turn.cos(), turn.sin()], 1) * values.sqrt()) @ vectors.mT
         draw.line([place(*p) for p in ring.tolist()], fill="#333333", width=2 * K)
         px, py = mean.tolist()
-        aside = 1.7 if name in "AB" else -1.7
-        draw.text(place(px + aside, py), name, "#333333", font(16), anchor="mm")
+        aside = (1.7 if name in "AB" else -1.7) * (0.7 + 0.3 * letters / 16)
+        draw.text(place(px + aside, py), name, "#333333", font(letters), anchor="mm")
     return image
 
 

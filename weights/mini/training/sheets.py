@@ -1,56 +1,106 @@
-"""Draws the pictures of the model card from the exported folder and the training log.
+"""Draws all pictures of `weights/mini/pictures`: the README's, the card's and the study's.
 
-    python weights/mini/training/sheets.py --out runs/mini
+    python weights/mini/training/sheets.py --logs runs/mini --run runs/sweep --wins "answer, s = 2"
 
-`things.png`: the 24 things, 2 seeds each. `prompts.png`: 64 random captions of held-out scenes.
-`empty.png`: 64 pictures of the empty prompt. `scales.png`: the methods by scale. `dns.png`: DNS
-images by scale. `curves.png`: the losses. `front.png`: the README's row, `compare.png`: its sheet.
-The last two have a chosen prompt and seed (`--search` prints candidates); the others show what
-came.
+Of the weights: `things.png`, 2 pictures of each of the 24 things; `prompts.png`, 64 captions of
+held-out scenes; `scales.png`, methods by scale; `dns.png`, DNS images by scale; `front.png`, the
+README's row; `compare.png`, the sheet of its first command; `rule.png`, the rule of its first door.
+Of the logs of training: `curves.png`. Of a run of the experiments that has several scales:
+`adherence.png` and `wins.png`. Without `--logs` or `--run` those stay as they are.
+Prompt and seed of `front.png` and `compare.png` are chosen: `--search` prints candidates.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
+import re
 import tempfile
-import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from common import HERE
+from dnp import guidance
 from dnp.cli import main as command
-from dnp.evaluation import benchmarks
+from dnp.evaluation import benchmarks, exact, panels
 from dnp.evaluation.metrics import lacking
 from dnp.evaluation.plots import plot
-from dnp.evaluation.recogniser import load_recogniser, of_weights
+from dnp.evaluation.recogniser import Recogniser, load_recogniser, of_weights
+from dnp.evaluation.sheets import sheet, wrap
 from dnp.generation import generate
-from dnp.methods import METHODS
-from dnp.pictures import contact_sheet
 from dnp.sd import speed
 from dnp.sd.opening import load
 from world import ANIMALS, OBJECTS, caption, scene_at
 
 MINI = HERE.parent
+README = MINI.parents[1] / "README.md"
+GREY = (90, 90, 90)
+NAMES = {
+    "cfg": "CFG", "np": "np, Eq. 4", "np2": "np2, two-term", "dns": "DNS", "auto-dnp": "auto-DNP",
+    "answer": "ANSWER",
+}  # fmt: skip
+# One of the choosing prompts, at a choosing seed: the README's row and its first command.
+FRONT = ("a lion, a frog and a rabbit", 100)
+COMPARE = [FRONT[0], "--compare", "--steps", "20", "--seed", str(FRONT[1]), "--images", "2"]
+SHOWN = {"cfg": "Eq. 3", "dns": "Eq. 19", "auto-dnp": "Eq. 4", "answer": ""}
+LAW = {"Eq. 4": "constant weight, Eq. 4", "DNG, exact P": "weight by state, DNG"}
 DNS_SCALES = (0, 0.5, 1, 2, 3)
 SCALES = {"cfg": (1, 1.5, 2, 3, 5), "np": (1.5, 3), "np2": (2,), "dns": (0.5, 1)}
+# One colour for each object, in the order of OBJECTS, none held out.
+COLOURS_SEEN = "blue red yellow purple brown red pink green blue brown red green".split()
+
+
+# ------------------------------------------------------------------------------ one next to another
 
 
 def grid(pictures: list[Image.Image], captions: list[str], columns: int) -> Image.Image:
     """Pictures at twice their size, each over its caption."""
-    cell, text = 2 * pictures[0].width, 34
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (cell + 6), rows * (cell + text)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for i, (picture, words) in enumerate(zip(pictures, captions)):
+    cell, line, font = 2 * pictures[0].width, 15, ImageFont.load_default(size=12)
+    lines = [wrap(words, font, cell) for words in captions]
+    text, rows = 4 + line * max(map(len, lines)), -(-len(pictures) // columns)
+    image = Image.new("RGB", (columns * (cell + 6), rows * (cell + text)), "white")
+    draw = ImageDraw.Draw(image)
+    for i, (picture, words) in enumerate(zip(pictures, lines)):
         x, y = i % columns * (cell + 6), i // columns * (cell + text)
-        sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
-        lines = textwrap.shorten(words, 44, placeholder="...")
-        draw.text((x, y + cell), textwrap.fill(lines, 22), fill="black", font=font)
-    return sheet
+        image.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
+        for k, words_of_line in enumerate(words):
+            draw.text((x, y + cell + line * k), words_of_line, fill="black", font=font)
+    return image
+
+
+def strip(blocks: list[tuple[str, list[tuple]]], side: int = 168) -> Image.Image:
+    """Blocks of (title, picture, words) side by side, each under its own title: wide and low."""
+    gap, apart, line = 10, 28, 17
+    big, small = (ImageFont.load_default(size=size) for size in (16, 14))
+    cells = [cell for _, block in blocks for cell in block]
+    texts = [wrap(words, small, side) for _, _, words in cells]
+    width = len(cells) * (side + gap) - gap + (len(blocks) - 1) * (apart - gap)
+    image = Image.new("RGB", (width, 50 + side + line * max(map(len, texts)) + 6), "white")
+    draw, x, texts = ImageDraw.Draw(image), 0, iter(texts)
+    for title, block in blocks:
+        draw.text((x, 0), title, fill="black", font=big)
+        for name, picture, _ in block:
+            draw.text((x, 28), name, fill="black", font=small)
+            image.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, 48))
+            for k, words in enumerate(next(texts)):
+                draw.text((x, 50 + side + line * k), words, fill=GREY, font=small)
+            x += side + gap
+        x += apart - gap
+    return image
+
+
+def words_under(result, prompt: str, judge: Recogniser, n_star: bool) -> str:
+    """What stands under a picture that follows the prompt: n*, if it has one, and what it lacks."""
+    missing = lacking(judge, result.images, prompt)[0]
+    lacks = f"lacks {', '.join(missing)}" if missing else "lacks nothing"
+    return f"n* = {result.negatives[0]}\n{lacks}" if n_star else lacks
+
+
+# ----------------------------------------------------------------------------------- of the weights
 
 
 def things(model) -> Image.Image:
@@ -62,23 +112,6 @@ def things(model) -> Image.Image:
     return grid(pictures, [text for text in prompts for _ in range(2)], 12)
 
 
-# The README's first command.
-COMPARE = [
-    "a lion, a frog and a rabbit", "--compare", "--steps", "20", "--seed", "100", "--images", "2",
-]  # fmt: skip
-# What the README's row shows: one of the choosing prompts, at a choosing seed.
-FRONT = ("a lion, a frog and a rabbit", 100)
-FRONT_OPTIONS = {"auto-dnp": {"negative_scale": 1.0}}
-SHOWN = {
-    "cfg": "CFG, Eq. 3", "dns": "DNS, Eq. 19: the opposite", "auto-dnp": "auto-DNP, h = 1",
-    "answer": "ANSWER",
-}  # fmt: skip
-
-
-# One colour for each object, in the order of OBJECTS, none held out.
-COLOURS_SEEN = "blue red yellow purple brown red pink green blue brown red green".split()
-
-
 def random_prompts(model, n: int = 64) -> Image.Image:
     captions = [caption(*scene_at(2026, i, "held-out")) for i in range(n)]
     bar = tqdm(captions, desc="prompts")
@@ -86,60 +119,70 @@ def random_prompts(model, n: int = 64) -> Image.Image:
     return grid(pictures, captions, 8)
 
 
-def empty(model, n: int = 64) -> Image.Image:
-    pictures = generate(model, "", s=1.0, images=n, steps=20).images
-    return grid(pictures, [f"seed {i}" for i in range(n)], 8)
+def scales(model, prompt: str = "a cat and a red car", n: str = "a dog") -> Image.Image:
+    rows, seeds = {}, 4
+    for method, s in tqdm([(m, s) for m in SCALES for s in SCALES[m]], desc="scales"):
+        negative = n if method in ("np", "np2") else None
+        made = generate(model, prompt, method, negative, s, images=seeds)
+        rows[f"{NAMES[method]}, s = {s:g}"] = made.images
+    columns = [f"seed {i}" for i in range(seeds)]
+    return sheet(list(rows), list(rows.values()), columns, f'p = "{prompt}"    n = "{n}"')
+
+
+def dns(model, columns: int = 8) -> Image.Image:
+    """DNS images by scale: four prompts of animals, four of an animal and an object."""
+    prompts = [p.text for p in benchmarks.choose(benchmarks.attend_excite(), 4)][:columns]
+    rows = [
+        [generate(model, p, "dns", s=s, seed=i).images[0] for i, p in enumerate(prompts)]
+        for s in tqdm(DNS_SCALES, desc="dns")
+    ]
+    heads = [f"{p}\nseed {i}" for i, p in enumerate(prompts)]
+    title = "DNS images of the prompts above the columns, by scale"
+    return sheet([f"s = {s:g}" for s in DNS_SCALES], rows, heads, title)
 
 
 def front(model) -> Image.Image:
-    """One prompt in four pictures, from one initial noise: what it is that DNS adds."""
-    prompt, seed = FRONT
-    options = {m: {"seed": seed, "steps": 20, **FRONT_OPTIONS.get(m, {})} for m in SHOWN}
-    by = {m: generate(model, prompt, m, **options[m]) for m in SHOWN}
+    """One prompt in four pictures from one initial noise, and two rules over the exact law."""
+    (prompt, seed), cells = FRONT, []
     judge = load_recogniser(of_weights(MINI, len(benchmarks.subjects(prompt))))
+    for method, source in SHOWN.items():
+        result = generate(model, prompt, method, seed=seed, steps=20)
+        words = f"s = {result.settings['scale']:g}"
+        if method != "dns":
+            words = words_under(result, prompt, judge, method == "auto-dnp")
+            print(f"front.png, {method}: {words}".replace("\n", ", "))
+        cells.append((", ".join(filter(None, (NAMES[method], source))), result.images[0], words))
+    return strip([(f'"{prompt}", seed {seed}', cells), ('"right" (A, B), not "up" (A, D)', law())])
+
+
+def law(samples: int = 2000) -> list[tuple]:
+    """Two rules over four modes with exact noise: "right (A, B), not up (A, D)", s = 3."""
+    cells, entries = [], [e for e in exact.ENTRIES if e.label in LAW]
+    for result in exact.experiment("square", "up", 3.0, entries, samples):
+        if result.label in LAW:
+            picture = panels.panel(result, 500, letters=30)
+            picture = picture.crop((0, panels.HEAD, *picture.size))
+            cells.append(
+                (LAW[result.label], picture, f"{100 * result.right[0]:.0f} % of samples in B")
+            )
+    return cells
+
+
+def rule(model, prompt: str = "a cat and a red car", n: str = "a dog") -> Image.Image:
+    """The rule of the README's first door, read off its page, beside CFG and Eq. 4."""
+    source = re.search(r"^def .*?(?=^\S)", README.read_text(encoding="utf-8"), re.M | re.S)[0]
+    space: dict = {}
+    exec(source, space)
+    own, judge = space["gentle"], load_recogniser(of_weights(MINI, 2))
     cells = []
-    for method, title in SHOWN.items():
-        picture, words = by[method].images[0], ""
-        if METHODS[method].positive == "p":
-            missing = lacking(judge, [picture], prompt)[0]
-            words = f"lacks {', '.join(missing)}" if missing else "lacks nothing"
-        if METHODS[method].makes_dns_image:
-            words = f"n* = {by[method].negatives[0]}\n{words}"
-        cells.append((title, picture, words))
-    return strip(cells, f'"{prompt}", seed {seed}')
-
-
-def strip(cells: list[tuple[str, Image.Image, str]], title: str) -> Image.Image:
-    """Pictures side by side, a title over each and words under it: wide and low."""
-    side, gap = 3 * cells[0][1].width, 12
-    sheet = Image.new("RGB", (len(cells) * (side + gap) - gap, side + 108), "white")
-    draw = ImageDraw.Draw(sheet)
-    big, small = (ImageFont.load_default(size=size) for size in (18, 15))
-    draw.text((0, 0), title, fill="black", font=big)
-    for i, (name, picture, words) in enumerate(cells):
-        x = i * (side + gap)
-        draw.text((x, 34), name, fill="black", font=small)
-        sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, 56))
-        draw.text((x, side + 62), words, fill=(90, 90, 90), font=small)
-    return sheet
-
-
-def search(model, seeds: int = 4) -> None:
-    """Prints choosing prompts and seeds whose CFG picture lacks a thing, and which of the others
-    lack none: candidates for FRONT, of which a person takes one and says so."""
-    judge = load_recogniser(of_weights(MINI, 3))
-    for prompt in (p.text for p in benchmarks.load("trio-choosing")):
-        for seed in range(100, 100 + seeds):
-            missing = lacking(judge, generate(model, prompt, seed=seed, steps=20).images, prompt)[0]
-            if len(missing) != 1:
-                continue
-            others = {}
-            for m in ("auto-dnp", "answer"):
-                options = FRONT_OPTIONS.get(m, {})
-                made = generate(model, prompt, m, seed=seed, steps=20, **options).images
-                others[m] = lacking(judge, made, prompt)[0]
-            if not all(others.values()):
-                print(f"{prompt!r}, {seed}: cfg lacks {missing}, others {others}", flush=True)
+    for title, f in (
+        ("CFG, Eq. 3", None), ("np, Eq. 4", guidance.negative_prompt), ("gentle, r = 0.25", own),
+    ):  # fmt: skip
+        options = dict(rule=f, negative=n) if f else {}
+        result = generate(model, prompt, s=3.0, steps=20, seed=3, **options)
+        words = words_under(result, prompt, judge, False)
+        cells.append((title, result.images[0], f"{result.nfe:g} network evaluations\n{words}"))
+    return strip([(f'"{prompt}", not "{n}"', cells)])
 
 
 def compare() -> Image.Image:
@@ -149,67 +192,90 @@ def compare() -> Image.Image:
         return Image.open(next(Path(folder).glob("*.png"))).copy()
 
 
-def scales(model, prompt: str = "a cat and a red car", n: str = "a dog") -> Image.Image:
-    rows, seeds = [], 4
-    for method, s in tqdm([(m, s) for m in SCALES for s in SCALES[m]], desc="scales"):
-        negative = n if method in ("np", "np2") else None
-        result = generate(model, prompt, method, negative, s, images=seeds)
-        rows.append((f"{method}, s = {s:g}", result.images))
-    columns = [f"seed {i}" for i in range(seeds)]
-    return contact_sheet(rows, columns, f'p = "{prompt}"    n = "{n}"')
+def search(model, seeds: int = 4) -> None:
+    """Prints choosing prompts and seeds whose CFG picture lacks one thing, where auto-DNP or ANSWER
+    lacks none: candidates for FRONT, of which a person takes one and says so."""
+    judge = load_recogniser(of_weights(MINI, 3))
+    for prompt in (p.text for p in benchmarks.load("trio-choosing")):
+        made = generate(model, prompt, seed=100, images=seeds, steps=20).images
+        for i in (i for i, missing in enumerate(lacking(judge, made, prompt)) if len(missing) == 1):
+            seed, others = 100 + i, ("auto-dnp", "answer")
+            found = [generate(model, prompt, m, seed=seed, steps=20).images for m in others]
+            missing = [", ".join(lacking(judge, pictures, prompt)[0]) for pictures in found]
+            if not all(missing):
+                lacks = (f"{NAMES[m]} {x or 'nothing'}" for m, x in zip(others, missing))
+                print(f'("{prompt}", {seed})  {"; ".join(lacks)}', flush=True)
 
 
-def dns(model, columns: int = 8) -> Image.Image:
-    """DNS images by scale: four prompts of animals, four of an animal and an object."""
-    prompts = [p.text for p in benchmarks.choose(benchmarks.attend_excite(), 4)][:columns]
-    rows = []
-    for s in tqdm(DNS_SCALES, desc="dns"):
-        pictures = [generate(model, p, "dns", s=s, seed=i).images[0] for i, p in enumerate(prompts)]
-        rows.append((f"s = {s:g}", pictures))
-    return contact_sheet(rows, prompts, "DNS images of the prompts above them, by scale")
+# ----------------------------------------------------------------------------- of logs and of a run
 
 
-def curves(out: Path) -> Image.Image:
+def curves(logs: Path) -> Image.Image:
     """The running mean of each part's loss against the minutes."""
     plots = []
-    for log in sorted(out.glob("*.jsonl")):
+    for log in sorted(logs.glob("*.jsonl")):
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         rows = rows[:: max(1, len(rows) // 150)]
         line = [(r["minutes"], math.log10(r["loss"]), *2 * [math.log10(r["loss"])]) for r in rows]
         plots.append(plot({log.stem: line}, "minutes", "log10 of the loss"))
-    sheet = Image.new("RGB", (2 * plots[0].width, -(-len(plots) // 2) * plots[0].height), "white")
-    for i, image in enumerate(plots):
-        sheet.paste(image, (i % 2 * image.width, i // 2 * image.height))
-    return sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS)
+    image = Image.new("RGB", (2 * plots[0].width, -(-len(plots) // 2) * plots[0].height), "white")
+    for i, one in enumerate(plots):
+        image.paste(one, (i % 2 * one.width, i // 2 * one.height))
+    return image.resize((image.width * 2 // 3, image.height * 2 // 3), Image.Resampling.LANCZOS)
+
+
+def adherence(run: Path) -> Image.Image:
+    """The share of right pictures by scale, of the methods that have several."""
+    with (run / "tables.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["table"] == "all" and r["s"]]
+    lines: dict[str, list[tuple]] = {}
+    for r in (r for r in rows if r["column"] == "things and colours, %"):
+        numbers = tuple(float(r[c]) for c in ("s", "mean", "low", "high"))
+        lines.setdefault(NAMES.get(r["method"], r["method"]), []).append(numbers)
+    several = {name: sorted(line) for name, line in lines.items() if len(line) > 1}
+    return plot(several, "guidance scale s", "right, %")
+
+
+def wins(run: Path, name: str) -> Image.Image:
+    plain = "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+    return Image.open(run / f"wins-{plain}.png").convert("RGB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/mini"), help="where the logs are")
-    add("--only", nargs="+", choices=list(SHEETS), default=list(SHEETS), help="some of them")
+    add("--logs", type=Path, help="the folder with the logs of training, for curves.png")
+    add("--run", type=Path, help="a run of the experiments, for adherence.png and wins.png")
+    add("--wins", default="answer, s = 2", help="whose wins, as the run's table calls it")
+    add("--only", nargs="+", choices=list(SHEETS), help="some of them; default all")
     add("--search", action="store_true", help="print candidates for front.png, and stop")
     args = parser.parse_args()
+    needs = {"curves": args.logs, "adherence": args.run, "wins": args.run}
+    names = args.only or [name for name in SHEETS if needs.get(name, True)]
+    if lost := [name for name in names if not needs.get(name, True)]:
+        parser.error(f"{', '.join(lost)}: give --logs or --run FOLDER")
     model, folder = load(MINI), MINI / "pictures"
     speed.apply(model)
     if args.search:
         search(model)
         return
-    folder.mkdir(exist_ok=True)
-    for name in args.only:
+    for name in names:
         SHEETS[name](model, args).save(folder / f"{name}.png", optimize=True)
-    print(f"wrote {', '.join(args.only)} in {folder}")
+    left = ", ".join(name for name in SHEETS if name not in names) or "none"
+    print(f"drawn in {folder}: {', '.join(names)}; left as they are: {left}")
 
 
 SHEETS = {
-    "things": lambda model, args: things(model),
-    "prompts": lambda model, args: random_prompts(model),
-    "empty": lambda model, args: empty(model),
-    "scales": lambda model, args: scales(model),
-    "dns": lambda model, args: dns(model),
     "front": lambda model, args: front(model),
     "compare": lambda model, args: compare(),
-    "curves": lambda model, args: curves(args.out),
+    "rule": lambda model, args: rule(model),
+    "scales": lambda model, args: scales(model),
+    "dns": lambda model, args: dns(model),
+    "things": lambda model, args: things(model),
+    "prompts": lambda model, args: random_prompts(model),
+    "curves": lambda model, args: curves(args.logs),
+    "adherence": lambda model, args: adherence(args.run),
+    "wins": lambda model, args: wins(args.run, args.wins),
 }
 
 
