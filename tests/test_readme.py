@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ import torch
 from conftest import MINI, ROOT
 from dnp import cli, guidance
 from dnp.checks import rules_table
+
+sys.path.append(str(ROOT / "weights" / "mini" / "training"))
+
+import sheets
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EQUATIONS = re.findall(r"^\| (?:after )?([\d, ]+) \| .* \| `([\w.]+)` \|$", README, re.M)
@@ -124,18 +129,28 @@ def test_links_and_pictures_lead_somewhere():
 
 
 def test_one_command_draws_every_picture_of_the_weights_and_every_one_is_linked():
-    sheets = (MINI / "training" / "sheets.py").read_text(encoding="utf-8")
-    drawn = set(re.findall(r'^    "(\w+)": lambda model, args:', sheets, re.M))
     pages = "".join(
         page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *MINI.glob("*.md"))
     )
     linked = set(re.findall(r"\]\((?:weights/mini/)?pictures/(\w+)\.png\)", pages))
-    assert drawn == linked == {p.stem for p in (MINI / "pictures").glob("*.png")}
+    assert set(sheets.SHEETS) == linked == {p.stem for p in (MINI / "pictures").glob("*.png")}
 
 
 def test_sheets_draw_the_readmes_first_command():
-    sheets = (MINI / "training" / "sheets.py").read_text(encoding="utf-8")
-    named = dict(re.findall(r"^(FRONT|COMPARE) = (.*)$", sheets, re.M))
-    chosen = eval(named["FRONT"])
     first = re.findall(r"^python train_free_sample\.py (.*)$", README, re.M)[0]
-    assert shlex.split(first) == eval(named["COMPARE"], {"FRONT": chosen, "str": str})
+    assert shlex.split(first) == sheets.COMPARE
+
+
+def test_the_plot_of_the_study_has_the_words_of_its_text(tmp_path, monkeypatch):
+    table = "table,method,s,column,mean,low,high\n"
+    for method in ("cfg", "answer", "np"):
+        for s in ("3", "1")[: 1 if method == "np" else 2]:
+            table += f'all,{method},{s},"things and colours, %",5{s},40,60\n'
+            table += f"all,{method},{s},CLIPScore,0.2,0.1,0.3\n"
+    (tmp_path / "tables.csv").write_text(table)
+    monkeypatch.setattr(sheets, "plot", lambda *drawn: drawn)
+    curves, _, y_label = sheets.adherence(tmp_path)
+    assert curves["CFG"] == [(1, 51, 40, 60), (3, 53, 40, 60)]
+    assert set(curves) == {"CFG", "ANSWER"}  # np has one scale only
+    study = (MINI / "STUDY.md").read_text(encoding="utf-8")
+    assert all(word in study for word in (*curves, y_label))

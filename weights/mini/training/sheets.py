@@ -238,7 +238,10 @@ def adherence(run: Path) -> Image.Image:
 
 def wins(run: Path, name: str) -> Image.Image:
     plain = "".join(c if c.isalnum() or c in "-." else "_" for c in name)
-    return Image.open(run / f"wins-{plain}.png").convert("RGB")
+    path = run / f"wins-{plain}.png"
+    if not path.is_file():
+        raise SystemExit(f"{path}: no such sheet; --wins is a name of the run's table with wins.")
+    return Image.open(path).convert("RGB")
 
 
 def main() -> None:
