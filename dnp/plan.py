@@ -44,6 +44,13 @@ class Plan:
     @classmethod
     def of(cls, model, prompt, method: str | None, given: dict) -> Plan:
         """SettingsError, one sentence with the mend, for settings that are not possible."""
+        if not hasattr(model, "schedule"):
+            raise SettingsError(
+                f"{type(model).__name__} is no model; open one with dnp.load(PATH) or "
+                "dnp.from_diffusers(pipe)."
+            )
+        if isinstance(prompt, list | tuple):
+            raise SettingsError("a list is no prompt; give one, and call again for the next.")
         options = given.get("rule_options")
         rule = given.get("rule")
         rule = None if rule is None else contract.read(rule, options)

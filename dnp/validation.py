@@ -56,7 +56,8 @@ def _check_negative(given: Mapping[str, object], row: Method, rule) -> None:
     if rule is not None and "eps_n" not in rule.needs and negative is not None:
         raise SettingsError(f"rule {rule.name} takes no negative prompt (no eps_n); leave it out.")
     if row.negative == "given" and negative is None:
-        raise SettingsError(f"method {row.name} needs a negative prompt; add --negative TEXT.")
+        who = f"method {row.name}" if rule is None else f"rule {rule.name}"
+        raise SettingsError(f"{who} needs a negative prompt; add --negative TEXT.")
     if rule is not None and "eps_n" in rule.needs and row.negative == "none":
         raise SettingsError(
             f"rule {rule.name} needs a negative (eps_n), and method {row.name} has none; choose "
@@ -102,7 +103,8 @@ def _check_value(setting: Setting, value: object, T: int = 1000) -> None:
         if not is_finite(value):
             called = name if setting.name not in ("s_dns", "K_until") else setting.name
             if setting.name not in _SENTENCES:
-                raise SettingsError(f"{called} {value} is not finite; give a number such as 1.")
+                what = "no number" if isinstance(value, str) else "not finite"
+                raise SettingsError(f"{called} {value!r} is {what}; give a number such as 1.")
         if setting.name in _SENTENCES and not (is_finite(value) and low <= value <= high):
             raise SettingsError(_SENTENCES[setting.name].format(value=value))
     elif setting.kind == "choice":

@@ -104,6 +104,17 @@ def test_settings_of_the_wrong_kind_are_named(model, bad):
         dnp.generate(model, "a", **bad)
 
 
+def test_what_is_no_model_no_prompt_or_no_number_is_named(model):
+    with pytest.raises(dnp.SettingsError, match=r"str is no model; open one with dnp\.load"):
+        dnp.generate("weights/mini", "a cat")
+    with pytest.raises(dnp.SettingsError, match="a list is no prompt"):
+        dnp.generate(model, ["a cat", "a dog"])
+    with pytest.raises(dnp.SettingsError, match="'3' is no number"):
+        dnp.generate(model, "a cat", s="3")
+    with pytest.raises(dnp.SettingsError, match="rule perp_neg needs a negative prompt"):
+        dnp.generate(model, "a cat", rule="perp_neg")
+
+
 def test_latents_can_be_used_in_autograd(model):
     z_0 = dnp.generate(model, "a", steps=1).latents[1].requires_grad_()
     (z_0**2).sum().backward()

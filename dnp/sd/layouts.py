@@ -31,10 +31,11 @@ def read(path: Path, predicts: str | None = None) -> Parts:
         path.stat()
     except (OSError, ValueError) as e:
         shown = str(path) if str(path).isprintable() else ascii(str(path))
-        reason = getattr(e, "strerror", "no possible name")
+        reason = f" ({getattr(e, 'strerror', 'no possible name')})"
+        reason = "" if isinstance(e, FileNotFoundError) else reason
         raise WeightsError(
-            f"{shown}: no such file or folder ({reason}); give --weights a folder that holds "
-            "unet/, or a .safetensors file."
+            f"{shown}: no such file or folder{reason}; nothing is downloaded, so give --weights a "
+            "folder that holds unet/, or a .safetensors file."
         ) from None
     if path.is_dir():
         parts = folder(path)
