@@ -137,21 +137,29 @@ def trajectories(ax: Axes, rows: Iterable, most: int = 24, colour: str = ORANGE)
     path = torch.stack([z_t for _, z_t, _, _ in rows])  #             (steps + 1, B, 2)
     for one in path[:, :most].unbind(1):
         ax.plot(*one.T, color=colour, lw=1.1, alpha=0.8, zorder=2)
+    ends = path[-1, :most]
     ax.plot(*path[0, :most].T, "o", ms=4, mfc="white", mec=colour, mew=1, zorder=3)
-    ax.plot(*path[-1, :most].T, "o", ms=5, color=BLACK, zorder=4)
+    ax.plot(*ends[inside(ax, ends)].T, "o", ms=5, color=BLACK, zorder=4)
     outside(ax, path[-1])
     return path[-1]
 
 
 def samples(ax: Axes, z_0: Tensor, colour: str = ORANGE, label: str = "") -> None:
-    """Dots; a line of text tells what share lies outside the window."""
-    ax.plot(*z_0.T, "o", ms=3, mew=0, alpha=0.55, color=colour, zorder=2, label=label)
+    """Dots; a line of text says what share lies outside the window."""
+    dots = z_0[inside(ax, z_0)]
+    ax.plot(*dots.T, "o", ms=3, mew=0, alpha=0.55, color=colour, zorder=2, label=label)
     outside(ax, z_0)
 
 
-def outside(ax: Axes, z: Tensor) -> None:
+def inside(ax: Axes, z: Tensor) -> Tensor:
+    """Whether the dots of z (B, 2) are in the window and do not touch its frame."""
     low, high = (torch.tensor(x) for x in zip(ax.get_xlim(), ax.get_ylim()))
-    share = 1 - ((z >= low) & (z <= high)).all(1).double().mean().item()
+    edge = 0.015 * (high - low)  # a dot's radius
+    return ((z > low + edge) & (z < high - edge)).all(1)
+
+
+def outside(ax: Axes, z: Tensor) -> None:
+    share = 1 - inside(ax, z).double().mean().item()
     if share > 0.005:
         box = dict(facecolor="white", edgecolor="none", alpha=0.85, pad=2)
         ax.text(0.03, 0.03, f"{share:.0%} outside", transform=ax.transAxes, bbox=box, zorder=6)
