@@ -115,6 +115,11 @@ def test_eq14_no_vector_of_that_norm_is_farther_than_eq15(v, u, K):
     assert_close((eps_p - best).norm(), eps_p.norm() + K**0.5)
 
 
+def test_a_number_is_as_exact_as_the_tensor_that_it_multiplies():
+    eps_p, K = torch.tensor([[0.0, 3.0]], dtype=torch.float64), 1.444313789538711  # no float32
+    assert guidance.optimal_negative(eps_p, K)[0, 1].item() == -(K**0.5)
+
+
 def test_eq15_optimal_negative_is_the_formula_for_each_sample():
     _, p, _ = noises()
     K = torch.tensor([0.5, 2.0, 9.0], dtype=torch.float64)
