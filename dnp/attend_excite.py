@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnp.errors import SettingsError
+from dnp.methods import METHODS
 
 
 def kernel(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -134,15 +135,17 @@ def require_subjects(model, prompt: str, method: str, given: str | None) -> str:
 
     SettingsError if there are none, one is not in the prompt, or the model has no attention.
     """
-    if not hasattr(model, "attention"):
+    if getattr(model, "attention", None) is None:
         raise SettingsError(
             f"method {method} reads a network's attention, and this model has none; choose another."
         )
-    if torch.is_inference_mode_enabled():
+    if METHODS[method].excites and torch.is_inference_mode_enabled():
         raise SettingsError(
             f"method {method} takes gradients, and torch.inference_mode forbids them; take "
             "torch.no_grad."
         )
+    if not isinstance(given, str | None):
+        raise SettingsError('subjects are one text; write them as in "cat, dog".')
     subjects = words(given or "") or things(model, prompt)
     if not subjects:
         raise SettingsError(

@@ -86,7 +86,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.run_side = args.side or (32 if args.device.startswith("cpu") else 64)
     args.side = args.side or 64
     beside = args.beside or ["bare", *(("diffusers", "kept") if args.against else ())]
-    if not (args.against or beside == ["bare"]):
+    if not (args.against or set(beside) == {"bare"}):
         raise SettingsError("diffusers and kept are measured with --against diffusers; add it.")
     args.contestants = [name for name in CONTESTANTS if name in ("dnp", *beside)]
     return args

@@ -46,25 +46,44 @@ class Rule:
     def __call__(self, available: Mapping[str, object]) -> object:
         """The rule's noise from what it needs of `available`.
 
-        SettingsError if it fails; a ValueError is a sentence of its own.
+        SettingsError, with the level, if it fails.
         """
-        try:
-            return self.function(**{k: available[k] for k in self.needs}, **self.passed)
-        except (DnpError, ValueError):
-            raise
-        except (Exception, SystemExit) as e:
-            if memory_is_full(e):
-                raise
-            frames = traceback.extract_tb(e.__traceback__)[1:]
-            own = [f for f in frames if "site-packages" not in f.filename][-1:]
-            where = "".join(f" in {f.filename}, line {f.lineno}" for f in own)
-            raise SettingsError(
-                f"rule {self.name} failed{where} ({reason(e)}); mend it, or give other options."
-            ) from e
+        needed = {k: available[k] for k in self.needs}
+        at = f" at t = {int(available['t'])}"
+        return _guarded(self.name, at, self.function, **needed, **self.passed)
 
     @property
     def remembers(self) -> bool:
         return hasattr(self.function, "observe") and hasattr(self.function, "reset")
+
+    def reset(self, z_T: object) -> None:
+        """Before the chain of a batch, for a rule that remembers."""
+        if self.remembers:
+            _guarded(self.name, "", self.function.reset, z_T)
+
+    def observe(self, z_t: object, z_next: object, t: int, t_next: int, **seen: object) -> None:
+        """After an outer step, for a rule that remembers."""
+        at = f" at t = {t}"
+        _guarded(self.name, at, self.function.observe, z_t, z_next, t, t_next, **seen)
+
+
+def _guarded(name: str, at: str, function: Callable, /, *args: object, **kw: object) -> object:
+    """Calls what a stranger wrote. SettingsError if it fails; a ValueError says why itself."""
+    try:
+        return function(*args, **kw)
+    except DnpError:
+        raise
+    except ValueError as e:
+        raise SettingsError(f"rule {name}{at}: {e}") from e
+    except (Exception, SystemExit) as e:
+        if memory_is_full(e):
+            raise
+        frames = traceback.extract_tb(e.__traceback__)[1:]
+        own = [f for f in frames if "site-packages" not in f.filename][-1:]
+        where = "".join(f" in {f.filename}, line {f.lineno}" for f in own)
+        raise SettingsError(
+            f"rule {name} failed{at}{where} ({reason(e)}); mend it, or give other options."
+        ) from e
 
 
 def read(rule: str | Callable, options: Mapping[str, object] | None = None) -> Rule:
@@ -80,10 +99,7 @@ def read(rule: str | Callable, options: Mapping[str, object] | None = None) -> R
     source = function
     if isinstance(function, type):
         made = _fill(name, _of_constructor(name, function), given)
-        try:
-            function, given = function(**made), {}
-        except Exception as e:
-            raise SettingsError(f"rule {name} cannot be made ({reason(e)}); mend it.") from e
+        function, given = _guarded(name, "", function, **made), {}
     parameters = _parameters(name, function)
     for k in parameters:
         if k not in RESERVED and k.startswith(("eps_", "sigma_")):

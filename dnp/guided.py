@@ -29,7 +29,7 @@ class Guided:
     """The guided model of one batch.
 
     `evaluate(z_t, t, conditions)` gives the noise of each condition; `conditions` holds those of
-    phi and p, and of n where it is words. `latent_negative` makes a negative of their noises:
+    phi and p, and of n where it is words. `made_negative` makes a negative of their noises:
     ANSWER's, or the one of a neglected subject (`dnp/neglect.py`).
     `excite` moves the latents of each step first (`dnp/attend_excite.py`).
     `evaluations` counts the network evaluations per sample since `reset`, and `gradients` the
@@ -40,7 +40,7 @@ class Guided:
         self, evaluate: Callable, conditions: Mapping[str, object], rule: Rule, schedule: Schedule,
         pairs: Sequence[tuple[int, int]], positive: str = "p", *, s: float | None = None,
         h: float | None = None, interval: Span | None = None,
-        negative_interval: Span | None = None, latent_negative: Callable | None = None,
+        negative_interval: Span | None = None, made_negative: Callable | None = None,
         excite: Excitation | None = None,
     ):  # fmt: skip
         self.evaluate, self.conditions, self.rule = evaluate, dict(conditions), rule
@@ -48,7 +48,7 @@ class Guided:
         self.s, self.h, self.evaluations = s, s if h is None else h, 0
         self.interval, self.negative_interval = interval, negative_interval
         self.t_next = dict(pairs)  # of a level twice there, the last
-        self.latent_negative = latent_negative and latent_negative(noises=self.noises)
+        self.made_negative = made_negative and made_negative(noises=self.noises)
         self.excite, self.gradients = excite, []
         self.first: tuple[int, Tensor, Tensor, dict] | None = None  # a step's first evaluation
 
@@ -59,10 +59,7 @@ class Guided:
             seen = {f"eps_{self.positive}": eps}
         else:
             seen = self._seen(z_t, t, level)
-            try:
-                eps = self.rule(self._available(z_t, t, level) | seen)
-            except ValueError as e:
-                raise SettingsError(f"rule {self.rule.name} at t = {level}: {e}") from e
+            eps = self.rule(self._available(z_t, t, level) | seen)
             self._check(eps, z_t)
         if self.first is None:
             self.first = level, z_t, eps, seen
@@ -71,19 +68,19 @@ class Guided:
     def _seen(self, z_t: Tensor, t: Tensor, level: int) -> dict[str, Tensor]:
         """The noises that the rule needs, by name, in one evaluation of the network."""
         needs = {name for name in NOISES if name in self.rule.needs}
-        chained = self.latent_negative is not None and "eps_n" in needs
+        made = self.made_negative is not None and "eps_n" in needs
         silent = "eps_n" in needs and not self._inside(self.negative_interval, level)
-        if chained or silent:
+        if made or silent:
             needs = needs - {"eps_n"} | (
-                {"eps_phi", "eps_p"} if chained and not silent else {"eps_phi"}
+                {"eps_phi", "eps_p"} if made and not silent else {"eps_phi"}
             )
         order = [name for name in NOISES if name in needs]
         conditions = [self.conditions[name.removeprefix("eps_")] for name in order]
         seen = dict(zip(order, self.noises(z_t, t, conditions)))
         if silent:
             seen["eps_n"] = seen["eps_phi"]
-        elif chained:
-            seen["eps_n"] = self.latent_negative(z_t, t, seen["eps_phi"], seen["eps_p"])
+        elif made:
+            seen["eps_n"] = self.made_negative(z_t, t, seen["eps_phi"], seen["eps_p"])
         return seen
 
     def _available(self, z_t: Tensor, t: Tensor, level: int) -> dict[str, object]:
@@ -105,7 +102,7 @@ class Guided:
             )
 
     def _inside(self, span: Span | None, level: int) -> bool:
-        return span is None or bool(span[0] < self.schedule.sigma_ve(level) <= span[1])
+        return inside(span, self.schedule.sigma_ve(level))
 
     def noises(self, z_t: Tensor, t: Tensor, conditions: Sequence[object]) -> Sequence[Tensor]:
         """The noise of each condition, counted."""
@@ -119,8 +116,7 @@ class Guided:
         if self.excite is not None:
             self.excite.reset(z_T)
             self.gradients = self.excite.passes
-        if self.rule.remembers:
-            self.rule.function.reset(z_T)
+        self.rule.reset(z_T)
 
     def observe(self, z_next: Tensor, t: int, t_next: int) -> tuple[Tensor, Tensor]:
         """After an outer step: a rule with a memory sees it, unless it had no part in it (outside
@@ -128,8 +124,13 @@ class Guided:
         _, z_t, eps, seen = self.first
         self.first = None
         if self.rule.remembers and set(self.rule.needs) & set(NOISES) <= seen.keys():
-            self.rule.function.observe(z_t, z_next, t, t_next, **seen)
+            self.rule.observe(z_t, z_next, t, t_next, **seen)
         return z_t, eps
+
+
+def inside(span: Span | None, sigma_ve: float | Tensor) -> bool:
+    """Whether a noise level is in (lo, hi]; None is everywhere."""
+    return span is None or bool(span[0] < sigma_ve <= span[1])
 
 
 def together(

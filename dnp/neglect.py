@@ -17,34 +17,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from torch import Tensor
 
+from dnp.errors import SettingsError
 from dnp.guided import join, together
 from dnp.schedule import EpsFn
 
-JOINTS = re.compile(r"(,? and |, | with )")
+JOINTS = re.compile(r"(,? and |,\s*| with )", re.IGNORECASE)
 
 
 class Neglect:
     """The negative of one batch of the prompt: every sample has its own n_t.
 
     `c_p` is p's condition for the batch, `lacking` that of p without each subject (of one sample),
-    `peaks_of(maps, z_t)` the peak of each subject, (B, subjects), and `recorder()` a recorder of
-    the maps, such as `dnp.sd.attention.AttentionMaps`.
+    `peaks_of(maps, z_t)` the peak of each subject, (B, subjects), `recorder()` a recorder of the
+    maps, such as `dnp.sd.attention.AttentionMaps`, and `acts(t)` whether the negative acts there.
     """
 
     def __init__(
         self, eps_fn: EpsFn, c_p: object, lacking: Sequence[object],
         peaks_of: Callable[[Tensor, Tensor], Tensor], recorder: Callable,
+        acts: Callable[[int], bool],
     ):  # fmt: skip
         self.eps_fn, self.c_p, self.lacking = eps_fn, c_p, lacking
-        self.peaks_of, self.recorder = peaks_of, recorder
+        self.peaks_of, self.recorder, self.acts = peaks_of, recorder, acts
         self.peaks: Tensor | None = None  # at the last evaluation of eps_p
 
     def evaluate(self, z_t: Tensor, t: Tensor, conditions: Sequence[object]) -> Sequence[Tensor]:
-        """The noise of each condition; the maps of p's are read on the way."""
-        if not any(c is self.c_p for c in conditions):
+        """The noise of each condition; where the negative acts, the maps of p's are read too."""
+        if not self.acts(int(t)) or not any(c is self.c_p for c in conditions):
             return together(self.eps_fn, z_t, t, conditions)
         with self.recorder() as maps:
             noises = together(self.eps_fn, z_t, t, conditions)
@@ -77,12 +80,20 @@ def without(prompt: str, subjects: Sequence[str]) -> list[str]:
     """
     pieces = JOINTS.split(prompt)
     parts = list(zip(["", *pieces[1::2]], pieces[::2]))  # each with the joint before it
-    texts = []
-    for k, subject in enumerate(subjects):
-        word = re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)", re.IGNORECASE)
-        holders = [i for i, (_, part) in enumerate(parts) if word.search(part)]
-        nth = min(list(subjects[:k]).count(subject), len(holders) - 1)
-        texts.append(_joined([x for i, x in enumerate(parts) if i != holders[nth]]))
+    ends = list(accumulate(len(joint + part) for joint, part in parts))
+    texts, found = [], []
+    for subject in subjects:
+        words = r"\s+".join(map(re.escape, subject.split()))
+        named = re.finditer(rf"(?<!\w){words}(?!\w)", prompt, re.IGNORECASE)
+        place = next((m for m in named if m.end() not in found), None)
+        i = None if place is None else next(i for i, end in enumerate(ends) if place.end() <= end)
+        if i is None or place.start() < ends[i] - len(parts[i][1]):
+            raise SettingsError(
+                f'the subject "{subject}" is no part of the prompt between commas, "and" and '
+                '"with"; name words of one part, as in --subjects "cat, dog".'
+            )
+        found.append(place.end())
+        texts.append(_joined(parts[:i] + parts[i + 1 :]))
     return texts
 
 

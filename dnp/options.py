@@ -120,6 +120,10 @@ def resolve(typed: dict) -> argparse.Namespace:
             recorded.pop("negative", None)
     if "prompt" in typed:
         recorded.pop("subjects", None)
+    row = METHODS.get(recorded.get("method"))
+    followed = row and row.h_of_s != 1 and row.h_of_s * (recorded.get("scale") or 0)
+    if typed.keys() & {"scale", "rule"} and recorded.get("negative_scale") == followed:
+        recorded["negative_scale"] = None  # it followed from s, as it is to again
     if "rule" in typed:
         now, file = typed["rule"], recorded.get("rule_file")
         if recorded.pop("rule", None) != now:
@@ -156,7 +160,7 @@ def resolve(typed: dict) -> argparse.Namespace:
 
 
 def jobs(typed: dict) -> list[argparse.Namespace]:
-    """What is to be drawn: one prompt, or those of --prompts FILE, all checked before the first."""
+    """What is to be drawn: one prompt, or those of --prompts FILE, all read before the first."""
     if "prompts" not in typed:
         return [resolve(typed)]
     if "prompt" in typed and typed["prompt"] is not None:

@@ -19,7 +19,7 @@ from dnp.answer import LatentNegative
 from dnp.attend_excite import Excitation, loss_of_prompt, peaks_of_prompt, require_subjects
 from dnp.attend_excite import words as words_of
 from dnp.errors import NonFiniteError, SettingsError
-from dnp.guided import Guided, together
+from dnp.guided import Guided, inside, together
 from dnp.methods import METHODS, Method
 from dnp.neglect import Neglect, without
 from dnp.readings import RULES as FORMS
@@ -51,6 +51,8 @@ class Plan:
             )
         if isinstance(prompt, list | tuple):
             raise SettingsError("a list is no prompt; give one, and call again for the next.")
+        if hasattr(model, "encode") and not isinstance(prompt, str):
+            raise SettingsError(f"a prompt is a text, not {type(prompt).__name__}; give one.")
         options = given.get("rule_options")
         rule = given.get("rule")
         rule = None if rule is None else contract.read(rule, options)
@@ -82,6 +84,11 @@ class Plan:
             chosen |= excitation if row.excites else {"ae_level": excitation["ae_level"]}
             chosen["subjects"] = require_subjects(model, prompt, row.name, chosen["subjects"])
             model.attention(chosen["ae_level"])  # SettingsError for a level that has none
+        if row.negative == "neglected" and not any(without(prompt, words_of(chosen["subjects"]))):
+            warnings.warn(
+                "the prompt is nothing without its subject, so method neglect is CFG here",
+                stacklevel=3,
+            )
         if chosen["negative_interval"] is None:
             chosen["negative_interval"] = row.negative_interval
         if rule is None and chosen["negative_scale"] is None and row.h_of_s != 1:
@@ -135,12 +142,12 @@ class Plan:
         conditions = {"phi": encode([empty] * len(seeds)), "p": encode([self.prompt] * len(seeds))}
         if self.row.takes_words:
             conditions["n"] = encode(list(words))
-        evaluate, chain_of = partial(together, model.eps), None
+        evaluate, negative_of = partial(together, model.eps), None
         if self.row.negative == "chain":
             inner = {k: chosen[k] for k in ("K", "K_until", "tensor", "normalize")}
             scale = chosen["s"] if chosen["s"] is not None else DEFAULT_SCALE
             scale = scale if chosen["s_dns"] is None else chosen["s_dns"]
-            chain_of = partial(
+            negative_of = partial(
                 LatentNegative, c_phi=conditions["phi"], c_p=conditions["p"],
                 schedule=model.schedule, pairs=self.pairs, s_dns=scale, **inner,
             )  # fmt: skip
@@ -151,8 +158,13 @@ class Plan:
             texts = without(self.prompt, words_of(chosen["subjects"]))
             lacking = [encode([text]) for text in texts]
             recorder = partial(model.attention, chosen["ae_level"])
-            neglect = Neglect(model.eps, conditions["p"], lacking, of_subjects, recorder)
-            evaluate, chain_of = neglect.evaluate, neglect.negative
+            spans = [chosen[k] for k in ("interval", "negative_interval")]
+
+            def acts(t: int) -> bool:
+                return all(inside(span, model.schedule.sigma_ve(t)) for span in spans)
+
+            neglect = Neglect(model.eps, conditions["p"], lacking, of_subjects, recorder, acts)
+            evaluate, negative_of = neglect.evaluate, neglect.negative
         excite = None
         if self.row.excites:
             loss = loss_of_prompt(
@@ -163,7 +175,7 @@ class Plan:
         guided = Guided(
             evaluate, conditions, self.rule, model.schedule, self.pairs, self.row.positive,
             s=chosen["s"], h=chosen["negative_scale"], interval=chosen["interval"],
-            negative_interval=chosen["negative_interval"], latent_negative=chain_of,
+            negative_interval=chosen["negative_interval"], made_negative=negative_of,
             excite=excite,
         )  # fmt: skip
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

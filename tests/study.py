@@ -50,6 +50,7 @@ def put(folder, store, image, label, settings, text, seed, failed=False, **other
     (folder / "images" / f"{key}.png").write_bytes(data)
     told = "overflow" if failed and label == "cfg" else None
     record = {"image": f"{key}.png", "sha256": keys.digest(data), "failed": told}
+    record |= {"negative": None, "nfe": 40, "words_nfe": 0, "notes": [], "seconds": 1.0}
     store.put(key, record | {"content": content})
 
 

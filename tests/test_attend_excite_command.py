@@ -94,8 +94,8 @@ def test_the_experiments_count_a_gradient_as_two_evaluations(single):
     )  # fmt: skip
     assert [m.nfe for m in made] == r.evaluations == [8 + 3 * g for g in r.gradients]
     assert Counter(m.image.tobytes() for m in made) == Counter(i.tobytes() for i in r.images)
-    assert methods.excited(method, prompt) == "cat, car"
-    assert methods.excited(methods.parse("cfg"), prompt) is None
+    assert methods.subjects_of(method, prompt) == "cat, car"
+    assert methods.subjects_of(methods.parse("cfg"), prompt) is None
     with pytest.raises(SettingsError, match="names no thing of benchmark ae"):
         methods.check(method, 2.0, 4, single, ["the grass"], [])
 

@@ -153,7 +153,13 @@ TYPED = {
     "a file that answers for any name": (["--rule", "any.py:g"], "any.py has no g; choose f."),
     "a file of nothing": (["--rule", "empty.py:f"], "it defines no function"),
     "a name that moves the cursor": (["--rule", "\x1b[2J.py:f"], r"error: \x1b[2J.py: no such"),
-    "a class that cannot be made": (["--rule", "made.py:F"], "cannot be made (OSError: no)"),
+    "a class that cannot be made": (["--rule", "made.py:F"], "made.py, line 2 (OSError: no); mend"),
+    "a memory that cannot begin": (
+        ["--rule", "made.py:G"],
+        "made.py, line 6 (KeyError: 'x'); mend",
+    ),
+    "a memory that fails": (["--rule", "made.py:H"], "made.py, line 12 (SystemExit: 3); mend it"),
+    "a memory that says why": (["--rule", "made.py:I"], "rule made.py:I at t = 1: too soon"),
     "a rule that fails": (["--rule", "fails.py:f"], "fails.py, line 2 (KeyError: 'x'); mend it"),
     "a rule that ends the process": (["--rule", "fails.py:g"], "line 4 (SystemExit: 3); mend it"),
     "a rule without an end": (["--rule", "fails.py:h"], "line 6 (RecursionError: maximum"),
@@ -175,7 +181,20 @@ BROKEN = {
     "lines": "raise ValueError('one\\ntwo')",
     "any": "def f(eps_p): return eps_p\ndef __getattr__(name): raise RuntimeError(name)",
     "empty": "",
-    "made": "class F:\n def __init__(self): raise OSError('no')\n def __call__(self, eps_p): 0",
+    "made": """class F:
+ def __init__(self): raise OSError('no')
+ def __call__(self, eps_p): 0
+class G:
+ def __call__(self, eps_n): return eps_n
+ def reset(self, z_T): {}['x']
+ def observe(self, *at, **eps): 0
+class H:
+ def __call__(self, eps_n): return eps_n
+ def reset(self, z_T): 0
+ def observe(self, *at, **eps):
+  raise SystemExit(3)
+class I(H):
+ def observe(self, *at, **eps): raise ValueError('too soon')""",
     "fails": "def f(eps_n):\n    return {}['x']\ndef g(eps_n):\n    raise SystemExit(3)\n"
     "def h(eps_n):\n    return h(eps_n)",
     "held": "def f(eps_p, w=object()): return eps_p\ndef g(eps_p, w=10**5000): return eps_p",

@@ -60,6 +60,12 @@ def randn(*shape):
 # --------------------------------------------------------------------------------------- parity
 
 
+def test_its_attention_is_not_read(changed):
+    for method in ("neglect", "ae"):
+        with pytest.raises(SettingsError, match="reads a network's attention, and this model has"):
+            dnp.generate(changed[1], "a cat and a dog", method, steps=1, subjects="cat, dog")
+
+
 def test_forwards_agree_with_our_loader(pair):
     _, ours, own = pair
     prompts = [PROMPT, "", "glasses"]

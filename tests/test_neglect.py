@@ -1,5 +1,7 @@
 """The neglected subject: its choice, its words, its negative, and the method `neglect`."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,7 +9,7 @@ from torch.testing import assert_close
 import dnp
 import mutants
 from conftest import MINI
-from dnp import attend_excite, neglect, toy
+from dnp import attend_excite, neglect, options, plan, toy
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, dry, methods, strength
 from dnp.evaluation.scores import Instruments
@@ -42,6 +44,10 @@ def single():
         ("a red car", ["car"], [""]),
         ("A Cat and a dog", ["cat"], ["a dog"]),
         ("a cat and a catfish", ["cat"], ["a catfish"]),
+        ("a cat,a dog AND a bird", ["cat", "dog"], ["a dog AND a bird", "a cat AND a bird"]),
+        ("a red car and a car", ["red car", "car"], ["a car", "a red car"]),
+        ("a Dog and a dog", ["Dog", "dog"], ["a dog", "a Dog"]),
+        ("a  red   car and a cat", ["red car"], ["a cat"]),
         ("a dog, two dogs and a dog", ["dog", "dog"], ["two dogs and a dog", "a dog and two dogs"]),
     ],
 )  # fmt: skip
@@ -101,6 +107,20 @@ def test_a_picture_does_not_depend_on_its_batch_mates(model, chains):
     assert_close(chains[-1][1][1:], one[-1][1])
 
 
+@pytest.mark.parametrize("name", ["peaks_of_prompt", "without"])
+def test_mutants_of_the_wiring_are_noticed(name, model, monkeypatch):
+    """Peaks or texts in another order than the subjects."""
+    right = getattr(plan, name)
+    wrong = {
+        "peaks_of_prompt": lambda *a: lambda maps, z_t: right(*a)(maps, z_t).flip(1),
+        "without": lambda *a: right(*a)[::-1],
+    }[name]
+    monkeypatch.setattr(plan, name, wrong)
+    with pytest.raises(AssertionError):
+        chain = list(dnp.trajectory(model, TRIO, "neglect", seed=3, images=2, **HERE))
+        test_the_chain_is_the_three_equations(model, chain)
+
+
 MUTANTS = {
     "the best subject": ("neglected", lambda peaks: peaks.argmax(1)),
     "one choice for the batch": (
@@ -126,6 +146,36 @@ def test_evaluations_are_three_where_the_negative_acts_and_two_below(single, mon
     assert r.nfe == 2 * 5 + len(acting) and sum(forwards) == 2 * r.nfe
     assert 0 < len(acting) < 5
     assert dnp.generate(single, TRIO, "neglect", negative_interval=(0, 0), **HERE).nfe == 10
+
+
+def test_maps_are_read_only_where_the_negative_acts(single, monkeypatch):
+    read, recorder = [], type(single).attention
+    monkeypatch.setattr(type(single), "attention", lambda *a: (read.append(0), recorder(*a))[1])
+    for given, count in (({}, 2), ({"negative_interval": (0, 0)}, 0), ({"interval": (0, 0)}, 0)):
+        read.clear()
+        dnp.generate(single, TRIO, "neglect", **HERE, **given)
+        assert len(read) == 1 + count  # the first of them asks whether there is such a level
+
+
+def test_it_takes_no_gradient_so_inference_mode_is_allowed(single):
+    with torch.inference_mode():
+        r = dnp.generate(single, TRIO, "neglect", **HERE)
+    assert torch.equal(r.latents[1], dnp.generate(single, TRIO, "neglect", **HERE).latents[1])
+
+
+def test_a_prompt_of_one_part_is_cfg_and_says_so(single):
+    with pytest.warns(UserWarning, match="nothing without its subject, so method neglect is CFG"):
+        dnp.generate(single, "a red car", "neglect", steps=1)
+
+
+def test_from_a_picture_h_follows_a_new_scale_and_a_given_h_stays(cli):
+    cli("a cat and a dog", "--method", "neglect", "--steps", 1)
+    png = "outputs/a-cat-and-a-dog-neglect-0.png"
+    typed = {"from": png, "scale": 3.0}
+    assert options.resolve(typed).negative_scale is None  # s / 2 again
+    assert options.resolve({"from": png, "rule": "perp_neg"}).negative_scale is None
+    assert options.resolve({"from": png}).negative_scale == 2.5
+    assert options.resolve(typed | {"negative_scale": 1.0}).negative_scale == 1.0
 
 
 def test_limits(single):
@@ -161,6 +211,10 @@ def test_any_rule_takes_its_negative(single):
         (TRIO, {"ae_step": 1.0}, "ae_step belongs to method ae or ae.auto-dnp, not neglect"),
         (TRIO, {"ae_level": 3}, "choose 0 to 2"),
         (TRIO, {"rule": "cfg"}, "rule cfg has no eps_n"),
+        (TRIO, {"subjects": ["cat", "car"]}, 'subjects are one text; write them as in "cat, dog"'),
+        ("a cat and a red car", {"subjects": "cat and a red car"}, "is no part of the prompt betw"),
+        ("a cat's hat and a dog", {"subjects": "cat 's"}, "is no part of the prompt between comm"),
+        (None, {}, "a prompt is a text, not NoneType; give one."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_sentence(single, prompt, given, sentence):
@@ -174,7 +228,7 @@ def test_a_toy_has_no_attention():
         dnp.generate(points, 0, "neglect", steps=1)
 
 
-def test_the_experiments_run_and_count_it(single, tmp_path):
+def test_the_experiments_run_and_count_it(single, tmp_path, monkeypatch):
     method, prompt = methods.parse("neglect"), "a cat and a red car"
     settings = methods.settled(method, 3.0, 5, single)
     assert settings["negative_scale"] == 1.5 and settings["ae_level"] == 1
@@ -186,5 +240,7 @@ def test_the_experiments_run_and_count_it(single, tmp_path):
     work = Run(grid, single, Instruments(None, None, None, None, None), tmp_path)
     assert dry.evaluations(work, method, work.settings(method, 3.0)) == r.nfe
     assert len(strength.by_step(work, method, 3.0)) == 5
+    monkeypatch.setattr(single, "config", replace(single.config, things=()))
+    assert len(strength.by_step(work, method, 3.0)) == 5  # as sampling does, by the benchmark
     with pytest.raises(SettingsError, match="names no thing of benchmark ae"):
         methods.check(method, 3.0, 5, single, ["the grass"], [])

@@ -129,6 +129,28 @@ def test_failed_damaged_and_foreign_records_are_left_out_and_counted(tmp_path):
     assert "2 failed: a picture overflowed" in study_page.plan(study.key)
 
 
+FORGED = {
+    "no content": lambda r: r.pop("content"),
+    "no method": lambda r: r["content"].pop("method"),
+    "no picture": lambda r: r.pop("image"),
+    "a list of prompts": lambda r: r["content"].update(prompt=[]),
+    "a picture without end": lambda r: r.update(image="x" * 3000),
+    "a number for a picture": lambda r: r.update(image=3),
+    "content that is a list": lambda r: r.update(content=[]),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_record_that_says_less_than_a_run_writes_is_left_out(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    store = Store(run / "records")
+    every = {path: store.get(path.stem) for path in sorted((run / "records").iterdir())}
+    path, record = next(x for x in every.items() if x[1]["content"]["method"] == "cfg")
+    FORGED[name](record)
+    store.put(path.stem, record)  # sealed, so whole
+    assert sum(study_design.design(run, "answer@2", "cfg", 6, 2).key["left_out"].values()) == 1
+
+
 def test_pairs_are_spread_over_prompts_before_a_second_seed_is_taken(tmp_path):
     run = make_run(tmp_path / "run", seeds=(0, 1))
     manifest = study_design.read_run(run)

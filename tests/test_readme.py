@@ -1,5 +1,6 @@
 """The README keeps its word: its table, its Python and its commands."""
 
+import hashlib
 import importlib
 import re
 import shlex
@@ -17,6 +18,7 @@ sys.path.append(str(ROOT / "weights" / "mini" / "training"))
 import sheets
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATA = {".safetensors", ".json", ".txt"}
 EQUATIONS = re.findall(r"^\| (?:after )?([\d, ]+) \| .* \| `([\w.]+)` \|$", README, re.M)
 TESTS = re.findall(
     r"^\| (?:after )?([\d, ]+) \| `(\w+\.py)::(\w+)` \|$",
@@ -154,3 +156,14 @@ def test_the_plot_of_the_study_has_the_words_of_its_text(tmp_path, monkeypatch):
     assert set(curves) == {"CFG", "ANSWER"}  # np has one scale only
     study = (MINI / "STUDY.md").read_text(encoding="utf-8")
     assert all(word in study for word in (*curves, y_label))
+
+
+def test_the_miniatures_card_lists_its_files_as_they_are():
+    card = (MINI / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w./]+)` \| ([\d,]+) \| `(\w{64})` \|$", card, re.M)
+    for name, size, digest in rows:
+        data = (MINI / name).read_bytes()
+        assert (size, digest) == (f"{len(data):,}", hashlib.sha256(data).hexdigest()), name
+    there = {p.relative_to(MINI).as_posix() for p in MINI.rglob("*") if p.suffix in DATA}
+    listed = {p for p in there if not p.startswith(("training/sprites", "study"))}
+    assert {name for name, *_ in rows} == listed

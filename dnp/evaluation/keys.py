@@ -74,7 +74,7 @@ def _plain(x: object) -> object:
     if isinstance(x, list | tuple):
         return [_plain(v) for v in x]
     if isinstance(x, float) and not math.isfinite(x):
-        return str(x)  # a rule's default may be infinity
+        return {"not finite": str(x)}  # a rule's default may be infinity, and a text "inf"
     return float(x) if isinstance(x, int) and not isinstance(x, bool) else x
 
 

@@ -175,7 +175,7 @@ def check(
         Plan.of(model, "", "dns", {"s": given.pop("s_dns"), "steps": steps})
     words = "" if row.negative == "given" else None
     for prompt in prompts if row.has_subjects else [""]:
-        asked = excited(method, prompt)
+        asked = subjects_of(method, prompt)
         if row.has_subjects and asked is None:
             raise SettingsError(
                 f'"{prompt}" names no thing of benchmark ae, so {method.name} has no subjects; '
@@ -199,7 +199,7 @@ def negative(method: Method, prompt: str, seed: int, others: Sequence[str]) -> s
     return None
 
 
-def excited(method: Method, prompt: str) -> str | None:
+def subjects_of(method: Method, prompt: str) -> str | None:
     """The subjects whose attention is read; None for another method, and where there are none."""
     asked = subjects(prompt) if ROWS[method.rule].has_subjects else []
     return ", ".join(thing for _, thing in asked) or None
@@ -226,7 +226,7 @@ def sample(
         words = None if name == "negative-alone" else n
         r = generation.generate(
             model, positive, method.rule, words, seed=seed, images=k,
-            subjects=excited(method, prompt), **settings,
+            subjects=subjects_of(method, prompt), **settings,
         )  # fmt: skip
         made += [Sample(image, n, cost) for image, cost in zip(r.images, r.evaluations)]
         pairs = pairs[k:]

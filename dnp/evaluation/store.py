@@ -76,13 +76,28 @@ class Store:
         return self.folder / f"{key}.json"
 
 
+def is_picture(record: dict) -> bool:
+    """Whether a record is one of a picture, with all that its readers ask for."""
+    content = record.get("content")
+    return (
+        isinstance(content, dict)
+        and {"method", "settings", "prompt", "seed"} <= content.keys()
+        and isinstance(content["prompt"], str)
+        and type(content["seed"]) is int
+        and {"failed", "negative", "nfe", "notes", "seconds", "words_nfe"} <= record.keys()
+        and all(type(record.get(k)) is str for k in ("image", "sha256"))
+    )
+
+
 def picture(folder: Path, record: dict) -> Image.Image | None:
     """The picture of a record; None if it is not there as it was made."""
     path = folder / "images" / record["image"]
-    data = path.read_bytes() if path.is_file() else b""
-    if keys.digest(data) != record["sha256"]:
+    try:
+        data = path.read_bytes() if path.is_file() else b""
+        whole = keys.digest(data) == record["sha256"]
+        return Image.open(io.BytesIO(data)).convert("RGB") if whole else None
+    except (OSError, ValueError):
         return None
-    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def read_run(run: Path) -> dict:
@@ -115,7 +130,7 @@ def _is_whole(manifest: dict) -> bool:
         texts = [text for text, _ in manifest["prompts"]]
         methods = manifest["methods"].values()
         scales = [s["s"] for made in methods for s in made]
-        keys.key([manifest["methods"], manifest.get("captioner")])  # JSON's own, finite
+        keys.key([manifest["methods"], manifest.get("captioner")])  # JSON's own
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
         return False
     seeds = manifest["seeds"]

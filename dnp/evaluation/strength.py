@@ -59,6 +59,7 @@ def by_step(work: Run, method: m.Method, s: float | None = None) -> list[float]:
         for seed in work.grid.seeds:
             (words,) = work.negatives(method, settings, prompt, [seed])
             given = m.given(method, settings) | {"negative": words.text, "seed": seed}
+            given["subjects"] = m.subjects_of(method, prompt)
             plan = Plan.of(work.model, prompt, method.rule, given)
             rows.append(_of_chain(plan, seed, plan.chosen["negative"]))
     return np.mean(rows, 0).tolist()

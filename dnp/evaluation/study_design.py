@@ -18,7 +18,7 @@ from PIL import Image
 
 from dnp.errors import SettingsError, meant
 from dnp.evaluation import keys
-from dnp.evaluation.store import CIRCUMSTANCES, RunError, Store, picture, read_run
+from dnp.evaluation.store import CIRCUMSTANCES, RunError, Store, is_picture, picture, read_run
 from dnp.pictures import png
 
 QUESTIONS = {  # asked apart, in this order: the text is not shown with the first
@@ -94,7 +94,7 @@ def pairs_of(run: Path, manifest: dict, a: Condition, b: Condition) -> tuple[lis
     asked = [(c.name, keys.key(c.settings)) for c in (a, b)]
     if asked[0] == asked[1]:
         raise SettingsError(f"--a and --b are both {a.label}; name two methods.")
-    for record in Store(run / "records").all():
+    for record in filter(is_picture, Store(run / "records").all()):
         content = record["content"]
         same = all(content.get(k) == manifest[k] for k in CIRCUMSTANCES)
         if content.get("captioner") not in (None, manifest.get("captioner")) or not same:

@@ -28,7 +28,7 @@ from dnp.evaluation import keys, scores
 from dnp.evaluation import methods as m
 from dnp.evaluation.benchmarks import Prompt
 from dnp.evaluation.scores import Instruments
-from dnp.evaluation.store import Store, picture, writing
+from dnp.evaluation.store import Store, is_picture, picture, writing
 from dnp.pictures import png, write
 
 DNS = m.Method("dns", "dns")
@@ -91,7 +91,7 @@ class Run:
             "prompt": prompt,
             "seed": seed,
             "negative": m.negative(method, prompt, seed, self.grid.others),
-            "subjects": m.excited(method, prompt),
+            "subjects": m.subjects_of(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
             "code": keys.code_hash(),
@@ -106,7 +106,8 @@ class Run:
         key = keys.key(content)
         if key not in self.sound:
             record = self.records.get(key)
-            if record is not None and picture(self.folder, record) is not None:
+            sound = record is not None and is_picture(record)
+            if sound and picture(self.folder, record) is not None:
                 self.sound[key] = record
             elif key in self.records:
                 self.lost += 1

@@ -68,6 +68,7 @@ class PipelineConfig:
 class FromPipeline(StableDiffusion):
     """A StableDiffusion whose parts are a pipeline's."""
 
+    attention = None  # its U-Net is diffusers', whose maps are not read
     captioner = None  # auto-dnp's; set it, or give one to `generate`
 
     def __init__(self, pipe):
