@@ -121,8 +121,8 @@ def resolve(typed: dict) -> argparse.Namespace:
     if "prompt" in typed:
         recorded.pop("subjects", None)
     row = METHODS.get(recorded.get("method"))
-    followed = row and row.h_of_s != 1 and row.h_of_s * (recorded.get("scale") or 0)
-    if typed.keys() & {"scale", "rule"} and recorded.get("negative_scale") == followed:
+    of_s = row is not None and row.h_of_s != 1 and typed.keys() & {"scale", "rule"}
+    if of_s and recorded.get("negative_scale") == row.h_of_s * (recorded.get("scale") or 0):
         recorded["negative_scale"] = None  # it followed from s, as it is to again
     if "rule" in typed:
         now, file = typed["rule"], recorded.get("rule_file")

@@ -176,6 +176,8 @@ def test_from_a_picture_h_follows_a_new_scale_and_a_given_h_stays(cli):
     assert options.resolve({"from": png, "rule": "perp_neg"}).negative_scale is None
     assert options.resolve({"from": png}).negative_scale == 2.5
     assert options.resolve(typed | {"negative_scale": 1.0}).negative_scale == 1.0
+    cli("a cat", "--method", "np", "--negative", "a dog", "--negative-scale", 0, "--steps", 1)
+    assert options.resolve({"from": "outputs/a-cat-np-0.png", "scale": 3.0}).negative_scale == 0
 
 
 def test_limits(single):
