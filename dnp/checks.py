@@ -97,8 +97,7 @@ class Rule:
         """The rule's value before its first step, at the level T."""
         z_t = self.z_t if z_t is None else z_t
         sigma_t, sigma_next = ((1 - self.toy.schedule.level(t)).sqrt() for t in (T, T_NEXT))
-        if self.rule.remembers:
-            self.rule.function.reset(z_t)
+        self.rule.reset(z_t)
         return self.rule({
             "eps_phi": phi, "eps_p": p, "eps_n": n, "s": s, "h": s, "z_t": z_t,
             "t": torch.tensor(T), "t_next": torch.tensor(T_NEXT), "sigma_t": sigma_t,

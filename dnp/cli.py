@@ -34,6 +34,7 @@ def run(asked: list[argparse.Namespace]) -> None:
 
     import dnp
     from dnp import contract, pictures
+    from dnp.attend_excite import require_subjects
     from dnp.prompting import load_captioner
     from dnp.sd import speed
     from dnp.sd.device import choose_device, choose_dtype
@@ -67,6 +68,9 @@ def run(asked: list[argparse.Namespace]) -> None:
     if args.captioner is not None and captioned:
         folder = args.captioner if args.allow_download else find_weights(args.captioner)
         model.captioner = load_captioner(folder, device, args.allow_download)
+    for args, methods in zip(asked, chosen):
+        if not args.compare and METHODS[next(iter(methods))].has_subjects:
+            require_subjects(model, args.prompt, next(iter(methods)), args.subjects)
     for args, methods in zip(asked, chosen):
         draw(model, args, methods)
 

@@ -49,8 +49,7 @@ class Rule:
         SettingsError, with the level, if it fails.
         """
         needed = {k: available[k] for k in self.needs}
-        at = f" at t = {int(available['t'])}"
-        return _guarded(self.name, at, self.function, **needed, **self.passed)
+        return _guarded(self.name, available["t"], self.function, **needed, **self.passed)
 
     @property
     def remembers(self) -> bool:
@@ -59,25 +58,26 @@ class Rule:
     def reset(self, z_T: object) -> None:
         """Before the chain of a batch, for a rule that remembers."""
         if self.remembers:
-            _guarded(self.name, "", self.function.reset, z_T)
+            _guarded(self.name, None, self.function.reset, z_T)
 
     def observe(self, z_t: object, z_next: object, t: int, t_next: int, **seen: object) -> None:
         """After an outer step, for a rule that remembers."""
-        at = f" at t = {t}"
-        _guarded(self.name, at, self.function.observe, z_t, z_next, t, t_next, **seen)
+        _guarded(self.name, t, self.function.observe, z_t, z_next, t, t_next, **seen)
 
 
-def _guarded(name: str, at: str, function: Callable, /, *args: object, **kw: object) -> object:
-    """Calls what a stranger wrote. SettingsError if it fails; a ValueError says why itself."""
+def _guarded(name: str, t: object, function: Callable, /, *args: object, **kw: object) -> object:
+    """Calls what a stranger wrote, at a level t or None. SettingsError if it fails; a ValueError
+    says why itself."""
     try:
         return function(*args, **kw)
     except DnpError:
         raise
-    except ValueError as e:
-        raise SettingsError(f"rule {name}{at}: {e}") from e
     except (Exception, SystemExit) as e:
         if memory_is_full(e):
             raise
+        at = "" if t is None else f" at t = {int(t)}"
+        if isinstance(e, ValueError):
+            raise SettingsError(f"rule {name}{at}: {e}") from e
         frames = traceback.extract_tb(e.__traceback__)[1:]
         own = [f for f in frames if "site-packages" not in f.filename][-1:]
         where = "".join(f" in {f.filename}, line {f.lineno}" for f in own)
@@ -99,7 +99,7 @@ def read(rule: str | Callable, options: Mapping[str, object] | None = None) -> R
     source = function
     if isinstance(function, type):
         made = _fill(name, _of_constructor(name, function), given)
-        function, given = _guarded(name, "", function, **made), {}
+        function, given = _guarded(name, None, function, **made), {}
     parameters = _parameters(name, function)
     for k in parameters:
         if k not in RESERVED and k.startswith(("eps_", "sigma_")):

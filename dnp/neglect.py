@@ -76,7 +76,8 @@ def without(prompt: str, subjects: Sequence[str]) -> list[str]:
     """The prompt without the part that holds each subject; "" where there is no other part.
 
     Parts end at commas, "and" and "with": "a cat, a red car and a blue chair" without its car is
-    "a cat and a blue chair". A subject that is named twice is left out where it stands next.
+    "a cat and a blue chair". A subject that is named twice is left out where it stands next, as
+    `places` of a model finds it. SettingsError if a subject is in no part, or goes over a joint.
     """
     pieces = JOINTS.split(prompt)
     parts = list(zip(["", *pieces[1::2]], pieces[::2]))  # each with the joint before it

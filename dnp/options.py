@@ -120,9 +120,9 @@ def resolve(typed: dict) -> argparse.Namespace:
             recorded.pop("negative", None)
     if "prompt" in typed:
         recorded.pop("subjects", None)
-    row = METHODS.get(recorded.get("method"))
-    of_s = row is not None and row.h_of_s != 1 and typed.keys() & {"scale", "rule"}
-    if of_s and recorded.get("negative_scale") == row.h_of_s * (recorded.get("scale") or 0):
+    before = METHODS.get(recorded.get("method"))
+    of_s = before is not None and before.h_of_s != 1 and typed.keys() & {"scale", "rule"}
+    if of_s and recorded.get("negative_scale") == before.h_of_s * (recorded.get("scale") or 0):
         recorded["negative_scale"] = None  # it followed from s, as it is to again
     if "rule" in typed:
         now, file = typed["rule"], recorded.get("rule_file")
@@ -141,10 +141,9 @@ def resolve(typed: dict) -> argparse.Namespace:
     if "rule_options" in typed:  # over the recorded ones of the same rule
         options = (recorded.get("rule_options") or {}) | typed["rule_options"]
         typed = {**typed, "rule_options": options}
-    words = METHODS.get(recorded.get("method"))
     if typed.get("method", recorded.get("method")) in METHODS:
         row = METHODS[typed.get("method", recorded.get("method"))]
-        stale = words is None or not words.makes_dns_image or typed.keys() - KEEPS_WORDS
+        stale = before is None or not before.makes_dns_image or typed.keys() - KEEPS_WORDS
         if row.makes_dns_image and stale:  # any other n is no n*
             recorded.pop("negative", None)
     args = argparse.Namespace(**{**every, **recorded, **typed}, typed=list(typed))
@@ -160,7 +159,7 @@ def resolve(typed: dict) -> argparse.Namespace:
 
 
 def jobs(typed: dict) -> list[argparse.Namespace]:
-    """What is to be drawn: one prompt, or those of --prompts FILE, all read before the first."""
+    """What is to be drawn: one prompt, or those of --prompts FILE, all checked before the first."""
     if "prompts" not in typed:
         return [resolve(typed)]
     if "prompt" in typed and typed["prompt"] is not None:

@@ -96,7 +96,7 @@ def parameters(settings: dict, size: tuple[int, int]) -> str | None:
         "Size": "{}x{}".format(*size), "Rule": settings.get("rule"),
     }  # fmt: skip
     if row.name not in ("cfg", "np2", "dns"):
-        two = row.takes_words and settings.get("negative_scale") is not None
+        two = row.h_of_s == 1 and settings.get("negative_scale") is not None  # else it has its h
         own = "phi + s (p - phi) - h (n - phi)" if two else row.formula
         entries["Rule"] = entries["Rule"] or own
     line = ", ".join(f"{k}: {_quoted(v)}" for k, v in entries.items() if v is not None)

@@ -48,9 +48,10 @@ def test_a_ratio_is_our_least_over_theirs():
 
 def test_who_is_measured_can_be_chosen():
     named = "--beside bare", "--against diffusers --beside kept", "--against diffusers", ""
+    named = (*named, "--beside bare bare")
     chosen = [benchmark.parse(words.split()).contestants for words in named]
     every = ["bare", "dnp", "diffusers", "kept"]
-    assert chosen == [["bare", "dnp"], ["dnp", "kept"], every, ["bare", "dnp"]]
+    assert chosen == [["bare", "dnp"], ["dnp", "kept"], every, ["bare", "dnp"], ["bare", "dnp"]]
 
 
 @pytest.mark.parametrize(

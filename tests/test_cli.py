@@ -311,6 +311,8 @@ def test_prompts_of_a_file_are_those_of_single_calls(tmp_path, capsys):
         (b"a cat\na cat\ta dog\ta bear\n", [], "line 2: more than one TAB"),
         (b"a cat\n", ["a dog"], "both given"),
         (b"a cat\na cat\ta dog\n", ["--method", "dns"], "dns takes no negative prompt"),
+        (b"a cat and a dog\nthe grass\n", ["--method", "neglect"], "needs the subjects"),
+        (b"a cat\na dog\n", ["--method", "ae", "--subjects", "cat"], "is not in the prompt"),
     ],
 )
 def test_files_of_prompts_that_cannot_be_drawn_are_refused_before_the_first(

@@ -135,6 +135,7 @@ FORGED = {
     "no picture": lambda r: r.pop("image"),
     "a list of prompts": lambda r: r["content"].update(prompt=[]),
     "a picture without end": lambda r: r.update(image="x" * 3000),
+    "a picture of another folder": lambda r: r.update(image="../images/" + r["image"]),
     "a number for a picture": lambda r: r.update(image=3),
     "content that is a list": lambda r: r.update(content=[]),
 }

@@ -270,6 +270,18 @@ def test_a_png_of_178_million_pixels_is_read_in_a_few_kilobytes(tmp_path):
             "Size: 40x24, Rule: phi + s (p - n*)",
         ),
         (
+            {"prompt": "a cat", "method": "neglect", "scale": 3.0, "steps": 9, "seed": 1,
+             "negative_scale": 1.5},
+            "a cat\nSteps: 9, Sampler: DDIM, CFG scale: 3, Seed: 1, Size: 40x24, "
+            "Rule: phi + s (p - phi) - h (n_t - phi)",
+        ),
+        (
+            {"prompt": "a cat", "method": "answer", "scale": 3.0, "steps": 9, "seed": 1,
+             "negative_scale": 1.5},
+            "a cat\nSteps: 9, Sampler: DDIM, CFG scale: 3, Seed: 1, Size: 40x24, "
+            "Rule: phi + s (p - phi) - h (n - phi)",
+        ),
+        (
             {"prompt": "a cat", "method": "cfg", "scale": None, "steps": 9, "seed": 1,
              "rule": "FILE.py:mine"},
             'a cat\nSteps: 9, Sampler: DDIM, Seed: 1, Size: 40x24, Rule: "FILE.py:mine"',

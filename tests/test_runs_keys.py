@@ -101,6 +101,7 @@ def test_all_that_is_imported_to_sample_is_in_the_hash():
 def test_a_default_that_is_infinite_has_a_key_of_its_own():
     a, b = (keys.key({"rule_options": {"tau": x}}) for x in (float("inf"), 1e300))
     assert a != b and a == keys.key({"rule_options": {"tau": float("inf")}})
+    assert a != keys.key({"rule_options": {"tau": "inf"}})
 
 
 def test_keys_are_of_the_content_alone():

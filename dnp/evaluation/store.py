@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from dnp.evaluation import keys
 from dnp.pictures import write
 from dnp.validation import is_finite
 
+IMAGE = re.compile(r"[0-9a-f]{32}\.png")  # the name of a picture: its record's key
 CIRCUMSTANCES = ("code", "weights", "device", "dtype")  # of run.json and of every record
 
 
@@ -85,18 +87,20 @@ def is_picture(record: dict) -> bool:
         and isinstance(content["prompt"], str)
         and type(content["seed"]) is int
         and {"failed", "negative", "nfe", "notes", "seconds", "words_nfe"} <= record.keys()
-        and all(type(record.get(k)) is str for k in ("image", "sha256"))
+        and IMAGE.fullmatch(str(record.get("image"))) is not None
+        and isinstance(record.get("sha256"), str)
     )
 
 
 def picture(folder: Path, record: dict) -> Image.Image | None:
     """The picture of a record; None if it is not there as it was made."""
     path = folder / "images" / record["image"]
+    data = path.read_bytes() if path.is_file() else b""
+    if keys.digest(data) != record["sha256"]:
+        return None
     try:
-        data = path.read_bytes() if path.is_file() else b""
-        whole = keys.digest(data) == record["sha256"]
-        return Image.open(io.BytesIO(data)).convert("RGB") if whole else None
-    except (OSError, ValueError):
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except (OSError, ValueError):  # it was never one
         return None
 
 
