@@ -129,9 +129,11 @@ def test_the_recogniser_knows_scenes_it_never_saw_and_no_mush(judge):
     import world
 
     images, _, scenes = world.dataset(150, 4321, split="held-out", processes=1)
-    found = judge.find([Image.fromarray(i) for i in images])
+    some = [i for i, scene in enumerate(scenes) if len(scene.things) < 3]  # never trained on three
+    scenes = [scenes[i] for i in some]
+    found = judge.find([Image.fromarray(images[i]) for i in some])
     same = [{t.word for t in s.things} == {f.word for f in fs} for s, fs in zip(scenes, found)]
-    assert np.mean(same) > 0.94
+    assert len(same) > 100 and np.mean(same) > 0.97
     hues = [
         (t.colour, f.colour)
         for s, fs in zip(scenes, found)

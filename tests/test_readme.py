@@ -108,7 +108,7 @@ def test_help_names_every_method_and_option(capsys):
 
 def test_readme_is_short_and_shows_its_picture_and_command_first():
     assert len(README.encode()) < 10_000
-    assert README.index("pictures/front.png") < README.index("train_free_sample.py") < 2_500
+    assert README.index("pictures/front.webp") < README.index("train_free_sample.py") < 2_500
 
 
 def anchors(page):
@@ -134,8 +134,8 @@ def test_one_command_draws_every_picture_of_the_weights_and_every_one_is_linked(
     pages = "".join(
         page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *MINI.glob("*.md"))
     )
-    linked = set(re.findall(r"\]\((?:weights/mini/)?pictures/(\w+)\.png\)", pages))
-    assert set(sheets.SHEETS) == linked == {p.stem for p in (MINI / "pictures").glob("*.png")}
+    linked = set(re.findall(r"\]\((?:weights/mini/)?pictures/(\w+)\.webp\)", pages))
+    assert set(sheets.SHEETS) == linked == {p.stem for p in (MINI / "pictures").glob("*.webp")}
 
 
 def test_sheets_draw_the_readmes_first_command():

@@ -91,12 +91,13 @@ def captions(captioner, images: list, scenes: list, n: int) -> list[float]:
 
 
 def new_captions(captioner, n: int) -> list[float]:
-    """How often it names a colour-thing pair that it never saw, over n scenes that hold one."""
+    """How often it names a colour-thing pair that it never saw, over n scenes that hold one. Of
+    three things it saw no scene, so these have one or two."""
     scenes, i = [], 0
     while len(scenes) < n:
         scene, _ = world.scene_at(SEED + 1, i, "held-out")
         i += 1
-        if _pairs(scene) & world.HELD_OUT_COLOURS:
+        if len(scene.things) < 3 and _pairs(scene) & world.HELD_OUT_COLOURS:
             scenes.append(scene)
     said = captioner([Image.fromarray(world.render(scene)) for scene in scenes])
     return with_interval(

@@ -2,12 +2,12 @@
 
     python weights/mini/training/sheets.py --logs runs/mini --run runs/sweep --wins "answer, s = 2"
 
-Of the weights: `things.png`, 2 pictures of each of the 24 things; `prompts.png`, 64 captions of
-held-out scenes; `scales.png`, methods by scale; `dns.png`, DNS images by scale; `front.png`, the
-README's row; `compare.png`, the sheet of its first command; `rule.png`, the rule of its first door.
-Of the logs of training: `curves.png`. Of a run of the experiments that has several scales:
-`adherence.png` and `wins.png`. Without `--logs` or `--run` those stay as they are.
-Prompt and seed of `front.png` and `compare.png` are chosen: `--search` prints candidates.
+Of the weights: `things.webp`, 2 pictures of each of the 24 things; `prompts.webp`, 64 captions of
+held-out scenes; `scales.webp`, methods by scale; `dns.webp`, DNS images by scale; `front.webp`, the
+README's row; `compare.webp`, the sheet of its first command; `rule.webp`, the rule of its first
+door. Of the logs of training: `curves.webp`. Of a run of the experiments that has several scales:
+`adherence.webp` and `wins.webp`. Without `--logs` or `--run` those stay as they are.
+Prompt and seed of `front.webp` and `compare.webp` are chosen: `--search` prints candidates.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NAMES = {
     "answer": "ANSWER",
 }  # fmt: skip
 # One of the choosing prompts, at a choosing seed: the README's row and its first command.
-FRONT = ("a lion, a frog and a rabbit", 100)
+FRONT = ("a bear, a horse and a turtle", 103)
 COMPARE = [FRONT[0], "--compare", "--steps", "20", "--seed", str(FRONT[1]), "--images", "2"]
 SHOWN = {"cfg": "Eq. 3", "dns": "Eq. 19", "auto-dnp": "Eq. 4", "answer": ""}
 LAW = {"Eq. 4": "constant weight, Eq. 4", "DNG, exact P": "weight by state, DNG"}
@@ -150,7 +150,7 @@ def front(model) -> Image.Image:
         words = f"s = {result.settings['scale']:g}"
         if method != "dns":
             words = words_under(result, prompt, judge, method == "auto-dnp")
-            print(f"front.png, {method}: {words}".replace("\n", ", "))
+            print(f"front.webp, {method}: {words}".replace("\n", ", "))
         cells.append((", ".join(filter(None, (NAMES[method], source))), result.images[0], words))
     return strip([(f'"{prompt}", seed {seed}', cells), ('"right" (A, B), not "up" (A, D)', law())])
 
@@ -247,11 +247,11 @@ def wins(run: Path, name: str) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--logs", type=Path, help="the folder with the logs of training, for curves.png")
-    add("--run", type=Path, help="a run of the experiments, for adherence.png and wins.png")
+    add("--logs", type=Path, help="the folder with the logs of training, for curves.webp")
+    add("--run", type=Path, help="a run of the experiments, for adherence.webp and wins.webp")
     add("--wins", default="answer, s = 2", help="whose wins, as the run's table calls it")
     add("--only", nargs="+", choices=list(SHEETS), help="some of them; default all")
-    add("--search", action="store_true", help="print candidates for front.png, and stop")
+    add("--search", action="store_true", help="print candidates for front.webp, and stop")
     args = parser.parse_args()
     needs = {"curves": args.logs, "adherence": args.run, "wins": args.run}
     names = args.only or [name for name in SHEETS if needs.get(name, True)]
@@ -263,7 +263,7 @@ def main() -> None:
         search(model)
         return
     for name in names:
-        SHEETS[name](model, args).save(folder / f"{name}.png", optimize=True)
+        SHEETS[name](model, args).save(folder / f"{name}.webp", quality=92, method=6)
     left = ", ".join(name for name in SHEETS if name not in names) or "none"
     print(f"drawn in {folder}: {', '.join(names)}; left as they are: {left}")
 

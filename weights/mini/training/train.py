@@ -127,7 +127,8 @@ def train_unet(args: argparse.Namespace) -> None:
         rng = np.random.default_rng((args.seed, 2, step))
         rows = rng.integers(0, len(mean), args.batch)
         captions = [world.caption(all_scenes[r], rng) for r in rows]
-        captions = ["" if rng.random() < args.drop else text for text in captions]
+        told = [rng.random() >= args.drop or not all_scenes[r].things for r in rows]
+        captions = [c if keep else "" for c, keep in zip(captions, told)]  # phi: scenes of things
         ids = tok(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         strata = (np.arange(args.batch) + rng.random(args.batch)) / args.batch
         t = torch.from_numpy((strata * 1000).astype(np.int64))

@@ -41,7 +41,7 @@ SETTINGS = {  # setting: (words after a thing, words on their own)
 }
 
 # The mix.
-P_SINGLE, P_PAIR, P_TRIO = 0.36, 0.46, 0.12  # the rest has no thing at all
+P_SINGLE, P_PAIR, P_TRIO = 0.34, 0.48, 0.16  # the rest has no thing at all
 P_OBJECT = 0.60  # of single things: objects have eleven colours to learn, animals none
 P_COLOURED = 0.75  # of objects; the others keep their own colours and get no colour word
 P_PLAIN, P_PLAIN_EMPTY = 0.55, 0.15
