@@ -145,6 +145,24 @@ def test_strengths_that_cannot_be_compared_are_refused(model, tmp_path, label, s
         strength.measure(work_of(model, tmp_path, label, captioner=lambda images: ["a"]))
 
 
+@pytest.mark.parametrize("power", [0.5, 1, 2, 4], ids="grows as s^{}".format)
+def test_the_scale_of_equal_strength_is_found_however_the_strength_grows(monkeypatch, power):
+    monkeypatch.setattr(
+        strength, "cfg_together", lambda work, choose: ([], [], [0.3 * choose(0, 1.0) ** power] * 2)
+    )
+    for wanted in (2.0, 40.0):
+        fit = strength.fit_constant(None, [wanted / 4, 3 * wanted / 4])
+        (_, s), *more = fit.options
+        assert s == pytest.approx((wanted / 0.6) ** (1 / power), rel=0.01 / power) and not more
+        assert sum(fit.by_step) == pytest.approx(wanted, rel=strength.WITHIN / 2)
+
+
+def test_a_strength_that_no_scale_has_is_refused(monkeypatch):
+    monkeypatch.setattr(strength, "cfg_together", lambda work, choose: ([], [], [1.0]))
+    with pytest.raises(SettingsError, match=r"no constant scale of CFG .* the strength 5;"):
+        strength.fit_constant(None, [5.0])
+
+
 def test_controls_of_equal_strength_need_strengths(tmp_path):
     for text, sentence in (
         ("cfg-equal:of=answer", "measure it with --strength --method answer"),

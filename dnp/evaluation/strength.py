@@ -103,7 +103,7 @@ def fit_constant(work: Run, target: Sequence[float], s: float = 3.0, tries: int 
             return Fit((("s", s),), found)
         if last is not None and last[0] != s:  # how the strength grows with s, by the last two
             power = math.log(total / last[1]) / math.log(s / last[0])
-            power = min(max(power, 0.5), 2.0)
+            power = min(max(power, 0.5), 8.0)
         last = s, total
         s *= (wanted / total) ** (1 / power)
     raise SettingsError(
