@@ -10,7 +10,7 @@
 The equations are those of arXiv:2411.05473; ANSWER is arXiv:2508.02973.
 """
 
-from dnp.cli import main
+from dnp.app.command_line import main
 
 if __name__ == "__main__":
-    main(description=__doc__)
+    main()

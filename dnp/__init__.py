@@ -26,9 +26,8 @@ _HOME = {  # name: the module that has it; imported when it is first used, so th
 }
 __all__ = [*_HOME]
 _MODULES = (
-    "answer", "attend_excite", "checks", "command", "contract", "energy", "errors", "folders",
-    "generation", "guidance", "guided", "methods", "pictures", "pipelines", "plan", "prompting",
-    "readings", "rules", "sampling", "schedule", "sd", "settings", "toy", "validation",
+    "checks", "energy", "errors", "folders", "generation", "guidance", "methods", "pictures",
+    "pipelines", "prompting", "rules", "sampling", "schedule", "sd", "toy",
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from dnp.command import Parser, run
+from dnp.app.terminal import Parser, run
 from dnp.contestants import (
     PROMPT,
     Contestant,

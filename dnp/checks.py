@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dnp import contract
-from dnp.command import Parser, run
+from dnp.app.terminal import Parser, run
 from dnp.energy import v_from_eps, z0_from_eps
+from dnp.methods.rule import read
 from dnp.rules import RULES
 from dnp.toy import Mixture
 
@@ -88,7 +88,7 @@ class Rule:
         self.toy, self.z_t = oblique(), randn(*SHAPE)
         if isinstance(rule, type) and "posterior" in inspect.signature(rule).parameters:
             options = {"posterior": lambda z, t: self.toy.posterior(z, t, 1), **options}
-        self.rule = contract.read(rule, options)
+        self.rule = read(rule, options)
         self.name, self.wants = self.rule.name, self.rule.needs
 
     def __call__(
@@ -97,8 +97,7 @@ class Rule:
         """The rule's value before its first step, at the level T."""
         z_t = self.z_t if z_t is None else z_t
         sigma_t, sigma_next = ((1 - self.toy.schedule.level(t)).sqrt() for t in (T, T_NEXT))
-        self.rule.reset(z_t)
-        return self.rule({
+        return self.rule.begin(z_t)({
             "eps_phi": phi, "eps_p": p, "eps_n": n, "s": s, "h": s, "z_t": z_t,
             "t": torch.tensor(T), "t_next": torch.tensor(T_NEXT), "sigma_t": sigma_t,
             "sigma_next": sigma_next,

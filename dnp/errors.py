@@ -1,16 +1,29 @@
-"""The package's own errors: one sentence each, with the cause and the mend.
+"""The package's own errors: one sentence each, with the cause and the fix.
 
-The command line prints the sentence without a traceback and exits with code 2.
+A sentence names a setting as Python does, marked `name=VALUE`; on the command line it is --name
+VALUE. The command line prints the sentence without a traceback and exits with code 2.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SETTING = re.compile(r"`(\w+)=([^`]*)`")
+
 
 class DnpError(Exception):
-    """Something the user gave cannot be used; the message says what and how to mend it."""
+    """Something the user gave cannot be used; the message says what and how to fix it."""
+
+    def __str__(self) -> str:
+        return SETTING.sub(r"\1=\2", super().__str__())
+
+    @property
+    def typed(self) -> str:
+        """The sentence for the command line: `negative=TEXT` as --negative TEXT."""
+        flag = lambda m: f"--{m[1].replace('_', '-')} {m[2]}".rstrip()  # noqa: E731
+        return SETTING.sub(flag, super().__str__())
 
 
 class WeightsError(DnpError):
@@ -50,3 +63,8 @@ def meant(word: str, known: Iterable[str]) -> str:
     known = list(known)
     near = get_close_matches(word, known, n=1)
     return f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}."
+
+
+def is_finite(x: object) -> bool:
+    """Whether something is a number that can be computed with: no text, no bool, not infinite."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e30

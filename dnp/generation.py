@@ -1,28 +1,34 @@
 """A prompt, a method and a seed -> pictures: `dnp.generate`, and its steps: `dnp.trajectory`.
 
-    generate = negatives (words for n, if the method makes them) + trajectory (one chain for each
-               batch) + the decoder
-    trajectory = a guided model (`Guided`: conditions, rule, intervals) under a sampler
+    generate = the words for n, if the method makes them + one chain for each batch + the decoder
+    a chain  = a method, which is a guided model (z_t, t) -> eps, under a sampler
 
-A model is whatever has `eps(z_t, t, c)` and `schedule`: a Stable Diffusion, a toy, one's own.
+A model is an object with `eps(z_t, t, c) -> eps`, `schedule`, and `latent_shape(size)` or
+`sample(n, t, c, generator=)`: a Stable Diffusion, a toy, or your own. It may have `spacing`,
+`encode(prompts)`, `decode(z_0)`, `device`, `dtype`, `attention(level)`, `captioner` and `config`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dnp import prompting
-from dnp.errors import SettingsError
-from dnp.methods import Method
-from dnp.plan import Plan, Row
-from dnp.settings import SEEDS
+from dnp import sampling
+from dnp.errors import NonFiniteError, SettingsError, meant
+from dnp.methods import METHODS, own
+from dnp.methods.chain import Chain
+from dnp.methods.fields import check, table
+from dnp.methods.method import Method, require_own
+from dnp.methods.rule import read
+from dnp.methods.words import CFG, NegativePrompt, TwoTerm
 
-FAR = 1_000_003  # between the seeds of a picture's first, second, ... DNS image
+Row = tuple[int, Tensor, Tensor, Tensor | None]  # (t, z_t, z0_hat, eps)
 
 
 @dataclass
@@ -50,17 +56,9 @@ class Result:
 
     def sheet(self) -> Image.Image:
         """The pictures side by side, with the DNS images above them where there are any."""
-        from dnp.pictures import contact_sheet  # what it draws is no part of a picture's key
+        from dnp.pictures import sheet_of_result
 
-        s, k = self.settings, len(self.images)
-        heads = [f"seed {s['seed'] + i}" for i in range(k)]
-        label = f"{s['method']}\ns = {s['scale']:g}" if s["scale"] is not None else s["method"]
-        mean = sum(self.evaluations) / len(self.evaluations)
-        rows = [(f"{label}\n{mean:g} evaluations", self.images)]
-        if len(self.dns_images) == k:
-            rows.insert(0, ("DNS image", self.dns_images))
-        n = f'    n = "{self.negative}"' if self.negative is not None else ""
-        return contact_sheet(rows, heads, f'p = "{s["prompt"]}"{n}')
+        return sheet_of_result(self)
 
     def _repr_png_(self) -> bytes | None:
         """How a notebook shows it."""
@@ -69,54 +67,134 @@ class Result:
         return png(self.sheet()) if self.images else None
 
 
+class Call(Chain):
+    """A chain's settings, with what is drawn. SettingsError for what cannot be."""
+
+    def open(self, model, prompt, negative, captioner, progress) -> Call:
+        """With the model, the prompt and what is given for n."""
+        self.model, self.prompt, self.negative = model, prompt, negative
+        self.captioner, self.progress = captioner, progress
+        self.config, self.takes = getattr(model, "config", None), getattr(model, "takes", ())
+        for name in ("schedule", "eps"):
+            if not hasattr(model, name):
+                raise SettingsError(
+                    f"{type(model).__name__} is not a model (it has no {name}); open one with "
+                    "dnp.load(PATH) or dnp.from_diffusers(pipe)."
+                )
+        if isinstance(prompt, list | tuple):
+            raise SettingsError("a list is not a prompt; give one, and call again for the next.")
+        for what, text in (("prompt", prompt), ("negative prompt", negative)):
+            if hasattr(model, "encode") and not isinstance(text, str | None):
+                raise SettingsError(f"a {what} is a text, not {type(text).__name__}; give one.")
+        if hasattr(model, "encode") and prompt is None:
+            raise SettingsError('a prompt is a text, not None; the empty one is "".')
+        if self.steps > (T := len(model.schedule.abar)):
+            raise SettingsError(f"steps = {self.steps} is not possible; choose 1 to {T}.")
+        if self.sampler != "ddim" and self.eta:
+            raise SettingsError(f"sampler {self.sampler} has no eta; leave it out.")
+        for name in ("phi", "original_size", "crop", "target_size"):
+            if getattr(self, name) is not None and name not in self.takes:
+                raise SettingsError(f"{name} belongs to SDXL weights; leave it out.")
+        if "phi" in self.takes and self.phi is None:
+            self.phi = self.config.phi
+        self.empty = "" if hasattr(model, "encode") else None
+        self.spacing = getattr(model, "spacing", getattr(self.config, "spacing", "leading"))
+        self.pairs = model.schedule.pairs(self.steps, self.spacing)
+        if self.pairs[0][0] < 0.9 * T:
+            warnings.warn(
+                f"with steps = {self.steps}, {self.spacing} spacing starts at t = "
+                f"{self.pairs[0][0]} of {T}, where a picture should be half made; choose 10 or "
+                "more steps, best a divisor of the levels",
+                stacklevel=5,
+            )
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return getattr(self.model, "device", torch.device("cpu"))
+
+    def encode(self, prompts: list) -> object:
+        """The condition of prompts; that of a toy is its own integer."""
+        if not hasattr(self.model, "encode"):
+            return prompts[0]
+        return self.model.encode(prompts, **{k: getattr(self, k) for k in self.takes})
+
+    def recommended(self, method: str, fallback: float) -> float:
+        """The scale that the weights recommend for a method, or for CFG to one of your own."""
+        scales = getattr(self.config, "scales", {})
+        return scales.get(method, fallback if method in METHODS else scales.get("cfg", fallback))
+
+    def again(self, method: str, **other: object) -> Result:
+        """Another method on the same model, prompt and chain: a DNS image."""
+        same = {k: getattr(self, k) for k in ("steps", "eta", "sampler", "size", *self.takes)}
+        return generate(self.model, self.prompt, method, progress=self.progress, **same | other)
+
+    def generators(self, rows: Sequence[int]) -> list[torch.Generator]:
+        """One CPU generator for each picture, by its seed."""
+        return [torch.Generator().manual_seed(self.seed + i) for i in rows]
+
+    def noise(self, generators: list[torch.Generator], positive: str) -> Tensor:
+        """z_T of each generator; of a toy from its own law at the first level."""
+        model = self.model
+        if hasattr(model, "latent_shape"):
+            empty = torch.empty(
+                len(generators), *model.latent_shape(self.size), dtype=torch.float32
+            )
+            dtype = torch.promote_types(getattr(model, "dtype", torch.float32), torch.float32)
+            return sampling.noise_like(empty, generators).to(self.device, dtype)
+        if not hasattr(model, "sample"):
+            raise SettingsError(
+                f"{type(model).__name__} has neither latent_shape(size) nor sample(n, t, c, "
+                "generator=), so z_T cannot be drawn; add one, or give trajectory a z_T."
+            )
+        t, c = self.pairs[0][0], self.prompt if positive == "p" else None
+        return torch.cat([model.sample(1, t, c, generator=g) for g in generators])
+
+
 def generate(
-    model, prompt, method: str | None = None, negative=None, s: float | None = None,
+    model, prompt, method: str | type | None = None, negative=None, s: float | None = None,
     steps: int = 50, seed: int = 0, images: int = 1, captioner: Callable | None = None, *,
     progress: Callable[[int], None] | None = None, **settings,
 ) -> Result:  # fmt: skip
     """Samples `images` pictures of `prompt`, with the seeds seed, seed + 1, ...
 
-    method    a row of `dnp.methods.METHODS`; None is cfg, np2 where a negative is given, or what
-              the signature of `rule` asks for
+    method    a name of `dnp.METHODS`, a subclass of `dnp.methods.method.Method`, or FILE.py:NAME;
+              None is cfg, np2 where a negative is given, or what the signature of `rule` asks for
     negative  the negative prompt n; "" is phi. np and np2 need one; dnp and auto-dnp take it as n*
               and then make no DNS image
     s         guidance scale; None is the weights' recommendation for the method, else 7.5
-    captioner dnp: a callable picture -> text. auto-dnp: pictures -> texts; None is the weights' own
+    captioner dnp: a callable picture -> text. auto-dnp, cnp: pictures -> texts, or the weights' own
     progress  called after every step with the number of pictures that made it
-    settings  rule, rule_options, negative_scale, interval, negative_interval, sampler, eta, size,
-              s_dns, dns_images, caption_per, K, K_until, tensor, form, normalize: see
-              `dnp/settings.py`. A rule is a name of `dnp.rules.RULES`, FILE.py:NAME, or a function
-              by the contract of `dnp/contract.py`
+    settings  the other fields of `Call` and of the method, as `python -m dnp --help` lists them
 
     The initial noise of a picture comes from its own CPU generator, so a seed means one picture,
     whatever its batch. SettingsError for what is not possible; NonFiniteError names the step.
     """
-    given = {**settings, "negative": negative, "s": s, "steps": steps, "seed": seed}
-    plan = Plan.of(model, prompt, method, {**given, "images": images})
-    record = plan.record()  # now: a weight file that was changed is told before the work
-    words, dns, evaluated = negatives(plan, captioner, progress)
-    latents, pictures, decode = [], [], getattr(model, "decode", lambda z_0: [])
-    gradients: list[int] = []
-    batch = batch_size(plan.device)
+    given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
+    call, guided = prepared(model, prompt, method, negative, captioner, progress, given)
+    made = record(call, guided)  # now: a weight file that was changed is told before the work
+    words, dns, evaluated = guided.words(call)
+    latents, pictures, gradients, negatives = [], [], [], []
+    batch = batch_size(call.device)
     for first in range(0, images, batch):
         rows = range(first, min(first + batch, images))
-        with torch.no_grad():
-            guided, generators, z_T = plan.chain([seed + i for i in rows], [words[i] for i in rows])
-            for t, z_0, _, _ in plan.walk(guided, z_T, generators):  # noqa: B007
-                if t >= 0 and progress:
-                    progress(len(rows))
-            latents.append((z_T.float().cpu(), z_0.float().cpu()))
-            pictures += decode(z_0)
-            gradients += guided.gradients
-            evaluated += guided.evaluations * len(rows) + sum(guided.gradients)
+        z_T, chain = begun(call, guided, rows, [words[i] for i in rows])
+        for t, z_0, _, _ in chain:  # noqa: B007
+            if t >= 0 and progress:
+                progress(len(rows))
+        latents.append((z_T.float().cpu(), z_0.float().cpu()))
+        pictures += model.decode(z_0) if hasattr(model, "decode") else []
+        gradients += guided.gradients
+        negatives += guided.negatives
+        evaluated += guided.evaluations * len(rows) + sum(guided.gradients)
     z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
-    record["negative"] = words[0]
+    made["negative"] = negatives[0]
     nfe = _whole(evaluated / images)
-    return Result(pictures, (z_T, z_0), words, nfe, gradients, record, dns)
+    return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns)
 
 
 def trajectory(
-    model, prompt, method: str | None = None, negative=None, s: float | None = None,
+    model, prompt, method: str | type | None = None, negative=None, s: float | None = None,
     steps: int = 50, seed: int = 0, images: int = 1, captioner: Callable | None = None, *,
     z_T: Tensor | None = None, **settings,
 ) -> Iterator[Row]:  # fmt: skip
@@ -126,62 +204,109 @@ def trajectory(
     and phi is None. `z_T` (B, *S) is where the chain starts; None draws it from the seeds, for a
     toy from its own law at the first level, since its noisiest level is not quite N(0, I).
     """
-    given = {**settings, "negative": negative, "s": s, "steps": steps, "seed": seed}
-    plan = Plan.of(
-        model, prompt, method, {**given, "images": len(z_T) if z_T is not None else images}
-    )
-    words, _, _ = negatives(plan, captioner)
-    seeds = [seed + i for i in range(plan.chosen["images"])]
+    given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
+    call, guided = prepared(model, prompt, method, negative, captioner, None, given)
+    call.images = images if z_T is None else len(z_T)
+    words, _, _ = guided.words(call)
+    return begun(call, guided, range(call.images), words, z_T)[1]
+
+
+def begun(
+    call: Call, guided: Method, rows: Sequence[int], words: list, z_T: Tensor | None = None
+) -> tuple[Tensor, Iterator[Row]]:
+    """z_T and the chain of a batch: the pictures of these rows with their words n."""
+    generators = call.generators(rows)
     with torch.no_grad():
-        guided, generators, drawn = plan.chain(seeds, words, draw=z_T is None)
-        start = drawn if z_T is None else z_T
-    return plan.walk(guided, start, generators)
+        z_T = call.noise(generators, guided.positive) if z_T is None else z_T
+        guided.begin(call, words, z_T)
+    return z_T, walk(call, guided, z_T, generators)
 
 
-def negatives(
-    plan: Plan, captioner: Callable | None = None, progress: Callable[[int], None] | None = None
-) -> tuple[list, list[Image.Image], int]:
-    """The words n of each picture; the DNS images that they describe; the evaluations of all.
-
-    DNP and auto-DNP, arXiv:2411.05473: DNS from the picture's own z_T, then words for it.
-    """
-    chosen, images = plan.chosen, plan.chosen["images"]
-    if not plan.row.makes_dns_image or chosen["negative"] is not None:
-        return [chosen["negative"]] * images, [], 0
-    captioner = _captioner(plan.model, plan.row, captioner)
-    count = images if chosen["caption_per"] == "seed" else 1
-    shared = {k: chosen[k] for k in ("steps", "eta", "size", "sampler")}
-    shared |= {k: chosen[k] for k in ("phi", "original_size", "crop", "target_size")}
-    rounds = [
-        generate(
-            plan.model, plan.prompt, "dns", s=plan.s_dns, seed=(chosen["seed"] + FAR * j) % SEEDS,
-            images=count, progress=progress, **shared,
-        )
-        for j in range(chosen["dns_images"])
-    ]  # fmt: skip
-    dns = [image for of_one_picture in zip(*(r.images for r in rounds)) for image in of_one_picture]
-    texts = prompting.describe(captioner, dns)
-    groups = [texts[i : i + len(rounds)] for i in range(0, len(texts), len(rounds))]
-    words = [", ".join(filter(None, group)) for group in groups]
-    words = words if chosen["caption_per"] == "seed" else words * images
-    return words, dns, sum(r.nfe * count for r in rounds)
+def walk(call: Call, guided: Method, z_T: Tensor, generators) -> Iterator[Row]:
+    """The rows of `trajectory` from z_T on. NonFiniteError names a step that overflows."""
+    sample = getattr(sampling, f"{call.sampler}_sample")
+    at_fault = f", rule {guided.rule.name}" if guided.named else ""
+    with torch.no_grad():
+        chain = sample(guided, z_T, call.model.schedule, call.steps, call.eta, generators,
+                       call.spacing, guided.move)  # fmt: skip
+        for step, ((t, t_next), (_, z_next, z0_hat)) in enumerate(zip(call.pairs, chain), 1):
+            if not torch.isfinite(z_next).all():
+                raise NonFiniteError(
+                    f"eps is not finite at step {step} of {call.steps}: the weights are damaged, "
+                    f"or the scale{at_fault} or the half precision overflows; try a smaller `s=S` "
+                    "or `dtype=float32`."
+                )
+            z_t, eps = guided.observe(z_next, t, t_next)
+            yield t, z_t, z0_hat, eps
+    yield -1, z_next, z_next, None
 
 
-def _captioner(model, row: Method, captioner: Callable | None) -> prompting.Captioner:
-    """A captioner of batches: the given one, or with auto-dnp the model's own."""
-    if captioner is None and row.negative == "captioned":
-        captioner = getattr(model, "captioner", None)
-        if captioner is None:
+def prepared(model, prompt, method, negative, captioner, progress, given) -> tuple[Call, Method]:
+    """The call and the method of settings by name, checked and filled in."""
+    kind, of_call, of_method = sorted_out(method, negative, given)
+    call = Call(**of_call).open(model, prompt, negative, captioner, progress)
+    guided = kind(**of_method)
+    guided.label = method if own.is_file(method) else kind.name
+    guided.complete(call)
+    return call, guided
+
+
+def sorted_out(method, negative, given: dict) -> tuple[type[Method], dict, dict]:
+    """The class of a method, the settings of the chain, and its own; None is as if not given."""
+    given = {k: v for k, v in given.items() if v is not None}
+    kind = chosen(method, given, negative)
+    of_call = {k: v for k, v in given.items() if k in table(Chain)}
+    of_method = {k: v for k, v in given.items() if k not in of_call}
+    check(Chain, of_call, {})
+    check(kind, of_method, owners(), Chain)
+    return kind, of_call, of_method
+
+
+def chosen(method: str | type | None, given: dict, negative: object) -> type[Method]:
+    """The method that is meant; where none is named cfg, np2 with a negative, or the rule's."""
+    if method is None and given.get("rule") is not None:
+        needs = read(given["rule"], given.get("rule_options")).needs
+        return NegativePrompt if "eps_n" in needs else CFG
+    if method is None:
+        return CFG if negative is None else TwoTerm
+    if own.is_file(method):
+        method = own.find(method, "method")
+    if isinstance(method, str):
+        if method not in METHODS:
             raise SettingsError(
-                "these weights have no captioner; give auto-dnp one with --captioner FOLDER."
+                f"method {method!r} is unknown; {meant(method, METHODS)} Your own is FILE.py:NAME."
             )
-        return captioner
-    if captioner is None:
-        raise SettingsError(
-            "method dnp needs words for its DNS image: give a captioner (picture -> text), or the "
-            "words as the negative prompt."
-        )
-    return prompting.one_by_one(captioner) if row.negative == "asked" else captioner
+        return METHODS[method]
+    require_own(method, METHODS, [*table(Chain), "negative"])
+    return method
+
+
+def owners() -> dict[str, str]:
+    """Every setting of a method, and the methods that have it."""
+    every: dict[str, list] = {}
+    for name, kind in METHODS.items():
+        for f in dataclasses.fields(kind):
+            every.setdefault(f.name, []).append(name)
+    return {k: " or ".join(names) for k, names in every.items()}
+
+
+def record(call: Call, guided: Method) -> dict:
+    """The settings as a PNG holds them."""
+    made = {"prompt": call.prompt, "method": guided.label}
+    for one in (guided, call):
+        made |= {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
+    made["rule"] = None
+    del made["rule_options"]
+    if guided.named:
+        rule = guided.rule
+        made |= {"rule": rule.name, "rule_options": rule.options, "rule_sha256": rule.sha256}
+    if type(guided) not in METHODS.values():
+        made["method_sha256"] = own.identity(type(guided))
+    if call.config is not None:
+        made["dtype"] = str(call.model.dtype).removeprefix("torch.")
+        made["device"] = call.model.device.type
+        made["fingerprint"] = call.config.fingerprint
+    return made
 
 
 def batch_size(device: torch.device) -> int:

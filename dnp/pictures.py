@@ -17,10 +17,10 @@ from typing import BinaryIO
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from dnp.errors import PictureError
+from dnp.errors import PictureError, is_finite
 from dnp.folders import open_regular
 from dnp.methods import METHODS
-from dnp.validation import is_finite
+from dnp.methods.method import formula
 
 GREY = (90, 90, 90)
 CHUNK = "dnp"  # the PNG text chunk that holds the settings as JSON
@@ -84,7 +84,7 @@ def parameters(settings: dict, size: tuple[int, int]) -> str | None:
     row = METHODS.get(settings.get("method"))
     if row is None or settings.get("compare") or not isinstance(settings.get("prompt"), str):
         return None
-    p, n, w = settings["prompt"], settings.get("negative"), settings.get("scale")
+    p, n, w = settings["prompt"], settings.get("negative"), settings.get("s")
     if not (w is None or is_finite(w)):
         return None
     if row.name == "dns":
@@ -97,7 +97,7 @@ def parameters(settings: dict, size: tuple[int, int]) -> str | None:
     }  # fmt: skip
     if row.name not in ("cfg", "np2", "dns"):
         two = row.h_of_s == 1 and settings.get("negative_scale") is not None  # else it has its h
-        own = "phi + s (p - phi) - h (n - phi)" if two else row.formula
+        own = "phi + s (p - phi) - h (n - phi)" if two else formula(row)[0]
         entries["Rule"] = entries["Rule"] or own
     line = ", ".join(f"{k}: {_quoted(v)}" for k, v in entries.items() if v is not None)
     text = "\n".join([p, *([f"Negative prompt: {n}"] if n else []), line])
@@ -235,6 +235,19 @@ def _settings_or_none(path: Path) -> dict | None:
 def slug(text: str, length: int = 40) -> str:
     """A file name's worth of a prompt: lower case, words joined by hyphens."""
     return re.sub(r"[\W_]+", "-", text.lower())[:length].strip("-") or "empty"
+
+
+def sheet_of_result(result) -> Image.Image:
+    """The pictures of a `dnp.Result` side by side, its DNS images above them."""
+    s, k = result.settings, len(result.images)
+    heads = [f"seed {s['seed'] + i}" for i in range(k)]
+    label = f"{s['method']}\ns = {s['s']:g}" if s["s"] is not None else s["method"]
+    mean = sum(result.evaluations) / len(result.evaluations)
+    rows = [(f"{label}\n{mean:g} evaluations", result.images)]
+    if len(result.dns_images) == k:
+        rows.insert(0, ("DNS image", result.dns_images))
+    n = f'    n = "{result.negative}"' if result.negative is not None else ""
+    return contact_sheet(rows, heads, f'p = "{s["prompt"]}"{n}')
 
 
 def contact_sheet(rows: Sequence[tuple], columns: Sequence[str], title: str) -> Image.Image:

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from dnp import prompting
-from dnp.errors import SettingsError
-from dnp.settings import DEFAULT_SCALE, SEEDS
-from dnp.validation import is_finite
+from dnp.errors import SettingsError, is_finite
+from dnp.methods.method import SCALE
+from dnp.methods.words import SEEDS
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class AutoDNP:
     dns_images: list[Image.Image]
 
 
-def dns(pipe, prompt: str | Sequence[str], s: float = DEFAULT_SCALE, **call):
+def dns(pipe, prompt: str | Sequence[str], s: float = SCALE, **call):
     """Diffusion-negative sampling of `prompt`: what `pipe` returns for phi + s (phi - p).
 
     Eq. (19), arXiv:2411.05473. `call` goes to the pipeline: steps, generator, height, width, ...
@@ -93,7 +93,7 @@ def dns(pipe, prompt: str | Sequence[str], s: float = DEFAULT_SCALE, **call):
 
 
 def auto_dnp(
-    pipe, prompt: str, captioner: prompting.Captioner, s: float = DEFAULT_SCALE,
+    pipe, prompt: str, captioner: prompting.Captioner, s: float = SCALE,
     s_dns: float | None = None, seed: int = 0, **call,
 ) -> AutoDNP:  # fmt: skip
     """Auto-DNP, arXiv:2411.05473: a DNS image, a captioner's words n* for it, and the prompt

@@ -7,8 +7,7 @@ auto-DNP is a callable pictures -> texts, and `load_captioner` makes it from a t
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,38 +15,8 @@ import torch
 from PIL import Image
 
 from dnp import folders
-from dnp.errors import SettingsError, WeightsError
-
-Captioner = Callable[[Sequence[Image.Image]], Sequence[str]]
-MOST_WORDS = 60  # of a person's caption (arXiv:2411.05473)
-
-
-def one_by_one(describe: Callable[[Image.Image], str]) -> Captioner:
-    """A captioner of batches from one of single pictures."""
-    return lambda images: [describe(image) for image in images]
-
-
-def describe(captioner: Captioner, images: Sequence[Image.Image]) -> list[str]:
-    """One caption for each picture, stripped. An empty one is phi, and a warning says so.
-
-    SettingsError if the captioner does not return one text for each picture.
-    """
-    captions = captioner(images)
-    texts = isinstance(captions, Sequence) and all(isinstance(c, str) for c in captions)
-    if isinstance(captions, str) or not texts or len(captions) != len(images):
-        raise SettingsError(
-            f"the captioner returned {captions!r:.80} for {len(images)} pictures; it must return a "
-            "list with one text for each."
-        )
-    captions = [" ".join(c.split()) for c in captions]
-    for i, caption in enumerate(captions):
-        if not caption:
-            warnings.warn(
-                f"the captioner had no words for picture {i + 1} of {len(images)}; the negative "
-                "prompt is empty there, which is plain CFG",
-                stacklevel=2,
-            )
-    return captions
+from dnp.errors import WeightsError
+from dnp.methods.words import Captioner
 
 
 def load_captioner(

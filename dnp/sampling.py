@@ -159,9 +159,6 @@ def _evaluated(
     return z_t, guided(z_t, level)
 
 
-SAMPLERS = {"ddim": ddim_sample, "dpmpp2m": dpmpp2m_sample}  # of one signature
-
-
 def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Standard normal noise shaped like `z`, sample i from generators[i].
 

@@ -18,7 +18,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from dnp.command import Parser, run
+from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError, memory_is_full
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -86,8 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     import dnp
     from dnp.evaluation import (
         benchmarks,
+        contestants,
         controls,
-        methods,
         metrics,
         presets,
         recogniser,
@@ -99,12 +99,12 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.evaluation.scores import Instruments
     from dnp.evaluation.store import writing
     from dnp.evaluation.work import Grid, Run
+    from dnp.methods.words import SEEDS
     from dnp.pictures import write
     from dnp.prompting import load_captioner
     from dnp.sd import speed
     from dnp.sd.device import choose_device, choose_dtype
     from dnp.sd.fingerprint import Fingerprint, of_folder
-    from dnp.settings import SEEDS
 
     chosen, said, strengths = _check(args)
     if not 0 <= args.seed_from <= SEEDS - args.seeds:
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     if rank == 0:
         print(speed.line(measures, model))
     benchmarks.require_drawable(prompts, model.config.words)
-    needs = [c.label for c in chosen if c.name in methods.CAPTIONED]
+    needs = [c.label for c in chosen if c.name in contestants.CAPTIONED]
     captioner = args.captioner or model.config.captioner
     if needs and captioner is None:
         raise SettingsError(f"{needs[0]} needs a captioner; give --captioner FOLDER.")

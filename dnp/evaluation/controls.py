@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dnp import contract
-from dnp.errors import SettingsError, reason
-from dnp.evaluation import methods as m
+from dnp.errors import SettingsError, is_finite, reason
+from dnp.evaluation import contestants
 from dnp.folders import open_regular
-from dnp.validation import is_finite
+from dnp.methods.rule import read
 
 EQUAL = ("cfg-equal", "cfg-scheduled")
 BY = ("colours", "full")  # what is best: the first that a run has
@@ -28,11 +27,11 @@ def target(label: str) -> str | None:
     return rest.removeprefix("of=") if kind in EQUAL and rest.startswith("of=") else None
 
 
-def parse(text: str, strengths: Mapping | None = None) -> m.Method:
+def parse(text: str, strengths: Mapping | None = None) -> contestants.Contestant:
     """A method, or a control of equal strength. SettingsError for one without its strengths."""
     kind, of = text.partition(":")[0], target(text)
     if kind not in EQUAL:
-        return m.parse(text)
+        return contestants.parse(text)
     if of is None:
         raise SettingsError(f"{text} needs the method that it is as strong as; write {kind}:of=M.")
     known = (strengths or {}).get("methods", {})
@@ -44,10 +43,12 @@ def parse(text: str, strengths: Mapping | None = None) -> m.Method:
     options = dict(known[of][kind]["options"])
     if "rule_options" in options:
         options["rule_options"] = tuple(options["rule_options"].items())
-    return m.Method(text, "cfg", tuple(options.items()))
+    return contestants.Contestant(text, "cfg", tuple(options.items()))
 
 
-def require_same(strengths: Mapping, methods: Sequence[m.Method], steps: int, size, model) -> None:
+def require_same(
+    strengths: Mapping, methods: Sequence[contestants.Contestant], steps: int, size, model
+) -> None:
     """SettingsError for strengths of other weights, steps or sizes, or of another scale of M."""
     have = (strengths["weights"], strengths["steps"], strengths["size"])
     if have != (model.config.fingerprint, steps, None if size is None else list(size)):
@@ -58,7 +59,7 @@ def require_same(strengths: Mapping, methods: Sequence[m.Method], steps: int, si
     for of in map(target, by_label):
         if of in by_label:
             s, measured = (
-                m.settled(by_label[of], None, steps, model)["s"],
+                contestants.settled(by_label[of], None, steps, model)["s"],
                 strengths["methods"][of]["s"],
             )
             if s != measured:
@@ -69,12 +70,12 @@ def require_same(strengths: Mapping, methods: Sequence[m.Method], steps: int, si
                 )
 
 
-def has_scale(method: m.Method) -> bool:
+def has_scale(method: contestants.Contestant) -> bool:
     """Whether a scale can be chosen for it: it has one, and none was typed."""
     options = dict(method.options)
     rule = options.get("rule")
     if rule is not None:
-        needs = contract.read(rule, dict(options.get("rule_options", ()))).needs
+        needs = read(rule, dict(options.get("rule_options", ()))).needs
         if "s" not in needs:
             return False
     return "s" not in options and method.name != "unconditional"
@@ -137,7 +138,9 @@ def _pictures(folder: Path) -> list[dict]:
     return rows
 
 
-def at_best(methods: Sequence[m.Method], best: Mapping[str, float]) -> tuple[m.Method, ...]:
+def at_best(
+    methods: Sequence[contestants.Contestant], best: Mapping[str, float]
+) -> tuple[contestants.Contestant, ...]:
     """The methods at their best scales. SettingsError for one that was not in the run."""
     out = []
     for method in methods:

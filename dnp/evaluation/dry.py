@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 from dnp import generation
-from dnp.attend_excite import most_passes
-from dnp.evaluation import keys
-from dnp.evaluation import methods as m
+from dnp.evaluation import contestants, keys
 from dnp.evaluation.tables import markdown
 from dnp.evaluation.work import DNS, Run
-from dnp.methods import METHODS as ROWS
+from dnp.methods.attend_excite import AttendExcite, most_passes
+from dnp.methods.words import dns_seeds
 from dnp.sampling import noise_like
 
 RECORD = 4096  # bytes of a picture's record, rounded up to what a disk gives
@@ -37,7 +36,7 @@ def estimate(work: Run, world: int = 1) -> str:
                 contents = [work.content(method, settings, prompt.text, k) for k in work.grid.seeds]
                 new = [c for c in contents if work.kept(c) is None]
                 missing += len(new)
-                for c in new if method.name in m.FROM_DNS else ():
+                for c in new if method.name in contestants.FROM_DNS else ():
                     images = _dns_images(work, c, settings)
                     dns.update((keys.key(x), x) for x in images if work.kept(x) is None)
             each = evaluations(work, method, settings)
@@ -68,30 +67,28 @@ def estimate(work: Run, world: int = 1) -> str:
 
 def _dns_images(work: Run, content: dict, settings: dict) -> list[dict]:
     """The contents of the DNS images that the n* of a picture is of."""
-    of = m.dns_settings(settings)
+    of = contestants.dns_settings(settings)
     prompt, first = content.get("words_of", content["prompt"]), content["words"]
-    seeds = [
-        (first + generation.FAR * j) % m.table.SEEDS for j in range(settings.get("dns_images", 1))
-    ]
+    seeds = dns_seeds(first, settings.get("dns_images", 1))
     return [work.content(DNS, of, prompt, seed) for seed in seeds]
 
 
-def evaluations(work: Run, method: m.Method, settings: dict) -> float:
+def evaluations(work: Run, method: contestants.Contestant, settings: dict) -> float:
     """Network evaluations of one picture, without those of its DNS images."""
     most = 0
-    if ROWS[method.rule].excites:
+    if issubclass(method.kind, AttendExcite):
         most = 3 * most_passes(**settings)
         settings = settings | {"ae_until": 0.0}
     model, prompt = copy.copy(work.model), work.grid.prompts[0].text
     silent = Silent()
     model.eps, model.attention = silent.eps, silent.attention
     model.decode = lambda z_0: [Image.new("RGB", (8, 8))] * len(z_0)
-    negative = m.negative(method, prompt, 0, work.grid.others)
-    negative = "a" if method.name in m.FROM_DNS else negative
+    negative = contestants.negative(method, prompt, 0, work.grid.others)
+    negative = "a" if method.name in contestants.FROM_DNS else negative
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         captioner = lambda images: ["a"] * len(images)  # noqa: E731
-        (sample,) = m.sample(model, method, prompt, [0], settings, [negative], captioner)
+        (sample,) = contestants.sample(model, method, prompt, [0], settings, [negative], captioner)
     return sample.nfe + most
 
 

@@ -25,15 +25,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnp import guidance, rules
-from dnp.checks import call
-from dnp.command import Parser, run
+from dnp import rules
+from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
 from dnp.evaluation.modes import MODES as MODES
 from dnp.evaluation.modes import PROMPTS, Result, index, toy, where
 from dnp.evaluation.panels import panels
+from dnp.generation import trajectory
+from dnp.methods.rule import read
 from dnp.pictures import check_folder, png, write
-from dnp.sampling import ddim_step
 from dnp.toy import Mixture
 
 WANTS = (  # arrangement, negative, scales
@@ -46,71 +46,59 @@ WANTS = (  # arrangement, negative, scales
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: a rule with its options; `within` (lo, hi] in the VE sigma, where the
-    negative acts (else Eq. 3), and eta."""
+    """A row of the table: a rule, by its name or itself, with its options; `within` (lo, hi] in the
+    VE sigma, where the negative acts; eta; and the scale h of n."""
 
     label: str
-    rule: Callable
+    rule: str | Callable
     options: tuple[tuple[str, object], ...] = ()
-    within: tuple[float, float] = (0.0, math.inf)
+    within: tuple[float, float] | None = None
     eta: float = 0.0
-
-
-def two_scale(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float, h: float) -> Tensor:
-    return guidance.negative_prompt_two_scale(eps_phi, eps_p, eps_n, s, h)
+    h: float | None = None
 
 
 EXACT = (("g", 1.0), ("prior", 0.5), ("p_max", 0.99), ("posterior", "exact"))
 TRACKED = (("g", 1.0), ("prior", 0.5), ("temperature", 1.0), ("offset", 0.0))
 ENTRIES = (
-    Entry("CFG, ignores n", guidance.cfg),
-    Entry("Eq. 4", guidance.negative_prompt),
-    Entry("two-term", guidance.negative_prompt_two_term),
-    Entry("two-scale, h = 1", two_scale, (("h", 1.0),)),
-    Entry("Eq. 4, n early (sigma > 3)", guidance.negative_prompt, within=(3.0, math.inf)),
-    Entry("Eq. 4, n late (sigma <= 2)", guidance.negative_prompt, within=(0.0, 2.0)),
-    Entry("Perp-Neg, w = 1", rules.perp_neg),
-    Entry("bounded, r = 0.25", rules.bounded),
-    Entry("CCFG, tau = 2", rules.ccfg, (("tau", 2.0),)),
-    Entry("DNG, tracked, eta = 1", rules.DNG, TRACKED, eta=1.0),
+    Entry("CFG, ignores n", "cfg"),
+    Entry("Eq. 4", "negative_prompt"),
+    Entry("two-term", "negative_prompt_two_term"),
+    Entry("two-scale, h = 1", "negative_prompt_two_scale", h=1.0),
+    Entry("Eq. 4, n early (sigma > 3)", "negative_prompt", within=(3.0, math.inf)),
+    Entry("Eq. 4, n late (sigma <= 2)", "negative_prompt", within=(0.0, 2.0)),
+    Entry("Perp-Neg, w = 1", "perp_neg"),
+    Entry("bounded, r = 0.25", "bounded"),
+    Entry("CCFG, tau = 2", "ccfg", (("tau", 2.0),)),
+    Entry("DNG, tracked, eta = 1", "dng", TRACKED, eta=1.0),
     Entry("DNG, exact P", rules.DNG, EXACT),
 )
 
 
-def chain(
+def ends(
     model: Mixture, entry: Entry, c_p: int | None, c_n: int, s: float, z_T: Tensor, steps: int,
     seed: int = 0,
-) -> Iterator[tuple[int, Tensor, object]]:  # fmt: skip
-    """Yields (t_next, z_next, rule) along DDIM with the toy's exact noise; z_T (B, 2) is the law of
-    the first of `steps` trailing levels."""
-    options = dict(entry.options)
+) -> Tensor:  # fmt: skip
+    """z_0 (B, 2) of DDIM chains with the toy's exact noise, over trailing levels."""
+    rule, options = entry.rule, dict(entry.options)
     if options.get("posterior") == "exact":
         options["posterior"] = partial(model.posterior, c=c_n)
-    rule = entry.rule(**options) if isinstance(entry.rule, type) else partial(entry.rule, **options)
-    memory, generator = hasattr(rule, "observe"), torch.Generator().manual_seed(seed)
-    if memory:
-        rule.reset(z_T)
-    z_t, schedule = z_T, model.schedule
-    for t, t_next in schedule.pairs(steps, "trailing"):
-        levels = schedule.level(t), schedule.level(t_next)
-        at = torch.tensor(t)
-        eps = {"eps_phi": model.eps(z_t, at), "eps_p": model.eps(z_t, at, c_p)}
-        sigma = ((1 - levels[0]) / levels[0]).sqrt()
-        if entry.within[0] < sigma <= entry.within[1]:
-            sigma_t, sigma_next = ((1 - a).sqrt() for a in levels)
-            eps["eps_n"] = model.eps(z_t, at, c_n)
-            known = dict(s=s, z_t=z_t, t=at, t_next=t_next, sigma_t=sigma_t, sigma_next=sigma_next)
-            guided = call(rule, **eps, **known)
-        else:
-            guided = guidance.cfg(**eps, s=s)
-        noise = None
-        if entry.eta:
-            noise = torch.randn(z_t.shape, generator=generator, dtype=z_t.dtype)
-        z_next, _ = ddim_step(z_t, guided, *levels, entry.eta, noise)
-        if memory:
-            rule.observe(z_t, z_next, t, t_next, **eps)
-        yield t_next, z_next, rule
-        z_t = z_next
+    needs = read(rule, options).needs
+    given = {"rule_options": options or None, "eta": entry.eta, "seed": seed, "steps": steps}
+    if "eps_n" in needs:
+        given |= {"negative": c_n, "negative_interval": entry.within, "negative_scale": entry.h}
+    *_, (_, z_0, _, _) = trajectory(
+        Trailing(model), c_p, rule=rule, s=s if "s" in needs else None, z_T=z_T, **given
+    )
+    return z_0
+
+
+class Trailing:
+    """A toy whose chains start at its noisiest level."""
+
+    spacing = "trailing"
+
+    def __init__(self, model: Mixture):
+        self.eps, self.schedule, self.sample = model.eps, model.schedule, model.sample
 
 
 # --------------------------------------------------------------------------- measuring
@@ -154,7 +142,7 @@ def experiment(
     for entry in (None, *entries):
         z_0 = again
         if entry is not None:
-            *_, (_, z_0, _) = chain(model, entry, 0, n, s, z_T, steps, seed)
+            z_0 = ends(model, entry, 0, n, s, z_T, steps, seed)
         counts = torch.bincount(where(model, z_0, wanted), minlength=3).tolist()
         shares = [wilson(k, samples) for k in counts]
         label = entry.label if entry else "the exact law"
@@ -198,6 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--samples", type=int, default=4000, metavar="N", help="default 4000")
     p.add_argument("--steps", type=int, default=200, metavar="N", help="DDIM steps; default 200")
     p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument("--rule", metavar="RULE", help="a row more: a name of RULES, or FILE.py:NAME")
     p.add_argument("--out", type=Path, metavar="FOLDER", help="writes exact.md, .csv and .png")
     args = p.parse_args(argv)
     for name, value, low, high in (
@@ -205,13 +194,16 @@ def main(argv: list[str] | None = None) -> None:
     ):  # fmt: skip
         if not low <= value <= high:
             raise SettingsError(f"{value} {name} are not possible; choose {low} to {high}.")
+    entries = ENTRIES
+    if args.rule is not None:
+        entries = (*ENTRIES, Entry(read(args.rule).name, args.rule))
     if args.out:
         check_folder(args.out)
     results: list[Result] = []
     sizes = dict(samples=args.samples, steps=args.steps, seed=args.seed)
     for arrangement, negative, scales in WANTS:
         for s in scales:
-            block = list(experiment(arrangement, negative, s, **sizes))
+            block = list(experiment(arrangement, negative, s, entries, **sizes))
             print(markdown(block), flush=True)
             results += block
     if args.out:

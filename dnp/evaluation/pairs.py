@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dnp.command import Parser, printable, run
+from dnp.app.terminal import Parser, printable, run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -10,8 +10,7 @@ import torch
 from tqdm import tqdm
 
 from dnp.errors import SettingsError
-from dnp.evaluation import keys, scores
-from dnp.evaluation import methods as m
+from dnp.evaluation import contestants, keys, scores
 from dnp.evaluation.store import writing
 from dnp.evaluation.work import Run
 
@@ -76,8 +75,8 @@ def manifest(work: Run) -> dict:
     return {
         "prompts": [[p.text, p.category] for p in grid.prompts],
         "methods": {a.label: [work.settings(a, s) for s in grid.scales] for a in grid.methods},
-        "universal": m.UNIVERSAL,
-        "semantic": m.SEMANTIC,
+        "universal": contestants.UNIVERSAL,
+        "semantic": contestants.SEMANTIC,
         "scales": list(grid.scales),
         "seeds": list(grid.seeds),
         "steps": grid.steps,

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from dnp.errors import DnpError, reason
+from dnp.errors import DnpError, is_finite, reason
 from dnp.evaluation import keys
 from dnp.pictures import write
-from dnp.validation import is_finite
 
 IMAGE = re.compile(r"[0-9a-f]{32}\.png")  # the name of a picture: its record's key
 CIRCUMSTANCES = ("code", "weights", "device", "dtype")  # of run.json and of every record

@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dnp.errors import NonFiniteError, SettingsError
-from dnp.evaluation import methods as m
+from dnp import generation
+from dnp.errors import NonFiniteError, SettingsError, is_finite
+from dnp.evaluation import contestants
 from dnp.evaluation.work import Run
 from dnp.folders import open_regular
 from dnp.guidance import cfg
-from dnp.plan import Plan
+from dnp.methods.method import Method
 from dnp.rules import dot
 from dnp.sampling import ddim_step
-from dnp.validation import is_finite
 
-CFG = m.Method("cfg", "cfg")
+CFG = contestants.Contestant("cfg", "cfg")
 WITHIN = 0.02  # how near two strengths are said to be equal
 # They do not guide towards p by a rule, or move z_t beside it.
 APART = ("cnp", "negative-alone", "unconditional", "dns", "ae", "ae+auto-dnp")
@@ -46,7 +46,7 @@ class Fit:
     by_step: list[float]
 
 
-def by_step(work: Run, method: m.Method, s: float | None = None) -> list[float]:
+def by_step(work: Run, method: contestants.Contestant, s: float | None = None) -> list[float]:
     """The strength of a method at each step, over the prompts and seeds of a grid.
 
     mean |eps - eps_phi|, both at the z_t of the method's own chain
@@ -58,18 +58,20 @@ def by_step(work: Run, method: m.Method, s: float | None = None) -> list[float]:
     for prompt in tqdm([p.text for p in work.grid.prompts], desc=method.label, unit="prompt"):
         for seed in work.grid.seeds:
             (words,) = work.negatives(method, settings, prompt, [seed])
-            given = m.given(method, settings) | {"negative": words.text, "seed": seed}
-            given["subjects"] = m.subjects_of(method, prompt)
-            plan = Plan.of(work.model, prompt, method.rule, given)
-            rows.append(_of_chain(plan, seed, plan.chosen["negative"]))
+            given = contestants.given(settings) | {"seed": seed}
+            given["subjects"] = contestants.subjects_of(method, prompt)
+            call, guided = generation.prepared(
+                work.model, prompt, method.method, words.text, None, None, given
+            )
+            rows.append(_of_chain(call, guided, words.text))
     return np.mean(rows, 0).tolist()
 
 
 @torch.no_grad()
-def _of_chain(plan: Plan, seed: int, words: str | None) -> list[float]:
-    guided, generators, z_T = plan.chain([seed], [words])
+def _of_chain(call: generation.Call, guided: Method, words: str | None) -> list[float]:
+    _, chain = generation.begun(call, guided, [0], [words])
     strengths = []
-    for t, z_t, _, eps in plan.walk(guided, z_T, generators):
+    for t, z_t, _, eps in chain:
         if eps is not None:
             level = torch.tensor(t, device=z_t.device)
             (eps_phi,) = guided.noises(z_t, level, [guided.conditions["phi"]])
@@ -119,14 +121,17 @@ def cfg_together(
     """CFG over all prompts and seeds of a grid, step by step, by DDIM: the levels t, the scale of
     each step, choose(step, mean |eps_p - eps_phi|), and the strength of each step."""
     model, chains = work.model, []
-    given = m.given(CFG, work.settings(CFG, 1.0))
+    given = contestants.given(work.settings(CFG, 1.0))
     for prompt in work.grid.prompts:
         for seed in work.grid.seeds:
-            plan = Plan.of(model, prompt.text, "cfg", {**given, "seed": seed})
-            guided, _, z_T = plan.chain([seed], [None])
+            settings = {**given, "seed": seed}
+            call, guided = generation.prepared(
+                model, prompt.text, "cfg", None, None, None, settings
+            )
+            z_T, _ = generation.begun(call, guided, [0], [None])
             chains.append((guided, z_T))
     scales, found = [], []
-    for i, (t, t_next) in enumerate(tqdm(plan.pairs, desc="CFG, all prompts", unit="step")):
+    for i, (t, t_next) in enumerate(tqdm(call.pairs, desc="CFG, all prompts", unit="step")):
         level, noises = torch.tensor(t, device=model.device), []
         for guided, z_t in chains:
             conditions = [guided.conditions["phi"], guided.conditions["p"]]
@@ -141,7 +146,7 @@ def cfg_together(
         ]
     if not np.isfinite(found).all():
         raise NonFiniteError("a CFG of that strength overflows; leave the method out.")
-    return [t for t, _ in plan.pairs], scales, found
+    return [t for t, _ in call.pairs], scales, found
 
 
 def norm(x: torch.Tensor) -> float:

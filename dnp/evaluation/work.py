@@ -22,16 +22,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dnp import generation, prompting
+from dnp import generation
 from dnp.errors import NonFiniteError
-from dnp.evaluation import keys, scores
-from dnp.evaluation import methods as m
+from dnp.evaluation import contestants, keys, scores
 from dnp.evaluation.benchmarks import Prompt
 from dnp.evaluation.scores import Instruments
 from dnp.evaluation.store import Store, is_picture, picture, writing
+from dnp.methods.words import describe
 from dnp.pictures import png, write
 
-DNS = m.Method("dns", "dns")
+DNS = contestants.Contestant("dns", "dns")
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,19 @@ class Grid:
     """What is asked for."""
 
     prompts: tuple[Prompt, ...]
-    methods: tuple[m.Method, ...]
+    methods: tuple[contestants.Contestant, ...]
     scales: tuple[float | None, ...]  # None: the weights' recommendation for the method
     seeds: tuple[int, ...]
     steps: int
     size: tuple[int, int] | None = None  # (height, width) in pixels; None: as trained
     others: tuple[str, ...] = ()  # where random negatives come from
 
-    def units(self) -> list[tuple[m.Method, float | None, Prompt]]:
+    def units(self) -> list[tuple[contestants.Contestant, float | None, Prompt]]:
         return [(a, s, p) for a in self.methods for s in self.scales for p in self.prompts]
 
-    def share(self, rank: int, world: int) -> list[tuple[m.Method, float | None, Prompt]]:
+    def share(
+        self, rank: int, world: int
+    ) -> list[tuple[contestants.Contestant, float | None, Prompt]]:
         """The units of one process. Those of a prompt stay together, since they share DNS images,
         unless there are fewer prompts than processes."""
         few, n = len(self.prompts) < world, len(self.prompts)
@@ -63,10 +65,10 @@ class Run:
         texts = [p.text for p in grid.prompts]
         for method in grid.methods:
             for s in grid.scales:
-                m.check(method, s, grid.steps, model, texts, grid.others, grid.size)
+                contestants.check(method, s, grid.steps, model, texts, grid.others, grid.size)
         self.grid, self.model, self.instruments, self.folder = grid, model, instruments, folder
         self.metrics = keys.key(instruments.identity())
-        self.partners = m.partners(texts) if len(set(texts)) > 1 else {}  # of shuffled n*
+        self.partners = contestants.partners(texts) if len(set(texts)) > 1 else {}  # of shuffled n*
         self.sound: dict[str, dict] = {}  # records whose pictures were looked at, by key
         self.lost = 0
         with writing(folder):
@@ -77,21 +79,28 @@ class Run:
 
     # ---------------------------------------------------------------------------------- what is it
 
-    def settings(self, method: m.Method, s: float | None) -> dict:
-        return m.settled(method, s, self.grid.steps, self.model, self.grid.size)
+    def settings(self, method: contestants.Contestant, s: float | None) -> dict:
+        prompt = self.grid.prompts[0].text
+        asked = contestants.subjects_of(method, prompt)
+        return contestants.settled(
+            method, s, self.grid.steps, self.model, self.grid.size, prompt, asked
+        )
 
-    def content(self, method: m.Method, settings: dict, prompt: str, seed: int) -> dict:
+    def content(
+        self, method: contestants.Contestant, settings: dict, prompt: str, seed: int
+    ) -> dict:
         """All that a picture depends on; its key is the record's name."""
-        captioned = method.name in m.CAPTIONED
+        captioned = method.name in contestants.CAPTIONED
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
         shuffled = method.name == "shuffled"
         return {
+            "version": keys.VERSION,
             "method": method.name,
             "settings": settings,
             "prompt": prompt,
             "seed": seed,
-            "negative": m.negative(method, prompt, seed, self.grid.others),
-            "subjects": m.subjects_of(method, prompt),
+            "negative": contestants.negative(method, prompt, seed, self.grid.others),
+            "subjects": contestants.subjects_of(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
             "code": keys.code_hash(),
@@ -115,7 +124,9 @@ class Run:
 
     # -------------------------------------------------------------------------------------- making
 
-    def made(self, method: m.Method, settings: dict, prompt: str, seeds: Sequence[int]) -> list:
+    def made(
+        self, method: contestants.Contestant, settings: dict, prompt: str, seeds: Sequence[int]
+    ) -> list:
         """The records of pictures; those that are missing are made."""
         contents = {seed: self.content(method, settings, prompt, seed) for seed in seeds}
         records = {seed: self.kept(content) for seed, content in contents.items()}
@@ -141,7 +152,7 @@ class Run:
             try:
                 words = self.negatives(method, settings, prompt, seeds)
                 start = time.perf_counter()
-                samples = m.sample(
+                samples = contestants.sample(
                     self.model, method, prompt, seeds, settings, [w.text for w in words],
                     self.instruments.captioner,
                 )  # fmt: skip
@@ -151,8 +162,8 @@ class Run:
                     return [r for k in seeds for r in self._sample(method, settings, prompt, [k])]
                 sides = self.model.latent_shape(self.grid.size)[:0:-1]
                 black = Image.new("RGB", [self.model.config.vae.factor * side for side in sides])
-                samples, seconds, failed = [m.Sample(black, None, 0)], 0.0, str(e)
-                words = [m.Words(None, 0, 0.0)]
+                samples, seconds, failed = [contestants.Sample(black, None, 0)], 0.0, str(e)
+                words = [contestants.Words(None, 0, 0.0)]
         rows = [
             {
                 "picture": sample.image,
@@ -168,16 +179,16 @@ class Run:
         rows[0]["notes"] = [str(note.message) for note in notes]
         return rows
 
-    def negatives(self, method, settings, prompt, seeds) -> list[m.Words]:
+    def negatives(self, method, settings, prompt, seeds) -> list[contestants.Words]:
         """The negative prompt of each picture, and what it costs to make it."""
-        if method.name not in m.FROM_DNS:
-            texts = (m.negative(method, prompt, k, self.grid.others) for k in seeds)
-            return [m.Words(text, 0, 0.0) for text in texts]
+        if method.name not in contestants.FROM_DNS:
+            texts = (contestants.negative(method, prompt, k, self.grid.others) for k in seeds)
+            return [contestants.Words(text, 0, 0.0) for text in texts]
         contents = [self.content(method, settings, prompt, k) for k in seeds]
         source = contents[0].get("words_of", prompt)
-        return m.n_stars(source, [c["words"] for c in contents], settings, self.words)
+        return contestants.n_stars(source, [c["words"] for c in contents], settings, self.words)
 
-    def words(self, prompt: str, seeds: Sequence[int], settings: dict) -> list[m.Words]:
+    def words(self, prompt: str, seeds: Sequence[int], settings: dict) -> list[contestants.Words]:
         """The captions of DNS images, which are made where they are missing."""
         rows, captioner = [], self.instruments.captioner
         for dns in self.made(DNS, settings, prompt, seeds):
@@ -189,11 +200,13 @@ class Run:
                 start = time.perf_counter()
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # an empty one is counted by the report
-                    (text,) = prompting.describe(captioner, [picture(self.folder, dns)])
+                    (text,) = describe(captioner, [picture(self.folder, dns)])
                 caption = {"text": text, "seconds": time.perf_counter() - start}
                 caption |= {"image": dns["image"], "prompt": prompt}
                 self.captions.put(key, caption)
-            rows.append(m.Words(caption["text"], dns["nfe"], dns["seconds"] + caption["seconds"]))
+            rows.append(
+                contestants.Words(caption["text"], dns["nfe"], dns["seconds"] + caption["seconds"])
+            )
         return rows
 
     # ------------------------------------------------------------------------------------- scoring
@@ -239,7 +252,8 @@ class Run:
             "negatives": [r["negative"] for r in rows],
             "failed": [r["failed"] for r in rows],
             "notes": [note for r in rows for note in r["notes"]],
-            "empty": sum(r["negative"] == "" for r in rows) * (method.name in m.CAPTIONED),
+            "empty": sum(r["negative"] == "" for r in rows)
+            * (method.name in contestants.CAPTIONED),
             "images": [r["image"] for r in rows],
             "sha256": [r["sha256"] for r in rows],
             "seconds": [r["seconds"] for r in rows],

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from dnp.errors import SettingsError, WeightsError
-from dnp.sd import layouts
+from dnp.sd import OF_PIPELINE, layouts
 from dnp.sd.finite import require_finite
 from dnp.sd.model import StableDiffusion
 from dnp.sd.sdxl import StableDiffusionXL
-from dnp.settings import OF_PIPELINE
 
 NAMES_OF_FILES = ("_name_or_path", "_diffusers_version", "transformers_version")
 

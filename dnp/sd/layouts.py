@@ -15,13 +15,12 @@ from reprlib import repr as brief  # a value may be any length
 import torch
 
 from dnp import folders
-from dnp.errors import WeightsError
+from dnp.errors import WeightsError, is_finite
 from dnp.schedule import Schedule
 from dnp.sd import foreign, original, recommendations, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.fingerprint import small_files
 from dnp.sd.parts import Parts
-from dnp.validation import is_finite
 
 
 def read(path: Path, predicts: str | None = None) -> Parts:

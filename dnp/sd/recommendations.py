@@ -1,6 +1,6 @@
 """`dnp.json`: what a weights folder recommends, and its world if that is closed.
 
-`scale` maps methods to scales, `attend_excite` settings of ae (`dnp/settings.py`) to values;
+`scale` maps methods to scales, `attend_excite` settings of ae, which checks them, to values;
 `words` are all those of a closed world, and `things` those that a picture can be of.
 """
 
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dnp.errors import SettingsError, WeightsError
+from dnp.errors import WeightsError, is_finite
 from dnp.sd import weights
-from dnp.settings import EXCITATION
-from dnp.validation import check, is_finite
 
 Recommended = tuple[dict[str, float], tuple[str, ...], tuple[str, ...], dict[str, object]]
 NONE: Recommended = ({}, (), (), {})
@@ -30,11 +28,7 @@ def read(folder: Path) -> Recommended:
     for name, text in texts.items():
         if not isinstance(text, list) or not all(isinstance(w, str) for w in text):
             raise WeightsError(f"{file}: {name} must be a list of words; restore the file.")
-    try:
-        if not isinstance(excite, dict) or not excite.keys() <= EXCITATION.keys():
-            raise SettingsError(f"choose {', '.join(EXCITATION)}.")
-        check(excite, "ae")
-    except SettingsError as e:
-        raise WeightsError(f"{file}: attend_excite is not possible: {e}") from None
+    if not isinstance(excite, dict):
+        raise WeightsError(f"{file}: attend_excite must map settings to values; restore the file.")
     scales = {method: float(s) for method, s in scales.items()}
     return scales, tuple(texts["words"]), tuple(texts["things"]), excite

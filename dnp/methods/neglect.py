@@ -15,56 +15,63 @@ the chain, and two below, where eps_n is eps_phi and the step is CFG.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from itertools import accumulate
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dnp.errors import SettingsError
-from dnp.guided import join, together
-from dnp.schedule import EpsFn
+from dnp.methods.attend_excite import OfSubjects, words
+from dnp.methods.fields import Span, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JOINTS = re.compile(r"(,? and |,\s*| with )", re.IGNORECASE)
 
 
-class Neglect:
-    """The negative of one batch of the prompt: every sample has its own n_t.
+class Neglect(OfSubjects):
+    """phi + s (p - phi) - h (n_t - phi), n_t: p less one subject"""
 
-    `c_p` is p's condition for the batch, `lacking` that of p without each subject (of one sample),
-    `peaks_of(maps, z_t)` the peak of each subject, (B, subjects), `recorder()` a recorder of the
-    maps, such as `dnp.sd.attention.AttentionMaps`, and `acts(t)` whether the negative acts there.
-    """
+    negative_interval: Span | None = setting(
+        (1.6, math.inf), "the same for the negative, else phi; neglect: default 1.6 inf"
+    )
+    name, own_rule = "neglect", "negative_prompt"
+    has_negative = two_scale = True
+    h_of_s = 0.5
 
-    def __init__(
-        self, eps_fn: EpsFn, c_p: object, lacking: Sequence[object],
-        peaks_of: Callable[[Tensor, Tensor], Tensor], recorder: Callable,
-        acts: Callable[[int], bool],
-    ):  # fmt: skip
-        self.eps_fn, self.c_p, self.lacking = eps_fn, c_p, lacking
-        self.peaks_of, self.recorder, self.acts = peaks_of, recorder, acts
-        self.peaks: Tensor | None = None  # at the last evaluation of eps_p
+    def complete(self, call) -> None:
+        super().complete(call)
+        if not any(without(call.prompt, words(self.subjects))):
+            warnings.warn(
+                "removing the subject leaves an empty prompt, so method neglect equals CFG here",
+                stacklevel=5,
+            )
+
+    def start(self) -> None:
+        super().start()
+        self.lacking = [self.encode([x]) for x in without(self.prompt, words(self.subjects))]
 
     def evaluate(self, z_t: Tensor, t: Tensor, conditions: Sequence[object]) -> Sequence[Tensor]:
-        """The noise of each condition; where the negative acts, the maps of p's are read too."""
-        if not self.acts(int(t)) or not any(c is self.c_p for c in conditions):
-            return together(self.eps_fn, z_t, t, conditions)
-        with self.recorder() as maps:
-            noises = together(self.eps_fn, z_t, t, conditions)
+        """Where the negative acts, the maps of p's forward are read too."""
+        acts = self.inside(self.interval, t) and self.inside(self.negative_interval, t)
+        if not acts or all(c is not self.conditions["p"] for c in conditions):
+            return super().evaluate(z_t, t, conditions)
+        with self.model.attention(self.ae_level) as maps:
+            noises = super().evaluate(z_t, t, conditions)
         of_each = maps.mean().chunk(len(conditions))
-        (of_p,) = (m for m, c in zip(of_each, conditions) if c is self.c_p)
+        (of_p,) = (m for m, c in zip(of_each, conditions) if c is self.conditions["p"])
         self.peaks = self.peaks_of(of_p, z_t)
         return noises
 
-    def negative(self, noises: Callable) -> Callable[..., Tensor]:
-        """(z_t, t, eps_phi, eps_p) -> eps_n, shaped like `z_t`, by one counted evaluation."""
+    def negative(self, z_t: Tensor, t: Tensor, eps_phi: Tensor, eps_p: Tensor) -> Tensor:
+        """The noise of each sample's own n_t, by one counted evaluation."""
+        from dnp.methods.conditions import join
 
-        def eps_n(z_t: Tensor, t: Tensor, eps_phi: Tensor, eps_p: Tensor) -> Tensor:
-            i_t = neglected(self.peaks)
-            n_t = join([self.lacking[i] for i in i_t.tolist()])
-            return noises(z_t, t, [n_t])[0]
-
-        return eps_n
+        n_t = join([self.lacking[i] for i in neglected(self.peaks).tolist()])
+        return self.noises(z_t, t, [n_t])[0]
 
 
 def neglected(peaks: Tensor) -> Tensor:
@@ -91,7 +98,7 @@ def without(prompt: str, subjects: Sequence[str]) -> list[str]:
         if i is None or place.start() < ends[i] - len(parts[i][1]):
             raise SettingsError(
                 f'the subject "{subject}" is no part of the prompt between commas, "and" and '
-                '"with"; name words of one part, as in --subjects "cat, dog".'
+                '"with"; name words of one part, as in `subjects="cat, dog"`.'
             )
         found.append(place.end())
         texts.append(_joined(parts[:i] + parts[i + 1 :]))

@@ -13,16 +13,90 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from dnp.errors import SettingsError, WeightsError
+from dnp.methods.fields import Numbers, check, setting
+from dnp.methods.lazy_torch import F, torch
+from dnp.methods.method import Method
+from dnp.methods.words import AutoDNP
 
-from dnp.errors import SettingsError
-from dnp.methods import METHODS
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# As published for Stable Diffusion 1.4, where the weights recommend nothing.
+PUBLISHED = {
+    "ae_step": 20.0, "ae_until": 0.5, "ae_thresholds": (0.05, 0.5, 0.8), "ae_refinements": 20,
+    "ae_level": 2,
+}  # fmt: skip
 
 
-def kernel(dtype: torch.dtype = torch.float32) -> Tensor:
+class OfSubjects(Method):
+    """What methods share that read the attention to the subjects of the prompt."""
+
+    subjects: str | None = setting(
+        None, 'the things of the prompt, as in "cat, dog"; default: those of a closed world'
+    )
+    ae_level: int | None = setting(
+        None, "whose maps: 0 is as large as z_t, each next half; default: the weights' own, else 2",
+        low=0, high=10,
+    )  # fmt: skip
+    excites = False  # whether it takes gradients
+
+    def complete(self, call) -> None:
+        super().complete(call)
+        recommended = dict(getattr(call.config, "attend_excite", {}))
+        try:
+            check(AttendExcite, recommended, {})
+        except SettingsError as e:
+            raise WeightsError(f"attend_excite in dnp.json of these weights: {e}") from None
+        for name, value in (PUBLISHED | recommended).items():
+            if getattr(self, name, 0) is None:
+                setattr(self, name, value)
+        self.subjects = require_subjects(call.model, call.prompt, self, self.subjects)
+        call.model.attention(self.ae_level)  # SettingsError for a level that has none
+
+    def start(self) -> None:
+        self.peaks_of = peaks_of_prompt(self.model, self.prompt, self.subjects, self.ae_level)
+
+
+class AttendExcite(OfSubjects):
+    """phi + s (p - phi), z_t moved: arXiv:2301.13826"""
+
+    ae_step: float | None = setting(
+        None, "size of the first move; default: the weights' own, else 20", low=0
+    )
+    ae_until: float | None = setting(
+        None, "the share of the steps that move; the weights' own, else 0.5", low=0, high=1
+    )
+    ae_thresholds: Numbers | None = setting(
+        None, "wanted peaks at 0, 1/5, 2/5, ... of the steps; else 0.05:0.5:0.8", low=0, high=1
+    )
+    ae_refinements: int | None = setting(
+        None, "most moves towards a threshold; the weights' own, else 20", low=0, high=1000
+    )
+    name, excites = "ae", True
+
+    def start(self) -> None:
+        super().start()
+        value = loss_of_prompt(self.model, self.encode([self.prompt]), self.peaks_of, self.ae_level)
+        moves = (self.ae_step, self.ae_until, self.ae_thresholds, self.ae_refinements)
+        self.excitation = Excitation(value, len(self.pairs), *moves, self.gradients)
+
+    def move(self, z_t: Tensor, t: Tensor) -> Tensor:
+        return self.excitation(z_t, t)
+
+
+class ExcitedAutoDNP(AttendExcite, AutoDNP):
+    """phi + s (p - n*), ae with auto-dnp's n*"""
+
+    name, own_rule = "ae+auto-dnp", "negative_prompt"
+
+
+# -------------------------------------------------------------------------------- the equations
+
+
+def kernel(dtype: torch.dtype) -> Tensor:
     """The published 3 x 3 Gaussian, exp(-((x - m) / (2 * 0.5))^2) in each axis, of sum 1.
 
     Its sigma is 0.707, since that exponent is -(x - m)^2 / (2 * 0.5).
@@ -91,21 +165,17 @@ def most_passes(
 class Excitation:
     """The moves of one chain: (z_t, t) -> z_t, before each guided step.
 
-    `value(z_t, t)` gives the loss (B,). `passes` counts the gradients of each sample since `reset`,
-    each of them one forward and one backward; no sample depends on its batch mates.
+    `value(z_t, t)` gives the loss (B,). `passes`, a list of B numbers, counts the gradients of each
+    sample, each of them one forward and one backward; no sample depends on its batch mates.
     """
 
     def __init__(
         self, value: Callable[[Tensor, Tensor], Tensor], steps: int, ae_step: float,
-        ae_until: float, ae_thresholds: Sequence[float], ae_refinements: int,
+        ae_until: float, ae_thresholds: Sequence[float], ae_refinements: int, passes: list[int],
     ):  # fmt: skip
         self.value, self.steps, self.first, self.until = value, steps, ae_step, ae_until
         self.most, self.wanted = ae_refinements, wanted_losses(steps, ae_thresholds)
-        self.i, self.passes = 0, []
-
-    def reset(self, z_T: Tensor) -> None:
-        """Before the chain of a batch."""
-        self.i, self.passes = 0, [0] * len(z_T)
+        self.i, self.passes = 0, passes
 
     def __call__(self, z_t: Tensor, t: Tensor) -> Tensor:
         """The latent (B, *S) that the next step starts from."""
@@ -130,27 +200,26 @@ class Excitation:
         return gradient(lambda z: self.value(z, t), z_t[rows])
 
 
-def require_subjects(model, prompt: str, method: str, given: str | None) -> str:
+def require_subjects(model, prompt: str, method: OfSubjects, given: str | None) -> str:
     """The subjects of a prompt, as in "cat, dog": those given, or of a closed world its own.
 
     SettingsError if there are none, one is not in the prompt, or the model has no attention.
     """
     if getattr(model, "attention", None) is None:
         raise SettingsError(
-            f"method {method} reads a network's attention, and this model has none; choose another."
+            f"method {method.name} reads a network's attention, and this model has none; choose "
+            "another."
         )
-    if METHODS[method].excites and torch.is_inference_mode_enabled():
+    if method.excites and torch.is_inference_mode_enabled():
         raise SettingsError(
-            f"method {method} takes gradients, and torch.inference_mode forbids them; take "
+            f"method {method.name} takes gradients, and torch.inference_mode forbids them; take "
             "torch.no_grad."
         )
-    if not isinstance(given, str | None):
-        raise SettingsError('subjects are one text; write them as in "cat, dog".')
     subjects = words(given or "") or things(model, prompt)
     if not subjects:
         raise SettingsError(
-            f"method {method} needs the subjects of the prompt; add them, as in "
-            '--subjects "cat, dog".'
+            f"method {method.name} needs the subjects of the prompt; add them, as in "
+            '`subjects="cat, dog"`.'
         )
     model.places(prompt, subjects)
     return ", ".join(subjects)
@@ -167,10 +236,9 @@ def things(model, prompt: str) -> list[str]:
 
 
 def loss_of_prompt(
-    model, prompt: str, c: object, subjects: str, level: int
+    model, c: object, peaks_of: Callable[[Tensor, Tensor], Tensor], level: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """(z_t, t) -> the loss (B,) of the maps that a forward under the prompt's condition `c` has."""
-    peaks_of = peaks_of_prompt(model, prompt, subjects, level)
 
     def value(z_t: Tensor, t: Tensor) -> Tensor:
         with model.attention(level) as maps:

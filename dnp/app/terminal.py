@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from dnp.errors import DnpError, SettingsError
+from dnp.errors import DnpError, SettingsError, meant
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +24,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        if unknown and not words.startswith("-"):
+            raise SettingsError(
+                f'more than one prompt ({words}); put the prompt in quotes, such as "a red car".'
+            )
+        if unknown:
+            near = meant(words.split()[0].split("=")[0], self._option_string_actions)
+            if near.startswith("did you mean"):
+                raise SettingsError(f"{message}; {near}")
         raise SettingsError(f"{message}; {self.prog} --help lists what is possible.")
+
+
+def fail(sentence: str) -> None:
+    """One sentence on standard error, and exit code 2."""
+    print(f"error: {printable(sentence)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def run(main: Callable[[], None], interrupted: str) -> None:
@@ -33,8 +48,7 @@ def run(main: Callable[[], None], interrupted: str) -> None:
     try:
         main()
     except DnpError as e:
-        print(f"error: {printable(e)}", file=sys.stderr)
-        sys.exit(2)
+        fail(e.typed)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)

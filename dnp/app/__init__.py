@@ -1,0 +1,1 @@
+"""The application: the command line, what it prints, the PNGs and sheets that it writes."""

@@ -1,0 +1,346 @@
+"""What was typed, as settings: the parser, what a PNG adds with --from, and lists of prompts.
+
+The options of methods and of the chain are their fields (`dnp/methods/fields.py`); here stand those
+of the application itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from contextlib import suppress
+from dataclasses import Field, dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
+
+from dnp.app.terminal import Parser
+from dnp.errors import SettingsError, meant
+from dnp.methods import METHODS, own
+from dnp.methods.chain import Chain
+from dnp.methods.fields import check_value, from_text, kind, metavar, option, setting, table
+from dnp.methods.method import Method, formula
+from dnp.methods.words import AutoDNP
+from dnp.sd import OF_PIPELINE
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = ("fingerprint", "rule_sha256", "method_sha256", "device")  # in a PNG, but not settings
+# What leaves the words n* of a PNG true: they belong to its prompt, seed and DNS image.
+KEEPS_WORDS = {"s", "negative_scale", "rule", "rule_options", "interval", "negative_interval",
+               "ae_step", "ae_until", "ae_thresholds", "ae_refinements", "ae_level"}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Picture:
+    """What is drawn."""
+
+    method: str | None = setting(
+        None, "default: cfg, or np2 where a negative is given; your own is FILE.py:NAME",
+        metavar="METHOD",
+    )  # fmt: skip
+    negative: str | None = setting(None, "negative prompt n, or n* for dnp and auto-dnp")
+    compare: bool = setting(False, "one sheet: methods in rows, seeds in columns")
+
+
+@dataclass(kw_only=True)
+class Weights:
+    """Whose weights."""
+
+    weights: str = setting(
+        "weights/mini", "a diffusers folder or a .safetensors file", metavar="PATH"
+    )
+    prediction: str | None = setting(
+        None, "epsilon or v_prediction; default: what PATH says", metavar="KIND"
+    )
+    captioner: str | None = setting(
+        None, "for auto-dnp: BLIP or its like; default: the weights' own", metavar="FOLDER"
+    )
+    dtype: str = setting(
+        "auto", "auto, float32, float64, bfloat16, on a GPU float16", metavar="NAME"
+    )
+
+
+@dataclass(kw_only=True)
+class Once:
+    """This run alone."""
+
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", metavar="NAME")
+    allow_download: bool = setting(False, "--captioner may be a name to download")
+    show: bool = setting(False, "open the DNS image of dnp in a viewer")
+    info: bool = setting(False, "print what --weights holds, and stop")
+    out: str = setting("outputs", "where pictures are written; default outputs", metavar="FOLDER")
+    prompts: str | None = setting(
+        None, "prompts of a text file, one a line; TAB and a negative may follow", metavar="FILE"
+    )
+    from_: str | None = setting(
+        None, "take every setting from a PNG made here; other options override them",
+        metavar="FILE.png",
+    )  # fmt: skip
+
+
+FLAGS = ("compare", "allow_download", "show", "info")
+GROUPS = {"the picture": (Picture,), "the method": tuple(METHODS.values()), "the chain": (Chain,),
+          "the weights": (Weights,), "this run": (Once,)}  # fmt: skip
+
+
+def flags(name: str) -> list[str]:
+    """--negative-scale of negative_scale; the guidance scale has two."""
+    own_names = {"s": ["--s", "--scale"], "rule_options": ["--option"]}
+    return own_names.get(name, ["--" + name.rstrip("_").replace("_", "-")])
+
+
+def owners_of(name: str) -> str:
+    """ae, neglect: of a setting that not every method has."""
+    have = [m.name for m in METHODS.values() if name in table(m)]
+    return f"{', '.join(have)}: " if 0 < len(have) < len(METHODS) else ""
+
+
+# -------------------------------------------------------------------------------- what was typed
+
+
+def parse(argv: list[str], prog: str) -> dict:
+    """The options that were typed, by their names; `resolve` fills in --from and the defaults."""
+    p = Parser(
+        prog=prog, add_help=False, argument_default=argparse.SUPPRESS,
+        usage=f"{prog} PROMPT [options]", description=__doc__.split("\n")[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=methods_table(),
+    )  # fmt: skip
+    kind_of = method_typed(argv)
+    about = "this, or the options of one method: --help ae"
+    p.add_argument("--help", nargs="?", const="", metavar="METHOD", help=about)
+    p.add_argument("prompt", nargs="?", metavar="PROMPT", help='"" is the empty prompt phi')
+    done: set[str] = set()
+    for title, classes in {**GROUPS, "the method": (*GROUPS["the method"], *kind_of)}.items():
+        group = p.add_argument_group(title)
+        for f in table(*classes).values():
+            if f.name not in done:
+                done.add(f.name)
+                add(group, f, owners_of(f.name) if f.name not in table(*kind_of) else "")
+    typed = vars(p.parse_args(argv))
+    if "help" in typed:
+        print(help_of(typed["help"], p))
+        raise SystemExit(0)
+    if "rule_options" in typed:
+        typed["rule_options"] = dict(option(text) for text in typed["rule_options"])
+    return typed
+
+
+def add(group, f: Field, who: str) -> None:
+    """A field as an option of a parser."""
+    names, said = flags(f.name), who + help_text(f)
+    if f.name in FLAGS:
+        group.add_argument(*names, dest=f.name, action="store_true", help=said)
+    elif f.name == "rule_options":
+        group.add_argument(*names, dest=f.name, action="append", metavar=metavar(f), help=said)
+    elif kind(f) in ("Span", "Sides"):
+        number = float if kind(f) == "Span" else int
+        two = tuple(metavar(f).split())
+        group.add_argument(*names, dest=f.name, nargs=2, type=number, metavar=two, help=said)
+    else:
+
+        def value(text: str) -> object:
+            try:
+                return from_text(f, text)
+            except ValueError:
+                wrong = f"{text!r} is not possible; give {metavar(f)}"
+                raise argparse.ArgumentTypeError(wrong) from None
+
+        group.add_argument(*names, dest=f.name, type=value, metavar=metavar(f), help=said)
+
+
+def help_text(f: Field) -> str:
+    """What a field is, and its default unless the words say it."""
+    said = f.metadata["help"]
+    told = f.default is None or f.name in FLAGS or "default" in said
+    default = {True: "yes", False: "no"}.get(f.default, f.default)
+    return said if told else f"{said}; default {default}"
+
+
+def method_typed(argv: list[str]) -> list[type[Method]]:
+    """The class of --method FILE.py:NAME, whose settings are options too."""
+    for word, following in zip(argv, argv[1:]):
+        name = following if word == "--method" else word.removeprefix("--method=")
+        if name != word or word == "--method":
+            found = own.find(name, "method") if own.is_file(name) else None
+            return [found] if isinstance(found, type) and issubclass(found, Method) else []
+    return []
+
+
+def help_of(method: str, p: argparse.ArgumentParser) -> str:
+    """All help, or the options of one method."""
+    if not method:
+        return p.format_help().rstrip()
+    found = own.find(method, "method") if own.is_file(method) else METHODS.get(method)
+    if found is None:
+        raise SettingsError(f"method {method!r} is unknown; {meant(method, METHODS)}")
+    lines = [f"{found.name}: {', '.join(filter(None, formula(found)))}"]
+    for f in fields(found):
+        lines.append(f"  {' '.join([flags(f.name)[0], metavar(f)]):<28} {help_text(f)}")
+    return "\n".join(lines)
+
+
+def methods_table() -> str:
+    rows = [(name, *formula(m)) for name, m in METHODS.items()]
+    return "methods:\n" + "\n".join(f"  {a:<11} {b:<34} {c}" for a, b, c in rows)
+
+
+# --------------------------------------------------------------------------- what a PNG adds
+
+
+def resolve(typed: dict) -> SimpleNamespace:
+    """The typed options over those of --from over the defaults; SettingsError if they cannot be.
+
+    `settings` holds those of the method and the chain that are given, `typed` what was typed.
+    """
+    if "compare" in typed:
+        for name in ("method", "rule"):
+            if name in typed:
+                raise SettingsError(
+                    f"--compare shows every method in one sheet; leave --{name} out, or --compare."
+                )
+    recorded = from_png(typed) if "from_" in typed else {}
+    if "rule_options" in typed:  # over the recorded ones of the same rule
+        options = (recorded.get("rule_options") or {}) | typed["rule_options"]
+        typed = {**typed, "rule_options": options}
+    given = {**recorded, **typed}
+    of_app = {f.name: f.default for f in table(Picture, Weights, Once).values()}
+    own_fields = table(*METHODS.values(), *method_of(given.get("method")), Chain)
+    args = SimpleNamespace(
+        **{**of_app, "prompt": None, **dict.fromkeys(RECORDED)}
+        | {k: v for k, v in given.items() if k not in own_fields},
+        settings={k: v for k, v in given.items() if k in own_fields and v is not None},
+        typed=list(typed),
+    )
+    if args.prompt is None:
+        raise SettingsError(
+            'no prompt; give one in quotes, such as "a red car", or --from FILE.png.'
+        )
+    if args.compare and args.negative is None and "negative_scale" in args.settings:
+        raise SettingsError(
+            "--negative-scale with --compare needs a negative prompt; add --negative TEXT."
+        )
+    return args
+
+
+def method_of(name: str | None) -> list[type[Method]]:
+    if own.is_file(name):
+        return method_typed(["--method", name])
+    return [METHODS[name]] if name in METHODS else []
+
+
+def from_png(typed: dict) -> dict:
+    """What --from adds: the settings of a PNG that what was typed leaves true."""
+    from dnp import pictures
+
+    file = typed["from_"]
+    recorded = pictures.read_settings(Path(file))
+    if "scale" in recorded:  # its name until version 0.2
+        recorded["s"] = recorded.pop("scale")
+    for what in ("method", "rule"):
+        name = recorded.get(what)
+        if own.is_file(name) and what not in typed:
+            raise SettingsError(
+                f"{file} was made with the {what} {name}, and no picture makes a file run; add "
+                f"--{what} {name} if you trust it."
+            )
+    before = method_of(recorded.get("method") if typed.get("method") is None else typed["method"])
+    known = table(*METHODS.values(), *before, Chain, Picture, Weights)
+    for key, value in recorded.items():
+        if key in ("prompt", *RECORDED) and isinstance(value, str | None):
+            continue
+        if key not in known:
+            raise SettingsError(
+                f"{file} holds {key} = {value!r:.40}, which this version does not know, so its "
+                "picture cannot be made again; take another PNG."
+            )
+        if value is not None:
+            try:
+                check_value(known[key], value)
+            except SettingsError:
+                raise SettingsError(
+                    f"{file}: {key} = {value!r:.60} was never written here; take another PNG."
+                ) from None
+    recorded.pop("device", None)
+    if str(recorded.get("fingerprint")).startswith(OF_PIPELINE) and "weights" not in typed:
+        raise SettingsError(
+            f"{file}: its weights came from a diffusers pipeline that was open in Python "
+            "(dnp.from_diffusers), and no file is named; save it with pipe.save_pretrained(FOLDER) "
+            "and add --weights FOLDER."
+        )
+    return still_true(recorded, typed)
+
+
+def still_true(recorded: dict, typed: dict) -> dict:
+    """The recorded settings without those that belong to something that was typed anew."""
+    was = METHODS.get(recorded.get("method"), Method)
+    if "method" in typed or "compare" in typed:  # the recorded ones belong to another method
+        of_methods = set(table(*METHODS.values())) - {"interval"}
+        for key in (*of_methods, "compare", "rule_sha256", "method_sha256"):
+            recorded.pop(key, None)
+    now = next(iter(method_of(typed.get("method", recorded.get("method")))), None)
+    if "method" in typed and now and not now.takes_words:
+        recorded.pop("negative", None)
+    if "prompt" in typed:
+        recorded.pop("subjects", None)
+    followed = was.h_of_s != 1 and bool(typed.keys() & {"s", "rule"})
+    if followed and recorded.get("negative_scale") == was.h_of_s * (recorded.get("s") or 0):
+        recorded["negative_scale"] = None  # it followed from s, as it is to again
+    if "rule" in typed and recorded.pop("rule", None) != typed["rule"]:
+        recorded.pop("rule_options", None)
+    dns = now is not None and issubclass(now, AutoDNP)
+    changed = typed.keys() - KEEPS_WORDS - table(Once).keys()
+    if dns and (changed or not issubclass(was, AutoDNP)):  # any other n is not n*
+        recorded.pop("negative", None)
+    return recorded
+
+
+def warn_of_other_code(args: SimpleNamespace, made: dict) -> None:
+    """A note where the PNG's rule or method was other code than what draws now."""
+    for what in ("rule", "method"):
+        was, now = getattr(args, f"{what}_sha256"), made.get(f"{what}_sha256")
+        if "from_" in args.typed and was is not None and now is not None and was != now:
+            warnings.warn(
+                f"this {what}'s code is not that which the PNG was made with", stacklevel=1
+            )
+
+
+def jobs(typed: dict) -> list[SimpleNamespace]:
+    """What is to be drawn: one prompt, or those of --prompts FILE, all checked before the first."""
+    if "prompts" not in typed:
+        return [resolve(typed)]
+    if typed.get("prompt") is not None:
+        raise SettingsError("a prompt and --prompts FILE are both given; leave one out.")
+    return [resolve({**typed, **of_line}) for of_line in read_prompts(typed["prompts"])]
+
+
+def read_prompts(file: str) -> list[dict[str, str]]:
+    """The lines of a file: a prompt, or a prompt, TAB and a negative; empty lines are passed over.
+
+    SettingsError, one sentence with the fix, for a file without prompts.
+    """
+    from dnp.folders import open_regular
+
+    try:
+        with open_regular(file) as f:
+            lines = f.read().decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as e:
+        raise SettingsError(
+            f"{file}: cannot be read ({str(e)[:200]}); give --prompts a text file in UTF-8."
+        ) from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        words = [part.strip() for part in line.split("\t")]
+        if len(words) > 2:
+            raise SettingsError(f"{file}, line {number}: more than one TAB; give one negative.")
+        if any(words):
+            prompts.append(dict(zip(("prompt", "negative"), words)))
+    if not prompts:
+        raise SettingsError(f"{file} does not hold a prompt; write one on each line.")
+    return prompts
+
+
+def find_weights(name: str) -> Path:
+    """A relative path is looked for here and then beside the package."""
+    here, beside = Path(name), ROOT / name
+    with suppress(OSError):  # a name too long for a path: `dnp.load` says so
+        return beside if not here.exists() and beside.exists() else here
+    return here

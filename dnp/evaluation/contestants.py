@@ -1,0 +1,284 @@
+"""What the experiments compare: the methods of `dnp.generate`, and the baselines of the papers.
+
+A contestant is written `name` or `name:option=value,option=value`, such as `cfg:steps=30`,
+`auto-dnp:negative_scale=1`, `cfg:interval=0.3:5` or `auto-dnp:rule=mine.py:bounded,o.tau=0.3`, and
+a method of your own `FILE.py:NAME,option=value`. Options are the fields of the method and of the
+chain; `o.KEY` is an option of the rule.
+
+    unconditional   no prompt at all (phi, evaluated twice a step)
+    universal       Eq. (4) with a fixed negative prompt; universal2 is the two-term form
+    random          Eq. (4) with another prompt of the benchmark as negative; random2 two-term
+    shuffled        auto-dnp with the n* of another prompt of the grid: the same captions, permuted
+    semantic        Eq. (4) with a negative made by hand, for a short list of prompts
+    negative-alone  the positive prompt empty and n* negative (the paper's semantic gap)
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from dnp import generation
+from dnp.errors import SettingsError, meant
+from dnp.evaluation.benchmarks import SEMANTIC, subjects
+from dnp.methods import METHODS, own, rule
+from dnp.methods.attend_excite import OfSubjects
+from dnp.methods.chain import Chain
+from dnp.methods.fields import from_text, option, table
+from dnp.methods.method import Method
+from dnp.methods.words import Captioner, dns_seeds
+
+# Words that people put against any picture. A miniature that never read them sees untrained tokens.
+UNIVERSAL = "ugly, deformed, disfigured, blurry, bad anatomy, low quality"
+BASELINES = {  # the method that each is made with
+    "unconditional": "cfg", "universal": "np", "universal2": "np2", "random": "np",
+    "random2": "np2", "semantic": "np", "negative-alone": "auto-dnp", "shuffled": "auto-dnp",
+}  # fmt: skip
+# The methods that ask nobody and are given no words, and the baselines.
+NAMES = (*(m for m in METHODS if m not in ("np", "np2", "dnp")), *BASELINES)
+OF_CHAIN = ("sampler", "steps", "eta")  # fields of the chain that a contestant may have of its own
+FEW = {"unconditional": ("steps", "eta"), "negative-alone": ("steps", "s", "s_dns", "eta")}
+# Their n* are words for DNS images, which all variants share.
+FROM_DNS = ("auto-dnp", "ae+auto-dnp", "negative-alone", "shuffled")
+CAPTIONED = (*FROM_DNS, "cnp")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method or baseline with its options; `label` is what was typed."""
+
+    label: str
+    name: str
+    options: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def method(self) -> str:
+        """The method of `dnp.generate` that it is made with."""
+        return BASELINES.get(self.name, self.name)
+
+    @property
+    def kind(self) -> type[Method]:
+        return generation.chosen(self.method, {}, None)
+
+
+@dataclass
+class Words:
+    """The n* of a picture, the evaluations of its DNS images, and the seconds that it took."""
+
+    text: str
+    nfe: int
+    seconds: float
+
+
+@dataclass
+class Sample:
+    """One picture, the words it was kept away from, and the evaluations of it alone, a gradient
+    pass counted as two."""
+
+    image: Image.Image
+    negative: str | None
+    nfe: float
+
+
+def parse(text: str) -> Contestant:
+    """`name:option=value,...` as a contestant; SettingsError for an unknown name or option."""
+    file = re.match(r"(.*?\.py:\w+)(?:,(.*))?$", text) if "=" not in text.split(".py:")[0] else None
+    name, _, rest = text.partition(":")
+    if file:
+        name, rest = file[1], file[2] or ""
+    elif name not in NAMES:
+        raise SettingsError(f"method {name!r} is unknown; {meant(name, NAMES)}")
+    contestant = Contestant(text, name)
+    kind = contestant.kind
+    if file and own.identity(kind) == own.UNKNOWN:
+        raise SettingsError(unreadable("method", name))
+    known = table(kind) | {k: f for k, f in table(Chain).items() if k in OF_CHAIN}
+    known = {k: f for k, f in known.items() if k in FEW.get(name, known)}
+    options, of_rule = [], {}
+    for item in filter(None, rest.split(",")):
+        key, _, value = item.partition("=")
+        if key.startswith("o."):
+            of_rule.update([option(item.removeprefix("o."))])
+            continue
+        try:
+            options.append((key, from_text(known[key], value)))
+        except (KeyError, ValueError):
+            raise SettingsError(
+                f"{item!r} in {text!r} is not an option; write option=value with one of "
+                f"{', '.join(k for k in known if k != 'rule_options')}, or o.KEY=value for one of "
+                "the rule."
+            ) from None
+    if of_rule:
+        options.append(("rule_options", tuple(of_rule.items())))
+    typed_rule = dict(options).get("rule")
+    if typed_rule is not None and rule.read(typed_rule, of_rule).sha256 == own.UNKNOWN:
+        raise SettingsError(unreadable("rule", typed_rule))
+    return Contestant(text, name, tuple(options))
+
+
+def unreadable(what: str, name: str) -> str:
+    return (
+        f"the code of {what} {name} cannot be told from another's, since it is a lambda, is made "
+        "inside a function, or has no file; define it at the top of a file."
+    )
+
+
+def settled(
+    c: Contestant, s: float | None, steps: int, model, size=None, prompt: str = "",
+    subjects: str | None = None,
+) -> dict:  # fmt: skip
+    """Every setting that a contestant's pictures depend on, defaults and recommendations filled in.
+
+    `size` is (height, width) in pixels. SettingsError for what is not possible with this prompt.
+    """
+    options = dict(c.options)
+    if "rule_options" in options:
+        options["rule_options"] = dict(options["rule_options"])
+    if c.name == "unconditional":
+        s, prompt = 1.0, ""
+    if "s" not in options and s is None and c.name in BASELINES:
+        recommended = getattr(model.config, "scales", {})
+        s = recommended.get(c.name, recommended.get(c.method))
+    given = {"s": s, "steps": steps, "size": size, "subjects": subjects} | options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sampling warns
+        call, guided = generation.prepared(model, prompt, c.method, None, None, None, given)
+    made = generation.record(call, guided)
+    belong = {*table(type(guided)), *table(Chain), "rule_options", "rule_sha256", "method_sha256"}
+    made = {k: v for k, v in made.items() if k in belong - {"seed", "images", "subjects"}}
+    if c.name == "negative-alone":
+        made = {k: made[k] for k in ("s_dns", *table(Chain)) if k in made} | {"s": made["s_dns"]}
+    return {k: v for k, v in made.items() if v is not None or k == "s"}
+
+
+def check(
+    c: Contestant, s: float | None, steps: int, model, prompts: Sequence[str],
+    others: Sequence[str], size: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
+    """SettingsError, before anything is sampled, for a contestant that cannot run on these."""
+    model.latent_shape(size)
+    of_subjects = issubclass(c.kind, OfSubjects)
+    for prompt in prompts if of_subjects else prompts[:1]:
+        if of_subjects and subjects_of(c, prompt) is None:
+            raise SettingsError(
+                f'"{prompt}" names no thing of benchmark ae, so {c.name} has no subjects; '
+                "leave the method or the prompt out."
+            )
+        settled(c, s, steps, model, size, prompt, subjects_of(c, prompt))
+    if c.name == "shuffled":
+        partners(prompts)
+    for prompt in prompts:
+        negative(c, prompt, 0, others)
+
+
+def negative(c: Contestant, prompt: str, seed: int, others: Sequence[str]) -> str | None:
+    """The negative prompt of a picture, where it is known before anything is sampled."""
+    if c.name.startswith("universal"):
+        return UNIVERSAL
+    if c.name == "semantic":
+        return semantic_negative(prompt)
+    if c.name.startswith("random"):
+        return random_negative(prompt, seed, others)
+    return None
+
+
+def subjects_of(c: Contestant, prompt: str) -> str | None:
+    """The subjects whose attention is read; None for another method, and where there are none."""
+    asked = subjects(prompt) if issubclass(c.kind, OfSubjects) else []
+    return ", ".join(thing for _, thing in asked) or None
+
+
+def sample(
+    model, c: Contestant, prompt: str, seeds: Sequence[int], settings: dict,
+    negatives: Sequence[str | None], captioner: Captioner | None = None,
+) -> list[Sample]:  # fmt: skip
+    """Pictures of `prompt`, one for each of `seeds`, by `settled` settings.
+
+    `negatives` holds the negative prompt of each: `negative`'s, n* with auto-dnp and
+    negative-alone, else None. cnp asks the captioner as it goes.
+    """
+    made, pairs, settings = [], list(zip(seeds, negatives, strict=True)), given(settings)
+    while pairs:  # neighbours with the same negative are sampled together
+        (seed, n), k = pairs[0], 1
+        while k < len(pairs) and pairs[k] == (seed + k, n):
+            k += 1
+        positive = {"unconditional": "", "negative-alone": n}.get(c.name, prompt)
+        method, words = ("dns", None) if c.name == "negative-alone" else (c.method, n)
+        if c.name == "negative-alone":
+            settings.pop("s_dns", None)
+        r = generation.generate(
+            model, positive, method, words, seed=seed, images=k, captioner=captioner,
+            subjects=subjects_of(c, prompt), **settings,
+        )  # fmt: skip
+        said = r.negatives if c.name == "cnp" else [n] * k
+        made += [Sample(*row) for row in zip(r.images, said, r.evaluations)]
+        pairs = pairs[k:]
+    return made
+
+
+def given(settings: dict) -> dict:
+    """`settled` settings as `dnp.generate` takes them: without the identity of the code."""
+    told = {k: v for k, v in settings.items() if k not in ("rule_sha256", "method_sha256")}
+    return told | ({} if told["s"] is not None else {"s": None})
+
+
+def dns_settings(settings: dict) -> dict:
+    """The settings of the DNS images that the words of a contestant's settings are for."""
+    shared = {k: v for k, v in settings.items() if k in table(Chain)}
+    return {"s": settings["s_dns"], **shared}
+
+
+def n_stars(
+    prompt: str, seeds: Sequence[int], settings: dict,
+    describe: Callable[[str, Sequence[int], dict], Sequence[Words]],
+) -> list[Words]:  # fmt: skip
+    """The n* of each picture: the words for its DNS images, joined by commas.
+
+    `describe` gives those for the DNS images of (prompt, seeds, settings).
+    """
+    of_dns = dns_settings(settings)
+    rounds = zip(*(dns_seeds(seed, settings.get("dns_images", 1)) for seed in seeds))
+    return [
+        Words(
+            ", ".join(part.text for part in parts if part.text),
+            sum(part.nfe for part in parts),
+            sum(part.seconds for part in parts),
+        )
+        for parts in zip(*(describe(prompt, some, of_dns) for some in rounds))
+    ]
+
+
+def random_negative(prompt: str, seed: int, others: Sequence[str]) -> str:
+    """One of `others` that asks for none of the things of `prompt`, drawn by prompt and seed."""
+    mine = {word for _, word in subjects(prompt)}
+    free = [o for o in others if o != prompt and not mine & {w for _, w in subjects(o)}]
+    if not free:
+        raise SettingsError(
+            f'no other prompt is unlike "{prompt}", so none can be its random negative; give more '
+            "prompts."
+        )
+    generator = torch.Generator().manual_seed(sum(map(ord, prompt)) + 1000 * seed)
+    return free[int(torch.randint(len(free), (), generator=generator))]
+
+
+def partners(prompts: Sequence[str]) -> dict[str, str]:
+    """Another prompt for each, every one once: the next in a circle in an order drawn once."""
+    every = list(dict.fromkeys(prompts))
+    if len(every) < 2:
+        raise SettingsError("shuffled needs two prompts or more; give more prompts.")
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
+    return {every[i]: every[j] for i, j in zip(order, [*order[1:], order[0]])}
+
+
+def semantic_negative(prompt: str) -> str:
+    if prompt not in SEMANTIC:
+        raise SettingsError(
+            f'nobody has written a semantic negative for "{prompt}"; they exist for benchmark '
+            "semantic."
+        )
+    return SEMANTIC[prompt]

@@ -1,0 +1,25 @@
+"""The settings of a call beside those of its method: how the chain runs, and which pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dnp.methods.fields import Sides, setting
+from dnp.methods.words import SEEDS
+
+
+@dataclass(kw_only=True)
+class Chain:
+    sampler: str = setting("ddim", "how a step is made", choices=("ddim", "dpmpp2m"))
+    steps: int = setting(50, "sampling steps", low=1)
+    eta: float = setting(0.0, "0 (DDIM) to 1 (DDPM)", low=0, high=1)
+    seed: int = setting(0, "seed of the first picture", low=0, high=SEEDS - 1)
+    images: int = setting(1, "K pictures, seeds N, N+1, ...", low=1, high=10_000)
+    size: Sides | None = setting(None, "height and width in pixels; default: as trained")
+    phi: str | None = setting(
+        None, "SDXL: the empty prompt is zeros, or its text; default: as PATH says",
+        choices=("zeros", "text"),
+    )  # fmt: skip
+    original_size: Sides | None = setting(None, "SDXL: original size; default: SIZE")
+    crop: Sides | None = setting(None, "SDXL: crop; default 0 0", metavar="TOP LEFT")
+    target_size: Sides | None = setting(None, "SDXL: target size; default: SIZE")
