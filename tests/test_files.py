@@ -7,7 +7,6 @@ A single file is made here from a diffusers folder by a translation of its own, 
 import functools
 import itertools
 import json
-import mmap
 import re
 import subprocess
 import sys
@@ -582,10 +581,9 @@ def test_tensors_at_any_byte_are_read(tmp_path, pad):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     entries = open_files([path])
     for name, x in want.items():
-        with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY) as data:
-            for got in (entries[name].view(data), entries[name].copy()):
-                assert_close(got.clone(), x, atol=0, rtol=0)
-                del got
+        got = entries[name].read({})
+        assert_close(got, x, atol=0, rtol=0)
+        assert got.data_ptr() % got.itemsize == 0
     assert entries["pad"].dtype is None
 
 
