@@ -7,9 +7,9 @@ import itertools
 import json
 import os
 import re
+import struct
 import tempfile
 import uuid
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,8 +24,7 @@ from dnp.validation import is_finite
 
 GREY = (90, 90, 90)
 CHUNK = "dnp"  # the PNG text chunk that holds the settings as JSON
-MOST_TEXT = 2**20  # bytes of such a chunk
-MOST_CHUNKS = 10**6  # 13,000 x 13,700 pixels that cannot be compressed take 70,000 of libpng's
+MOST_CHUNKS = 10**5  # 13,000 x 13,700 pixels that cannot be compressed take 70,000 of libpng's
 
 
 def check_folder(folder: Path) -> None:
@@ -164,7 +163,7 @@ def read_settings(path: Path) -> dict:
         settings = json.loads(text) if text is not None else None
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file; give --from a PNG made here.") from None
-    except (OSError, ValueError, RecursionError) as e:
+    except (OSError, SyntaxError, ValueError, RecursionError) as e:
         raise PictureError(
             f"{path}: not a readable PNG ({str(e)[:200]}); give --from a PNG made here."
         ) from None
@@ -177,52 +176,28 @@ def read_settings(path: Path) -> dict:
 
 
 def _text(file: BinaryIO) -> str | None:
-    """The text of a PNG's last text chunk of dnp; ValueError if it is no whole PNG.
+    """The text of a PNG's last text chunk of dnp, as Pillow reads it; the others are passed over.
 
-    W3C's PNG specification, section 11.3.3: tEXt is keyword 0 text; zTXt has a byte and a zlib
-    stream for the text; iTXt a flag, a byte, and two more words ended by 0, in UTF-8. Programs
-    that pass a picture on may make one of another, and put it behind the pixels.
+    Programs that pass a picture on may pack the text, and put it behind the pixels. What is wrong
+    with a PNG is a SyntaxError in Pillow.
     """
-    size, found = os.fstat(file.fileno()).st_size, None
     if file.read(8) != b"\x89PNG\r\n\x1a\n":
         raise ValueError("its first bytes are another format's")
-    for n in range(MOST_CHUNKS):
-        head = file.read(8)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        if len(head) < 8 or file.tell() + length + 4 > size:
-            raise ValueError("it is cut off")
-        if (n == 0) != (kind == b"IHDR"):
-            raise ValueError("its header is not at its beginning")
-        if kind == b"IEND":
-            return found
-        if kind not in (b"tEXt", b"zTXt", b"iTXt") or length > MOST_TEXT:
-            file.seek(length + 4, os.SEEK_CUR)
-            continue
-        data, crc = file.read(length), file.read(4)
-        keyword, _, rest = data.partition(b"\0")
-        if keyword == CHUNK.encode():
-            if zlib.crc32(kind + data).to_bytes(4, "big") != crc:
-                raise ValueError("its settings are damaged")
-            found = _decoded(kind, rest)
-    raise ValueError(f"it has more than {MOST_CHUNKS} chunks")
-
-
-def _decoded(kind: bytes, rest: bytes) -> str:
-    """The text of a chunk from what stands behind its keyword; ValueError if it is not possible."""
-    packed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] == b"\1")
-    if kind == b"zTXt":
-        rest = rest[1:]
-    elif kind == b"iTXt":
-        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
-    if packed:
-        unpack = zlib.decompressobj()
+    png, ours = PngImagePlugin.PngStream(file), CHUNK.encode() + b"\0"
+    for _ in range(MOST_CHUNKS):
         try:
-            rest = unpack.decompress(rest, MOST_TEXT)
-        except zlib.error as e:
-            raise ValueError(str(e)) from None
-        if not unpack.eof:
-            raise ValueError("its settings are cut off or longer than any written here")
-    return rest.decode("utf-8" if kind == b"iTXt" else "latin-1")
+            kind, start, length = png.read()
+        except struct.error:
+            raise ValueError("it is cut off") from None
+        if kind == b"IEND":
+            return png.im_text.get(CHUNK)
+        is_text = kind in (b"tEXt", b"zTXt", b"iTXt") and length <= PngImagePlugin.MAX_TEXT_CHUNK
+        if is_text and file.read(len(ours)) == ours:
+            file.seek(start)
+            png.crc(kind, png.call(kind, start, length))
+        else:
+            file.seek(start + length + 4)
+    raise ValueError(f"it has more than {MOST_CHUNKS} chunks")
 
 
 def _settings_or_none(path: Path) -> dict | None:
