@@ -111,6 +111,7 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+PIECE = 32 << 20  # bytes that are converted before their file is mapped anew
 
 
 @dataclass(frozen=True)
@@ -228,8 +229,8 @@ def fill(
 ) -> nn.Module:  # fmt: skip
     """Gives a network on the meta device its tensors, all of them and nothing else, one by one.
 
-    A tensor of another type or device is converted as it is read, so that no more than the network
-    and one tensor are in memory. WeightsError names what is missing, unexpected or of another
+    A tensor of another type or device is converted as it is read, so that little more than the
+    network is in memory. WeightsError names what is missing, unexpected or of another
     shape; `what` says whose tensors they are.
     """
     want = network.state_dict()
@@ -248,12 +249,13 @@ def fill(
             f"{len(keys)} {kind} ({examples(keys)})" for kind, keys in problems.items() if keys
         )
         raise WeightsError(f"{what}: {differences}; take both files from the same source.")
-    state, files = {}, {}
+    state, files, converted = {}, {}, 0
     for k in want:
-        # What stays mapped is opened once; what is converted, anew, so that no page of it is kept.
-        mapped = have[k].dtype == dtype and device.type == "cpu"
-        x = have[k].read(files if mapped else {}).reshape(want[k].shape)
+        x = have[k].read(files).reshape(want[k].shape)
         state[k] = x.to(dtype).to(device)  # first the dtype: MPS has no float64
+        converted += 0 if state[k] is x else x.nbytes
+        if converted > PIECE:  # what was read of a map is in memory for as long as the map is
+            files, converted = {}, 0
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()
 
