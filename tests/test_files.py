@@ -587,6 +587,20 @@ def test_tensors_at_any_byte_are_read(tmp_path, pad):
     assert entries["pad"].dtype is None
 
 
+def test_a_file_that_is_another_one_when_it_is_read_is_told(tmp_path):
+    from dnp.sd.weights import open_files
+
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2, 3)}, path)
+    stored, opened = open_files([path])["a"], {}
+    save_file({"a": torch.ones(2, 3)}, tmp_path / "other")
+    before = stored.read(opened)
+    (tmp_path / "other").replace(path)
+    assert_close(before, torch.zeros(2, 3))  # it is mapped, and stays what it was
+    with pytest.raises(WeightsError, match=r"a cannot be read \(the file was changed\)"):
+        stored.read({})
+
+
 PEAK = """
 import re, sys, warnings
 from pathlib import Path

@@ -79,7 +79,7 @@ class _Opened:
         self.path = path
         try:
             with open_regular(path) as f:
-                self.state = _state(os.fstat(f.fileno()))
+                self.state = file_state(f.fileno())
                 self.data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as e:  # ValueError: it is empty
             raise WeightsError(f"{path}: cannot be read ({e}); mend that.") from None
@@ -105,7 +105,7 @@ class _Opened:
     def _require_unchanged(self) -> bool:
         """Whether the path still leads to the file; WeightsError if it does to another content."""
         try:
-            now = _state(self.path.stat())
+            now = file_state(self.path)
         except OSError:
             return False  # deleted: the mapping keeps it
         if now[:2] == self.state[:2] and now[2:4] != self.state[2:4]:
@@ -116,7 +116,9 @@ class _Opened:
         return now == self.state
 
 
-def _state(stat: os.stat_result) -> tuple[int, ...]:
+def file_state(file: Path | int) -> tuple[int, ...]:
+    """What identifies a file, by its path or its descriptor, and is other once it is changed."""
+    stat = os.stat(file)
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dnp.errors import WeightsError
 from dnp.sd import foreign
+from dnp.sd.fingerprint import file_state
 
 # Old and new spellings of the same tensors.
 _RENAMES = (
@@ -137,7 +138,7 @@ class Stored:
         try:
             if self.path not in files:
                 files[self.path] = safe_open(self.path, "pt")
-                if _state(self.path) != self.state:
+                if file_state(self.path) != self.state:
                     raise OSError("the file was changed")
             x = files[self.path].get_tensor(self.key)
         except (SafetensorError, OSError, RuntimeError) as e:
@@ -150,17 +151,12 @@ class Stored:
         return x if self.third is None else x.chunk(3)[self.third]
 
 
-def _state(path: Path) -> tuple[int, ...]:
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
 def open_files(paths: Sequence[Path]) -> dict[str, Stored]:
     """Every tensor of the files, by its name there; only the headers are read."""
     found: dict[str, Stored] = {}
     for path in paths:
         try:
-            state = _state(path)
+            state = file_state(path)
             with safe_open(path, "pt") as file:  # checks sizes and offsets: no holes, no overlaps
                 told = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
                 told = {k: (tuple(x.get_shape()), x.get_dtype()) for k, x in told.items()}
