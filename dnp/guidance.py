@@ -19,8 +19,7 @@ or a tensor that broadcasts. Every linear rule is a row of coefficients on (phi,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -57,19 +56,6 @@ def negative_prompt_two_term(eps_p: Tensor, eps_n: Tensor, s: float) -> Tensor:
     return eps
 
 
-def _g_is_s(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The first scale was called g until version 0.2; as a keyword it still is."""
-
-    @wraps(rule)
-    def renamed(*args: Tensor, **scales: float) -> Tensor:
-        if "g" in scales:
-            scales["s"] = scales.pop("g")
-        return rule(*args, **scales)
-
-    return renamed
-
-
-@_g_is_s
 def negative_prompt_two_scale(
     eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float, h: float
 ) -> Tensor:

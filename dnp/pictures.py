@@ -7,9 +7,9 @@ import itertools
 import json
 import os
 import re
+import struct
 import tempfile
 import uuid
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,9 +23,9 @@ from dnp.methods import METHODS
 from dnp.methods.method import formula
 
 GREY = (90, 90, 90)
+LABEL = 320  # pixels of the widest label of a row
 CHUNK = "dnp"  # the PNG text chunk that holds the settings as JSON
-MOST_TEXT = 2**20  # bytes of such a chunk
-MOST_CHUNKS = 10**6  # 13,000 x 13,700 pixels that cannot be compressed take 70,000 of libpng's
+MOST_CHUNKS = 10**5  # 13,000 x 13,700 pixels that cannot be compressed take 70,000 of libpng's
 
 
 def check_folder(folder: Path) -> None:
@@ -164,7 +164,7 @@ def read_settings(path: Path) -> dict:
         settings = json.loads(text) if text is not None else None
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file; give --from a PNG made here.") from None
-    except (OSError, ValueError, RecursionError) as e:
+    except (OSError, SyntaxError, ValueError, RecursionError) as e:
         raise PictureError(
             f"{path}: not a readable PNG ({str(e)[:200]}); give --from a PNG made here."
         ) from None
@@ -177,52 +177,28 @@ def read_settings(path: Path) -> dict:
 
 
 def _text(file: BinaryIO) -> str | None:
-    """The text of a PNG's last text chunk of dnp; ValueError if it is no whole PNG.
+    """The text of a PNG's last text chunk of dnp, as Pillow reads it; the others are passed over.
 
-    W3C's PNG specification, section 11.3.3: tEXt is keyword 0 text; zTXt has a byte and a zlib
-    stream for the text; iTXt a flag, a byte, and two more words ended by 0, in UTF-8. Programs
-    that pass a picture on may make one of another, and put it behind the pixels.
+    Programs that pass a picture on may pack the text, and put it behind the pixels. What is wrong
+    with a PNG is a SyntaxError in Pillow.
     """
-    size, found = os.fstat(file.fileno()).st_size, None
     if file.read(8) != b"\x89PNG\r\n\x1a\n":
         raise ValueError("its first bytes are another format's")
-    for n in range(MOST_CHUNKS):
-        head = file.read(8)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        if len(head) < 8 or file.tell() + length + 4 > size:
-            raise ValueError("it is cut off")
-        if (n == 0) != (kind == b"IHDR"):
-            raise ValueError("its header is not at its beginning")
-        if kind == b"IEND":
-            return found
-        if kind not in (b"tEXt", b"zTXt", b"iTXt") or length > MOST_TEXT:
-            file.seek(length + 4, os.SEEK_CUR)
-            continue
-        data, crc = file.read(length), file.read(4)
-        keyword, _, rest = data.partition(b"\0")
-        if keyword == CHUNK.encode():
-            if zlib.crc32(kind + data).to_bytes(4, "big") != crc:
-                raise ValueError("its settings are damaged")
-            found = _decoded(kind, rest)
-    raise ValueError(f"it has more than {MOST_CHUNKS} chunks")
-
-
-def _decoded(kind: bytes, rest: bytes) -> str:
-    """The text of a chunk from what stands behind its keyword; ValueError if it is not possible."""
-    packed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] == b"\1")
-    if kind == b"zTXt":
-        rest = rest[1:]
-    elif kind == b"iTXt":
-        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
-    if packed:
-        unpack = zlib.decompressobj()
+    png, ours = PngImagePlugin.PngStream(file), CHUNK.encode() + b"\0"
+    for _ in range(MOST_CHUNKS):
         try:
-            rest = unpack.decompress(rest, MOST_TEXT)
-        except zlib.error as e:
-            raise ValueError(str(e)) from None
-        if not unpack.eof:
-            raise ValueError("its settings are cut off or longer than any written here")
-    return rest.decode("utf-8" if kind == b"iTXt" else "latin-1")
+            kind, start, length = png.read()
+        except struct.error:
+            raise ValueError("it is cut off") from None
+        if kind == b"IEND":
+            return png.im_text.get(CHUNK)
+        is_text = kind in (b"tEXt", b"zTXt", b"iTXt") and length <= PngImagePlugin.MAX_TEXT_CHUNK
+        if is_text and file.read(len(ours)) == ours:
+            file.seek(start)
+            png.crc(kind, png.call(kind, start, length))
+        else:
+            file.seek(start + length + 4)
+    raise ValueError(f"it has more than {MOST_CHUNKS} chunks")
 
 
 def _settings_or_none(path: Path) -> dict | None:
@@ -250,55 +226,78 @@ def sheet_of_result(result) -> Image.Image:
     return contact_sheet(rows, heads, f'p = "{s["prompt"]}"{n}')
 
 
-def contact_sheet(rows: Sequence[tuple], columns: Sequence[str], title: str) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[tuple], columns: Sequence[str] = (), title: str = "", least: int = 160
+) -> Image.Image:
     """A labelled grid: one row per (label, pictures) or (label, pictures, words under each).
 
-    Pictures smaller than 160 pixels are enlarged by a whole factor, so that they can be judged.
+    Pictures smaller than `least` pixels are enlarged by a whole factor, so that they can be judged.
     """
-    rows = [(label, pictures, next(iter(words), None)) for label, pictures, *words in rows]
-    width, height = rows[0][1][0].size
-    factor = max(1, -(-160 // max(width, height)))
-    cell_w, cell_h, gap, line_h = width * factor, height * factor, 8, 18
     font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
-    labels = [label.split("\n") for label, _, _ in rows]
-    widths = [max([font.getlength(name), *map(small.getlength, rest)]) for name, *rest in labels]
-    left, y = 3 * gap + int(max(widths)), 64
+    rows = [(label, pictures, next(iter(words), ())) for label, pictures, *words in rows]
+    width, height = rows[0][1][0].size
+    factor = max(1, -(-least // max(width, height)))
+    cell_w, cell_h, gap, line_h = width * factor, height * factor, 8, 18
+    labels = [_label(label, font, small) for label, _, _ in rows]
+    heads = [wrap(head, small, cell_w) for head in columns]
+    under = [[wrap(text, small, cell_w, most=4) for text in words] for _, _, words in rows]
     title = title if len(title) <= 120 else title[:119] + "…"
-    under = [_lines(words, small, cell_w) for _, _, words in rows]
-    bottom = y + sum(cell_h + gap + line_h * max(map(len, texts), default=0) for texts in under)
-    wide = max(left + len(columns) * (cell_w + gap), int(font.getlength(title)) + 2 * gap)
-    sheet = Image.new("RGB", (wide, bottom), "white")
+    left = max([3 * gap + int(f.getlength(t)) for label in labels for t, f, _ in label] or [gap])
+    top = gap + (34 if title else 0) + line_h * max(map(len, heads), default=0) + 4 * bool(heads)
+    heights = [cell_h + gap + line_h * max(map(len, texts), default=0) for texts in under]
+    wide = left + max(len(pictures) for _, pictures, _ in rows) * (cell_w + gap)
+    wide = max(wide, int(font.getlength(title)) + 2 * gap)
+    sheet = Image.new("RGB", (wide, top + sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, gap), title, fill="black", font=font)
-    for j, label in enumerate(columns):
-        x = left + j * (cell_w + gap) + cell_w / 2
-        draw.text((x, y - 20), label, fill=GREY, font=small, anchor="ma")
-    for label, (_, pictures, _), texts in zip(labels, rows, under):
-        for k, line in enumerate(label):
-            place = (gap, y + cell_h / 2 + 22 * (k - len(label) / 2))
-            draw.text(place, line, fill=GREY if k else "black", font=small if k else font)
+    for j, lines in enumerate(heads):
+        for k, line in enumerate(lines):
+            place = left + j * (cell_w + gap) + cell_w / 2, top - 2 - line_h * (len(lines) - k)
+            draw.text(place, line, fill=GREY, font=small, anchor="ma")
+    y = top
+    for label, (_, pictures, _), texts, row_h in zip(labels, rows, under, heights):
+        for k, (line, its_font, colour) in enumerate(label):
+            place = gap, y + cell_h / 2 + 22 * (k - len(label) / 2)
+            draw.text(place, line, fill=colour, font=its_font)
         for j, picture in enumerate(pictures):
             x = left + j * (cell_w + gap)
             sheet.paste(picture.resize((cell_w, cell_h), Image.Resampling.BICUBIC), (x, y))
             for k, line in enumerate(texts[j] if texts else []):
                 draw.text((x, y + cell_h + 2 + line_h * k), line, fill=GREY, font=small)
-        y += cell_h + gap + line_h * max(map(len, texts), default=0)
+        y += row_h
     return sheet
 
 
-def _lines(words: Sequence[str] | None, font: ImageFont.ImageFont, width: int) -> list[list[str]]:
-    """Each text as lines that fit a cell, at most three for each of its own."""
-    wrapped = []
-    for text in words or ():
-        lines = []
-        for own_line in text.splitlines():
-            parts = [""]
-            for word in own_line.split():
-                longer = f"{parts[-1]} {word}".strip()
-                if font.getlength(longer) <= width:
-                    parts[-1] = longer
-                else:
-                    parts.append(word)
-            lines += [*parts[:2], parts[2] + " …"] if len(parts) > 3 else parts
-        wrapped.append(lines)
-    return wrapped
+def _label(text: str, font: ImageFont.FreeTypeFont, small: ImageFont.FreeTypeFont) -> list[tuple]:
+    """A row's label as (line, font, colour): its first line is a name, the others explain it."""
+    if not text:
+        return []
+    name, *rest = text.split("\n")
+    lines = [(line, font, "black") for line in wrap(name, font, LABEL)]
+    return lines + [(line, small, GREY) for part in rest for line in wrap(part, small, LABEL)]
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int = 1000) -> list[str]:
+    """Lines that are no wider than `width` pixels, at most `most` for each line of the text."""
+    lines = []
+    for own_line in text.splitlines():
+        broken = _broken(own_line, font, width)
+        lines += broken if len(broken) <= most else [*broken[: most - 1], broken[most - 1] + " …"]
+    return lines
+
+
+def _broken(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """A line, broken between its words, and within a word that is too long."""
+    lines, line = [], ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if line and font.getlength(longer) > width:
+            lines.append(line)
+            longer = word
+        while font.getlength(longer) > width and len(longer) > 1:
+            fits = (n for n in range(len(longer), 0, -1) if font.getlength(longer[:n]) <= width)
+            n = next(fits, 1)
+            lines.append(longer[:n])
+            longer = longer[n:]
+        line = longer
+    return [*lines, line]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from dnp import prompting
+from dnp import pictures, prompting
 from dnp.evaluation import metrics, plots, sheets
 from runs import evaluate, of, rows_of
 
@@ -95,24 +95,29 @@ def test_a_plot_has_its_lines_and_legend():
 
 
 def test_sheets_print_the_prompt_over_every_column():
-    pictures = [[Image.new("RGB", (64, 64), c) for c in ("red", "blue")]] * 2
+    drawn = [[Image.new("RGB", (64, 64), c) for c in ("red", "blue")]] * 2
     font = ImageFont.load_default(size=14)
     prompts = ["a red backpack and a orange glasses", "a cat"]
-    image = sheets.sheet(["before\ncfg, s = 3", "after\nx"], pictures, prompts, "wins")
-    for prompt, x in zip(prompts, (176, 376)):
-        lines = sheets.wrap(prompt, font, 192)
+    labels = ["before\ncfg, s = 3", "after\nx"]
+    image = pictures.contact_sheet(list(zip(labels, drawn)), prompts, "wins")
+    left = image.width - 2 * 200
+    for prompt, x in zip(prompts, (left, left + 200)):
+        lines = pictures.wrap(prompt, font, 192)
         assert " ".join(lines) == prompt and all(font.getlength(line) <= 192 for line in lines)
         above = np.asarray(image)[:, x : x + 192]
         top = int(np.argmax((above == above[-9, 96]).all((1, 2)))) or image.height
         assert (above[40:top] < 128).any()  # ink over this column
-    assert len(sheets.wrap("a red backpack and a orange glasses", font, 100)) == 3
-    assert all(font.getlength(line) <= 50 for line in sheets.wrap("m" * 60, font, 50))
+    assert len(pictures.wrap("a red backpack and a orange glasses", font, 100)) == 3
+    assert pictures.wrap("a b c\nd", font, font.getlength("a"), most=2) == ["a", "b …", "d"]
+    assert all(font.getlength(line) <= 50 for line in pictures.wrap("m" * 60, font, 50))
 
 
 def test_sheets_of_a_run_are_drawn_with_its_prompts(finished, copy, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        sheets, "sheet", lambda rows, pics, columns, title: (seen.append(columns), pics[0][0])[1]
+        sheets,
+        "contact_sheet",
+        lambda rows, columns, title: (seen.append(columns), rows[0][1][0])[1],
     )
     evaluate(copy)
     prompts = {r["content"]["prompt"] for r in of(finished).values()}

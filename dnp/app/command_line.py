@@ -63,7 +63,7 @@ def run(asked: list[SimpleNamespace]) -> None:
             "are the same",
             stacklevel=1,
         )
-    elif args.fingerprint not in (None, model.config.files.like(args.fingerprint)):
+    elif args.fingerprint not in (None, model.config.fingerprint):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
     for text in (text for a in asked for text in (a.prompt, a.negative or "")):
         tell_what_is_not_read(text, model.config.words)

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from dnp.evaluation.store import RunError, picture
-from dnp.pictures import png, write
-
-LEAST = 160  # pixels of a picture's shorter side; smaller ones are enlarged by a whole factor
-GAP = 8
-GREY = (90, 90, 90)
+from dnp.pictures import contact_sheet, png, write
 
 
 def sheets(
@@ -38,13 +34,17 @@ def sheets(
         pictures = [[_picture(folder, row[p], seed) for p, seed in keys] for row in of]
         columns = [f"{p}\nseed {seed}: {change[p, seed]:+.3f}" for p, seed in keys]
         what = f"{title} of {names[1]} over {names[0]} by {heading}"
-        image = sheet([f"before\n{names[0]}", f"after\n{names[1]}"], pictures, columns, what)
-        plain = "".join(c if c.isalnum() or c in "-." else "_" for c in names[1])
-        write(folder / f"{title}-{plain}.png", png(image))
-        captions.append(
-            f"`{title}-{plain}.png`: " + "; ".join(f"{p} (seed {i})" for p, i in keys) + "."
-        )
+        labels = [f"before\n{names[0]}", f"after\n{names[1]}"]
+        image = contact_sheet(list(zip(labels, pictures)), columns, what)
+        file = file_name(title, names[1])
+        write(folder / file, png(image))
+        captions.append(f"`{file}`: " + "; ".join(f"{p} (seed {i})" for p, i in keys) + ".")
     return [*captions, ""] if captions else []
+
+
+def file_name(title: str, method: str) -> str:
+    """Of the sheet with a method's "wins" or "losses"."""
+    return f"{title}-{''.join(c if c.isalnum() or c in '-.' else '_' for c in method)}.png"
 
 
 def _picture(folder: Path, row: dict, seed: int) -> Image.Image:
@@ -56,56 +56,3 @@ def _picture(folder: Path, row: dict, seed: int) -> Image.Image:
             "make it again."
         )
     return image
-
-
-def sheet(
-    rows: Sequence[str], pictures: Sequence[Sequence[Image.Image]], columns: Sequence[str],
-    title: str,
-) -> Image.Image:  # fmt: skip
-    """A grid of pictures; the labels of its columns and rows are broken where they are wide."""
-    font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
-    factor = max(1, -(-LEAST // min(pictures[0][0].size)))
-    w, h = (factor * side for side in pictures[0][0].size)
-    heads = [wrap(label, small, w) for label in columns]
-    sides = [wrap(label, small, LEAST) for label in rows]
-    top = 48 + 18 * max(map(len, heads))
-    left = LEAST + 2 * GAP
-    wide = max(left + len(columns) * (w + GAP), int(font.getlength(title)) + 2 * GAP)
-    image = Image.new("RGB", (wide, top + len(rows) * (h + GAP)), "white")
-    draw = ImageDraw.Draw(image)
-    draw.text((GAP, GAP), title, "black", font)
-    for j, lines in enumerate(heads):
-        for k, line in enumerate(lines):
-            y = top - 6 - 18 * (len(lines) - k)
-            draw.text((left + j * (w + GAP) + w / 2, y), line, GREY, small, anchor="ma")
-    for i, (lines, row) in enumerate(zip(sides, pictures)):
-        for k, line in enumerate(lines):
-            y = top + i * (h + GAP) + h / 2 + 20 * (k - len(lines) / 2)
-            draw.text((GAP, y), line, GREY if k else "black", small)
-        for j, one in enumerate(row):
-            place = left + j * (w + GAP), top + i * (h + GAP)
-            image.paste(one.resize((w, h), Image.Resampling.BICUBIC), place)
-    return image
-
-
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Lines that are no wider than `width` pixels, broken between words, a long word within."""
-    lines = []
-    for part in text.split("\n"):
-        line = ""
-        for word in part.split():
-            longer = f"{line} {word}".strip()
-            if line and font.getlength(longer) > width:
-                lines.append(line)
-                longer = word
-            while font.getlength(longer) > width and len(longer) > 1:
-                n = next(
-                    n
-                    for n in range(len(longer), 0, -1)
-                    if n == 1 or font.getlength(longer[:n]) <= width
-                )
-                lines.append(longer[:n])
-                longer = longer[n:]
-            line = longer
-        lines.append(line)
-    return lines

@@ -14,7 +14,6 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ PIECE = 16 << 20  # bytes that one thread hashes at a time
 # A file changed this short before it was hashed may change again with the same time: FAT counts in
 # 2 s, and nothing in use is coarser.
 RACY = 2_000_000_000  # ns
-_BY_ENDS = re.compile(r"[0-9a-f]{16}")
 READ_BESIDE = (".json", ".txt", ".model", ".jinja")  # what transformers reads beside tensors
 
 
@@ -50,29 +48,14 @@ class Fingerprint:
         text = json.dumps([[f.digest() for f in self.files], self.settings], sort_keys=True)
         return "all-" + hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    @cached_property
-    def by_ends(self) -> str:
-        """16 hexadecimal digits, as it stands in PNGs and run.json of before: of the files' sizes
-        and their first and last MiB alone. It does not see what lies between, nor any setting."""
-        digest, mib = hashlib.sha256(), 1 << 20
-        for f in self.files:
-            size = len(f.data)
-            digest.update(str(size).encode() + f.data[:mib] + f.data[max(size - mib, 0) :])
-        return digest.hexdigest()[:16]
-
-    def like(self, recorded: object) -> str:
-        """The name in the form of another one, to be compared with it."""
-        old = isinstance(recorded, str) and _BY_ENDS.fullmatch(recorded)
-        return self.by_ends if old else self.whole
-
-    def __reduce__(self):  # a copy, in another process too, is known and has no files open
-        return _known, (self.whole, self.by_ends)
+    def __reduce__(self):  # a copy, in another process too, is named and has no files open
+        return _named, (self.whole,)
 
 
-def _known(whole: str, by_ends: str) -> Fingerprint:
-    known = Fingerprint([])
-    known.whole, known.by_ends = whole, by_ends
-    return known
+def _named(whole: str) -> Fingerprint:
+    copy = Fingerprint([])
+    copy.whole = whole
+    return copy
 
 
 def of_folder(folder: Path) -> Fingerprint:
@@ -96,7 +79,7 @@ class _Opened:
         self.path = path
         try:
             with open_regular(path) as f:
-                self.state = _state(os.fstat(f.fileno()))
+                self.state = file_state(f.fileno())
                 self.data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as e:  # ValueError: it is empty
             raise WeightsError(f"{path}: cannot be read ({e}); mend that.") from None
@@ -122,7 +105,7 @@ class _Opened:
     def _require_unchanged(self) -> bool:
         """Whether the path still leads to the file; WeightsError if it does to another content."""
         try:
-            now = _state(self.path.stat())
+            now = file_state(self.path)
         except OSError:
             return False  # deleted: the mapping keeps it
         if now[:2] == self.state[:2] and now[2:4] != self.state[2:4]:
@@ -133,7 +116,9 @@ class _Opened:
         return now == self.state
 
 
-def _state(stat: os.stat_result) -> tuple[int, ...]:
+def file_state(file: Path | int) -> tuple[int, ...]:
+    """What identifies a file, by its path or its descriptor, and is other once it is changed."""
+    stat = os.stat(file)
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
-from dnp.sd.weights import Entry
+from dnp.sd.weights import Stored
 
 
-def require_finite(network: nn.Module, entries: Mapping[str, Entry]) -> None:
+def require_finite(network: nn.Module, entries: Mapping[str, Stored]) -> None:
     """WeightsError names a tensor that holds NaN or infinity; reads all that is mapped."""
     for key, p in network.named_parameters():
         if not (p.sum(dtype=torch.float32).isfinite() or p.isfinite().all()):
             _refuse(key, p, entries.get(key))
 
 
-def _refuse(key: str, p: Tensor, entry: Entry | None) -> None:
+def _refuse(key: str, p: Tensor, entry: Stored | None) -> None:
     if entry is None:
         raise WeightsError(f"{key} was given NaN or infinity; load the weights again.")
-    if entry.dtype != p.dtype and entry.copy().isfinite().all():
+    if entry.dtype != p.dtype and entry.read({}).isfinite().all():
         wider = "float32" if p.dtype.itemsize == 2 else "float64"
         raise WeightsError(
             f"{entry.key} in {entry.path} is too large for "

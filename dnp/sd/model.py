@@ -61,7 +61,7 @@ class StableDiffusion:
 
     def __init__(
         self, text_encoder, unet, vae, open_tokenizer: Callable, schedule: Schedule,
-        config: ModelConfig, entries: Mapping[str, Mapping[str, weights.Entry]] | None = None,
+        config: ModelConfig, entries: Mapping[str, Mapping[str, weights.Stored]] | None = None,
     ):  # fmt: skip
         self.entries = entries or {}  # each part's tensors, as they lie in its files
         self.text_encoder, self.unet, self.vae = text_encoder, unet, vae

@@ -10,15 +10,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from dnp.errors import WeightsError
 from dnp.schedule import Schedule
 from dnp.sd import foreign, single_file, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.parts import Parts
 
-Entries = dict[str, weights.Entry]
+Entries = dict[str, weights.Stored]
 
 
 def read(path: Path, predicts: str | None = None) -> Parts:
@@ -69,7 +67,7 @@ def read(path: Path, predicts: str | None = None) -> Parts:
     tensors = {part: weights.renamed(own[part], names.get(part, str), path) for part in own}
     side = 128 if xl else 96 if second and chosen == "v_prediction" else 64
     if (factor := entries.get("scale_factor")) and factor.dtype and factor.shape in ((), (1,)):
-        vae = replace(vae, scaling_factor=round(_read(factor).item(), 6))
+        vae = replace(vae, scaling_factor=round(factor.read({}).item(), 6))
     tokenizer = {"tokenizer_2": partial(single_file.clip_tokenizer, text_2)} if xl else {}
     return Parts(
         text, replace(unet, sample_size=(side, side)), vae,
@@ -153,11 +151,4 @@ def _predicts_v(unet: Entries) -> bool:
     bias = unet.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
     if bias is None or bias.dtype is None or len(bias.shape) != 1 or bias.shape[0] < 2:
         return False  # no such network: the names and shapes will tell
-    return _read(bias).float().std().item() > 0.09
-
-
-def _read(entry: weights.Entry) -> torch.Tensor:
-    try:
-        return entry.copy()
-    except OSError as e:
-        raise WeightsError(f"{entry.path}: cannot be read ({e}); try again.") from None
+    return bias.read({}).float().std().item() > 0.09

@@ -10,9 +10,6 @@ from dnp.schedule import Schedule
 from dnp.sd import recommendations, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 
-_NEW_TEXT = {"penultimate": False, "pooled_dim": 0}
-_NEW_UNET = {"depth": (1,), "added_dim": 0, "added_freq_dim": 256}
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -21,7 +18,7 @@ class Parts:
     text: TextConfig
     unet: UNetConfig
     vae: VAEConfig
-    tensors: dict[str, tuple[dict[str, weights.Entry], str]]  # part: (its tensors, whose they are)
+    tensors: dict[str, tuple[dict[str, weights.Stored], str]]  # part: (its tensors, whose they are)
     files: list[Path]
     schedule: Schedule
     prediction_type: str
@@ -40,10 +37,7 @@ class Parts:
         """All that is read beside the tensors and changes a picture made with the same arguments;
         no recommendation, since what was taken of them is an argument."""
         read = {p: asdict(getattr(self, p)) for p in ("text", "unet", "vae")}
-        if self.text_2 is None:  # what SDXL added is not in the fingerprints of the others
-            for part, new in (("text", _NEW_TEXT), ("unet", _NEW_UNET)):
-                read[part] = {k: v for k, v in read[part].items() if k not in new or v != new[k]}
-        else:
+        if self.text_2 is not None:
             read |= {"text_2": asdict(self.text_2), "tokenizer_2": self.tokenizer_2_files}
         read |= {p: getattr(self, p) for p in ("prediction_type", "spacing", "levels")}
         return read | {"tokenizer": self.tokenizer_files}

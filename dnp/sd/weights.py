@@ -17,14 +17,10 @@ lives.
 from __future__ import annotations
 
 import json
-import math
-import mmap
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +28,7 @@ from torch import Tensor, nn
 
 from dnp.errors import WeightsError
 from dnp.sd import foreign
+from dnp.sd.fingerprint import file_state
 
 # Old and new spellings of the same tensors.
 _RENAMES = (
@@ -115,11 +112,12 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+PIECE = 32 << 20  # bytes that are converted before their file is mapped anew
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A tensor that lies in a safetensors file, at `start` to `stop`; its numbers are not read yet.
+class Stored:
+    """A tensor that lies in a safetensors file under the name `key`; its numbers are not read yet.
 
     `dtype` is None if it is none of `DTYPES`. `state` tells whether the file is still the one that
     was opened. `third` is which third of a fused projection it is, or None for the whole;
@@ -130,71 +128,54 @@ class Entry:
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    start: int
-    stop: int
     state: tuple[int, ...]
     third: int | None = None
     transposed: bool = False
 
-    def view(self, data: mmap.mmap) -> Tensor:
-        """The tensor in its mapped file: a byte is read when it is used. (Early files may lie at
-        an odd byte, where no tensor can be: they are copied.)"""
-        if self.start % self.dtype.itemsize:
-            return self.copy()
-        count = math.prod(self.shape)
-        return self._whole(torch.frombuffer(data, dtype=self.dtype, count=count, offset=self.start))
-
-    def copy(self) -> Tensor:
-        """The tensor, read now into memory of its own; OSError if the file is another one now."""
-        data = bytearray(self.stop - self.start)
-        with self.path.open("rb") as f:
-            f.seek(self.start)
-            if _state(f) != self.state or f.readinto(data) != len(data):
-                raise OSError("the file was changed")
-        return self._whole(torch.frombuffer(data, dtype=self.dtype))
-
-    def _whole(self, x: Tensor) -> Tensor:
-        x = x.view(self.shape)
+    def read(self, files: dict[Path, safe_open]) -> Tensor:
+        """The tensor in its mapped file, which is opened if it is not among `files`: a byte is read
+        when it is used, and written to memory alone. WeightsError if it is another file now."""
+        try:
+            if self.path not in files:
+                files[self.path] = safe_open(self.path, "pt")
+                if file_state(self.path) != self.state:
+                    raise OSError("the file was changed")
+            x = files[self.path].get_tensor(self.key)
+        except (SafetensorError, OSError, RuntimeError) as e:
+            raise WeightsError(
+                f"{self.path}: {self.key} cannot be read ({e}); try again, or fetch the file again."
+            ) from None
+        if x.data_ptr() % x.itemsize:  # early files may lie at an odd byte, where no tensor can be
+            x = x.clone()
         x = x.t() if self.transposed else x
         return x if self.third is None else x.chunk(3)[self.third]
 
 
-def _state(f: BinaryIO) -> tuple[int, ...]:
-    stat = os.fstat(f.fileno())
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def open_files(paths: Sequence[Path]) -> dict[str, Entry]:
+def open_files(paths: Sequence[Path]) -> dict[str, Stored]:
     """Every tensor of the files, by its name there; only the headers are read."""
-    entries: dict[str, Entry] = {}
+    found: dict[str, Stored] = {}
     for path in paths:
         try:
-            with safe_open(path, "pt"):  # checks the header: sizes, offsets, no holes, no overlaps
-                pass
-            with path.open("rb") as f:
-                size, state = int.from_bytes(f.read(8), "little"), _state(f)
-                header = json.loads(f.read(size))
-        except (SafetensorError, OSError, ValueError) as e:
+            state = file_state(path)
+            with safe_open(path, "pt") as file:  # checks sizes and offsets: no holes, no overlaps
+                told = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                told = {k: (tuple(x.get_shape()), x.get_dtype()) for k, x in told.items()}
+        except (SafetensorError, OSError) as e:
             _say_what_is_wrong(path, e)
-        header.pop("__metadata__", None)
-        small = {
-            k: entry["dtype"] for k, entry in header.items() if entry["dtype"][:2] in ("F8", "F4")
-        }
+        small = {k: dtype for k, (_, dtype) in told.items() if dtype.startswith(("F8", "F4"))}
         if small:
             raise WeightsError(
                 f"{path}: {len(small)} tensors are {next(iter(small.values()))} "
                 f"({examples(list(small))}), numbers of 8 bits or fewer, which are not read; fetch "
                 "the variant in float16 or float32."
             )
-        for key, entry in header.items():
-            if key in entries:
+        for key, (shape, dtype) in told.items():
+            if key in found:
                 raise WeightsError(
                     f"{path}: {examples([key])} is in two shards; fetch the folder again."
                 )
-            shape, dtype = tuple(entry["shape"]), DTYPES.get(entry["dtype"])
-            start, stop = (8 + size + n for n in entry["data_offsets"])
-            entries[key] = Entry(path, key, shape, dtype, start, stop, state)
-    return entries
+            found[key] = Stored(path, key, shape, DTYPES.get(dtype), state)
+    return found
 
 
 def _say_what_is_wrong(path: Path, e: Exception) -> None:
@@ -214,21 +195,21 @@ def _say_what_is_wrong(path: Path, e: Exception) -> None:
 
 
 def renamed(
-    entries: Mapping[str, Entry], translate: Callable[[str], str], where: object
-) -> dict[str, Entry]:
+    tensors: Mapping[str, Stored], translate: Callable[[str], str], where: object
+) -> dict[str, Stored]:
     """The tensors of a part under their names here; WeightsError if two get the same."""
-    new: dict[str, Entry] = {}
-    for old, entry in entries.items():
+    new: dict[str, Stored] = {}
+    for old, stored in tensors.items():
         if (key := translate(old)) in new:
-            both = examples([new[key].key, entry.key])
+            both = examples([new[key].key, stored.key])
             raise WeightsError(f"{where} holds a tensor twice ({both}); fetch it again.")
-        new[key] = entry
+        new[key] = stored
     return new
 
 
-def without_harmless(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+def without_harmless(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """The tensors of a folder's part that are no mere buffers."""
-    return {k: e for k, e in entries.items() if not _HARMLESS.search(k)}
+    return {k: x for k, x in tensors.items() if not _HARMLESS.search(k)}
 
 
 def rename(key: str) -> str:
@@ -239,13 +220,13 @@ def rename(key: str) -> str:
 
 
 def fill(
-    network: nn.Module, have: Mapping[str, Entry], device: torch.device, dtype: torch.dtype,
+    network: nn.Module, have: Mapping[str, Stored], device: torch.device, dtype: torch.dtype,
     what: str,
 ) -> nn.Module:  # fmt: skip
     """Gives a network on the meta device its tensors, all of them and nothing else, one by one.
 
-    A tensor of another type or device is converted as it is read, so that no more than the network
-    and one tensor are in memory. WeightsError names what is missing, unexpected or of another
+    A tensor of another type or device is converted as it is read, so that little more than the
+    network is in memory. WeightsError names what is missing, unexpected or of another
     shape; `what` says whose tensors they are.
     """
     want = network.state_dict()
@@ -264,25 +245,13 @@ def fill(
             f"{len(keys)} {kind} ({examples(keys)})" for kind, keys in problems.items() if keys
         )
         raise WeightsError(f"{what}: {differences}; take both files from the same source.")
-    state, maps = {}, {}
+    state, files, converted = {}, {}, 0
     for k in want:
-        entry = have[k]
-        try:
-            if entry.dtype != dtype or device.type != "cpu":
-                x = entry.copy()
-            else:
-                if entry.path not in maps:  # one for all its tensors, which keep it open
-                    with entry.path.open("rb") as f:
-                        if _state(f) != entry.state:
-                            raise OSError("the file was changed")
-                        maps[entry.path] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
-                x = entry.view(maps[entry.path])
-            x = x.reshape(want[k].shape)
-        except (OSError, ValueError, RuntimeError) as e:
-            raise WeightsError(
-                f"{entry.path}: {k} cannot be read ({e}); try again, or fetch the file again."
-            ) from None
+        x = have[k].read(files).reshape(want[k].shape)
         state[k] = x.to(dtype).to(device)  # first the dtype: MPS has no float64
+        converted += 0 if state[k] is x else x.nbytes
+        if converted > PIECE:  # what was read of a map is in memory for as long as the map is
+            files, converted = {}, 0
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()
 
@@ -294,17 +263,17 @@ def examples(names: Sequence[str]) -> str:
     return ", ".join(some) + (", ..." if len(names) > 5 else "")
 
 
-def _wanted(entry: Entry, want: Tensor) -> tuple[int, ...]:
+def _wanted(stored: Stored, want: Tensor) -> tuple[int, ...]:
     """The shape that a tensor must have in the file, which may hold three of them in one."""
     first, *rest = want.shape
-    if entry.transposed:
+    if stored.transposed:
         return (*rest, first)
-    return tuple(want.shape) if entry.third is None else (3 * first, *rest)
+    return tuple(want.shape) if stored.third is None else (3 * first, *rest)
 
 
-def _fits(entry: Entry, want: Tensor) -> bool:
+def _fits(stored: Stored, want: Tensor) -> bool:
     """The same shape, or a 1x1 convolution for a linear layer (attention of original VAEs)."""
-    shape = entry.shape
+    shape = stored.shape
     if len(shape) == 4 and want.ndim == 2 and shape[2:] == (1, 1):
         shape = shape[:2]
-    return shape == _wanted(entry, want)
+    return shape == _wanted(stored, want)

@@ -20,7 +20,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
 from common import HERE
@@ -30,15 +30,15 @@ from dnp.evaluation import benchmarks, exact, panels
 from dnp.evaluation.metrics import lacking
 from dnp.evaluation.plots import plot
 from dnp.evaluation.recogniser import Recogniser, load_recogniser, of_weights
-from dnp.evaluation.sheets import sheet, wrap
+from dnp.evaluation.sheets import file_name
 from dnp.generation import generate
+from dnp.pictures import contact_sheet
 from dnp.sd import speed
 from dnp.sd.opening import load
 from world import ANIMALS, OBJECTS, caption, scene_at
 
 MINI = HERE.parent
 README = MINI.parents[1] / "README.md"
-GREY = (90, 90, 90)
 NAMES = {
     "cfg": "CFG", "np": "np, Eq. 4", "np2": "np2, two-term", "dns": "DNS", "auto-dnp": "auto-DNP",
     "answer": "ANSWER",
@@ -59,37 +59,25 @@ COLOURS_SEEN = "blue red yellow purple brown red pink green blue brown red green
 
 def grid(pictures: list[Image.Image], captions: list[str], columns: int) -> Image.Image:
     """Pictures at twice their size, each over its caption."""
-    cell, line, font = 2 * pictures[0].width, 15, ImageFont.load_default(size=12)
-    lines = [wrap(words, font, cell) for words in captions]
-    text, rows = 4 + line * max(map(len, lines)), -(-len(pictures) // columns)
-    image = Image.new("RGB", (columns * (cell + 6), rows * (cell + text)), "white")
-    draw = ImageDraw.Draw(image)
-    for i, (picture, words) in enumerate(zip(pictures, lines)):
-        x, y = i % columns * (cell + 6), i // columns * (cell + text)
-        image.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
-        for k, words_of_line in enumerate(words):
-            draw.text((x, y + cell + line * k), words_of_line, fill="black", font=font)
-    return image
+    starts = range(0, len(pictures), columns)
+    rows = [("", pictures[i : i + columns], captions[i : i + columns]) for i in starts]
+    return contact_sheet(rows, least=2 * pictures[0].width)
 
 
-def strip(blocks: list[tuple[str, list[tuple]]], side: int = 168) -> Image.Image:
+def strip(blocks: list[tuple[str, list[tuple]]], side: int = 192) -> Image.Image:
     """Blocks of (title, picture, words) side by side, each under its own title: wide and low."""
-    gap, apart, line = 10, 28, 17
-    big, small = (ImageFont.load_default(size=size) for size in (16, 14))
-    cells = [cell for _, block in blocks for cell in block]
-    texts = [wrap(words, small, side) for _, _, words in cells]
-    width = len(cells) * (side + gap) - gap + (len(blocks) - 1) * (apart - gap)
-    image = Image.new("RGB", (width, 50 + side + line * max(map(len, texts)) + 6), "white")
-    draw, x, texts = ImageDraw.Draw(image), 0, iter(texts)
+    sheets = []
     for title, block in blocks:
-        draw.text((x, 0), title, fill="black", font=big)
-        for name, picture, _ in block:
-            draw.text((x, 28), name, fill="black", font=small)
-            image.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, 48))
-            for k, words in enumerate(next(texts)):
-                draw.text((x, 50 + side + line * k), words, fill=GREY, font=small)
-            x += side + gap
-        x += apart - gap
+        names, pictures, words = zip(*block)
+        pictures = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
+        sheets.append(contact_sheet([("", pictures, words)], names, title))
+    apart = 16
+    width = sum(sheet.width + apart for sheet in sheets) - apart
+    image = Image.new("RGB", (width, max(sheet.height for sheet in sheets)), "white")
+    x = 0
+    for sheet in sheets:
+        image.paste(sheet, (x, 0))
+        x += sheet.width + apart
     return image
 
 
@@ -126,19 +114,22 @@ def scales(model, prompt: str = "a cat and a red car", n: str = "a dog") -> Imag
         made = generate(model, prompt, method, negative, s, images=seeds)
         rows[f"{NAMES[method]}, s = {s:g}"] = made.images
     columns = [f"seed {i}" for i in range(seeds)]
-    return sheet(list(rows), list(rows.values()), columns, f'p = "{prompt}"    n = "{n}"')
+    return contact_sheet(list(rows.items()), columns, f'p = "{prompt}"    n = "{n}"')
 
 
 def dns(model, columns: int = 8) -> Image.Image:
     """DNS images by scale: four prompts of animals, four of an animal and an object."""
     prompts = [p.text for p in benchmarks.choose(benchmarks.attend_excite(), 4)][:columns]
     rows = [
-        [generate(model, p, "dns", s=s, seed=i).images[0] for i, p in enumerate(prompts)]
+        (
+            f"s = {s:g}",
+            [generate(model, p, "dns", s=s, seed=i).images[0] for i, p in enumerate(prompts)],
+        )
         for s in tqdm(DNS_SCALES, desc="dns")
     ]
     heads = [f"{p}\nseed {i}" for i, p in enumerate(prompts)]
     title = "DNS images of the prompts above the columns, by scale"
-    return sheet([f"s = {s:g}" for s in DNS_SCALES], rows, heads, title)
+    return contact_sheet(rows, heads, title)
 
 
 def front(model) -> Image.Image:
@@ -237,8 +228,7 @@ def adherence(run: Path) -> Image.Image:
 
 
 def wins(run: Path, name: str) -> Image.Image:
-    plain = "".join(c if c.isalnum() or c in "-." else "_" for c in name)
-    path = run / f"wins-{plain}.png"
+    path = run / file_name("wins", name)
     if not path.is_file():
         raise SystemExit(f"{path}: no such sheet; --wins is a name of the run's table with wins.")
     return Image.open(path).convert("RGB")
