@@ -19,23 +19,26 @@ _HOME = {  # name: the module that has it; imported when it is first used, so th
     "WeightsError": "errors",
     "batch_size": "generation",
     "check_rule": "checks",
-    "from_diffusers": "sd.from_diffusers",
+    "from_diffusers": "diffusers.from_diffusers",
     "generate": "generation",
-    "load": "sd.opening",
+    "load": "sd.load",
     "trajectory": "generation",
 }
 __all__ = [*_HOME]
-_MODULES = (
-    "checks", "energy", "errors", "folders", "generation", "guidance", "methods", "pictures",
-    "pipelines", "prompting", "rules", "sampling", "schedule", "sd", "toy",
-)  # fmt: skip
+_MODULES = {  # the rooms and files that are attributes too
+    **{name: name for name in (
+        "app", "checks", "energy", "errors", "evaluation", "generation", "guidance", "methods",
+        "rules", "sampling", "schedule", "sd", "toy",
+    )},
+    "pipelines": "diffusers.pipelines",
+}  # fmt: skip
 
 
 def __getattr__(name: str):
     if name in _HOME:
         return getattr(import_module(f"dnp.{_HOME[name]}"), name)
     if name in _MODULES:
-        return import_module(f"dnp.{name}")
+        return import_module(f"dnp.{_MODULES[name]}")
     raise AttributeError(f"module 'dnp' has no attribute {name!r}")
 
 

@@ -61,7 +61,7 @@ class Check:
 def check_rule(rule: Callable, show: bool = True, **options: object) -> Check:
     """Runs the identities on any rule and prints them.
 
-    A rule by the contract of `dnp/contract.py`: a name, a function, a module, an object, a class.
+    A rule as `dnp/methods/rule.py` describes it: a name, a function, a module, an object, a class.
     `options` are the rule's own. A class that takes a `posterior` gets the toy's exact one.
     SettingsError for what is no rule.
     """

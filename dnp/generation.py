@@ -11,6 +11,7 @@ A model is an object with `eps(z_t, t, c) -> eps`, `schedule`, and `latent_shape
 from __future__ import annotations
 
 import dataclasses
+import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -54,17 +55,22 @@ class Result:
         mean = sum(self.gradients) / len(self.gradients)
         return [_whole(round(self.nfe - mean + 3 * g, 6)) for g in self.gradients]
 
-    def sheet(self) -> Image.Image:
-        """The pictures side by side, with the DNS images above them where there are any."""
-        from dnp.pictures import sheet_of_result
-
-        return sheet_of_result(self)
-
     def _repr_png_(self) -> bytes | None:
-        """How a notebook shows it."""
-        from dnp.pictures import png
-
-        return png(self.sheet()) if self.images else None
+        """How a notebook shows it: the pictures side by side, the DNS images above them."""
+        if not self.images:
+            return None
+        rows = [row for row in (self.dns_images, self.images) if row]
+        width, height = self.images[0].size
+        k = max(1, -(-160 // max(width, height)))  # small ones are enlarged by a whole factor
+        strip = Image.new("RGB", (k * width * max(map(len, rows)), k * height * len(rows)), "white")
+        for y, row in enumerate(rows):
+            for x, picture in enumerate(row):
+                strip.paste(
+                    picture.resize((k * width, k * height)), (k * width * x, k * height * y)
+                )
+        file = io.BytesIO()
+        strip.save(file, format="PNG")
+        return file.getvalue()
 
 
 class Call(Chain):

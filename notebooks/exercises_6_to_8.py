@@ -15,9 +15,10 @@ from exercise import (
 )  # fmt: skip
 from torch import Tensor
 
-from dnp import answer, readings, rules
+from dnp import readings, rules
 from dnp.guidance import cfg
 from dnp.guidance import negative_prompt as np3
+from dnp.methods import answer
 from dnp.schedule import Schedule, column
 
 SHARE = torch.tensor([0.1, 0.3, 0.5, 0.8], dtype=torch.float64)  # P(n | z_t) of each sample

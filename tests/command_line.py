@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnp.cli import main
-from dnp.sd import opening
+from dnp.app.command_line import main
+from dnp.sd import load
 
 MINI = Path(__file__).resolve().parents[1] / "weights" / "mini"
 
@@ -34,7 +34,7 @@ def miniature_once(load):
 def cli(tmp_path, capsys, monkeypatch):
     """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(opening, "load", miniature_once(opening.load))
+    monkeypatch.setattr(load, "load", miniature_once(load.load))
 
     def run(*words):
         before = set((tmp_path / "outputs").glob("*"))

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-import dnp.sd.opening as opening
-from dnp import prompting
-from dnp.evaluation import methods, metrics, recogniser
+import dnp.sd.load as opening
+from dnp.evaluation import contestants, metrics, recogniser
 from dnp.evaluation.__main__ import main
+from dnp.sd import captioner
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def once(load):
 @contextmanager
 def opened_once():
     """The runs here open the same weights about a hundred times, and change none of them."""
-    rooms = {opening: "load", prompting: "load_captioner", metrics: "CLIPScorer"}
+    rooms = {load: "load", captioner: "load_captioner", metrics: "CLIPScorer"}
     rooms[recogniser] = "load_recogniser"
     with pytest.MonkeyPatch.context() as patch:
         for room, name in rooms.items():
@@ -89,13 +89,13 @@ def copy(finished, tmp_path):
 @pytest.fixture
 def made(monkeypatch):
     """(method, prompt, seed) of every picture that is sampled, in order."""
-    pictures, sampled = [], methods.sample
+    pictures, sampled = [], contestants.sample
 
     def counted(model, method, prompt, seeds, *rest):
         pictures.extend((method.name, prompt, seed) for seed in seeds)
         return sampled(model, method, prompt, seeds, *rest)
 
-    monkeypatch.setattr(methods, "sample", counted)
+    monkeypatch.setattr(contestants, "sample", counted)
     return pictures
 
 

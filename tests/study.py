@@ -8,12 +8,12 @@ import random
 import numpy as np
 from PIL import Image
 
-from dnp.evaluation import keys
+from dnp.app.png import png
+from dnp.evaluation import record_keys
 from dnp.evaluation.answers import COLUMNS
-from dnp.evaluation.store import Store
+from dnp.evaluation.records import Store
 from dnp.evaluation.study_design import design
 from dnp.evaluation.study_page import make
-from dnp.pictures import png
 
 THINGS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
 OF = {"code": "c", "weights": "w", "device": "cpu", "dtype": "float32"}
@@ -46,10 +46,10 @@ def put(folder, store, image, label, settings, text, seed, failed=False, **other
         "method": label.partition(":")[0], "settings": settings, "prompt": text, "seed": seed,
         "captioner": None, **OF, **other,
     }  # fmt: skip
-    key, data = keys.key(content), png(image, {"method": label})
+    key, data = record_keys.key(content), png(image, {"method": label})
     (folder / "images" / f"{key}.png").write_bytes(data)
     told = "overflow" if failed and label == "cfg" else None
-    record = {"image": f"{key}.png", "sha256": keys.digest(data), "failed": told}
+    record = {"image": f"{key}.png", "sha256": record_keys.digest(data), "failed": told}
     record |= {"negative": None, "nfe": 40, "words_nfe": 0, "notes": [], "seconds": 1.0}
     store.put(key, record | {"content": content})
 

@@ -8,9 +8,9 @@ import torch
 from torch.testing import assert_close
 
 import mutants
-from dnp import answer as module
 from dnp import guidance, readings, sampling, settings, toy
-from dnp.answer import FORMS, TENSORS, answer, evaluations
+from dnp.methods import answer as module
+from dnp.methods.answer import FORMS, TENSORS, answer, evaluations
 from dnp.schedule import Schedule, step_at
 
 SCHEDULE = Schedule(Schedule.stable_diffusion().abar, abar_final=1.0)

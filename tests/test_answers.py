@@ -7,7 +7,7 @@ import random
 import pytest
 
 from dnp.evaluation import answers
-from dnp.evaluation.store import RunError
+from dnp.evaluation.records import RunError
 from study import by_key, make_study, rows_of, text_of, write
 
 

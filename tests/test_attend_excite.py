@@ -8,10 +8,10 @@ from torch.testing import assert_close
 
 import dnp
 from conftest import MINI
-from dnp import attend_excite as ae
 from dnp import sampling, settings, toy
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks
+from dnp.methods import attend_excite as ae
 from dnp.schedule import Schedule
 from dnp.sd import speed
 from dnp.sd.attention import AttentionMaps

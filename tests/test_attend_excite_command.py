@@ -7,11 +7,13 @@ import pytest
 
 import dnp
 from conftest import MINI
-from dnp import cli, pictures
+from dnp import cli
+from dnp.app import png
+from dnp.app import sheet as sheet_room
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, dry, methods, strength
-from dnp.evaluation.scores import Instruments
-from dnp.evaluation.work import Grid, Run
+from dnp.evaluation import benchmarks, contestants, dry, strength
+from dnp.evaluation.grid import Grid, Run
+from dnp.evaluation.measure import Instruments
 from test_attend_excite import PAIR
 
 
@@ -39,21 +41,23 @@ def test_a_png_makes_its_picture_again(command):
     how = ["--ae-step", 30, "--ae-thresholds", "0.1:0.3", "--ae-refinements", 2]
     (png,), told = command(PAIR, "--method", "ae", "--steps", 3, "--subjects", "dog", *how)
     assert "network evaluations, " in told.out and " gradients per picture" in told.out
-    made = pictures.read_settings(png)
+    made = png.read_settings(png)
     assert (made["subjects"], made["ae_step"], made["ae_thresholds"]) == ("dog", 30, [0.1, 0.3])
     before = png.read_bytes()
     assert command("--from", png)[0] == [] and png.read_bytes() == before
     (other,), _ = command("a red car", "--from", png)
-    assert pictures.read_settings(other)["subjects"] == "car"
-    assert pictures.read_settings(other)["ae_step"] == 30
+    assert png.read_settings(other)["subjects"] == "car"
+    assert png.read_settings(other)["ae_step"] == 30
     (cfg,), _ = command("--from", png, "--method", "cfg")
-    assert "ae_step" not in pictures.read_settings(cfg)
+    assert "ae_step" not in png.read_settings(cfg)
 
 
 def test_ae_has_a_row_of_the_sheet_where_there_are_subjects(command, monkeypatch):
     rows = []
-    sheet = pictures.contact_sheet
-    monkeypatch.setattr(pictures, "contact_sheet", lambda r, *a: (rows.append(r), sheet(r, *a))[1])
+    sheet = sheet_room.contact_sheet
+    monkeypatch.setattr(
+        sheet_room, "contact_sheet", lambda r, *a: (rows.append(r), sheet(r, *a))[1]
+    )
     command(PAIR, "--compare", "--steps", 1, "--ae-refinements", 1)
     command("the grass", "--compare", "--steps", 1)
     names = [[label.split("\n")[0] for label, *_ in r] for r in rows]
@@ -83,25 +87,28 @@ def test_a_damaged_recommendation_is_refused(command, tmp_path):
 
 
 def test_the_experiments_count_a_gradient_as_two_evaluations(single):
-    prompt, method = "a cat and a red car", methods.parse("ae:ae_thresholds=0.1,ae_refinements=1")
-    own = methods.settled(method, 2.0, 4, single)
+    prompt, method = (
+        "a cat and a red car",
+        contestants.parse("ae:ae_thresholds=0.1,ae_refinements=1"),
+    )
+    own = contestants.settled(method, 2.0, 4, single)
     assert own["ae_thresholds"] == (0.1,) and own["ae_until"] == 0.5  # published, or of the weights
-    methods.check(method, 2.0, 4, single, [prompt], [])
-    made = methods.sample(single, method, prompt, [0, 1], own, [None] * 2)
+    contestants.check(method, 2.0, 4, single, [prompt], [])
+    made = contestants.sample(single, method, prompt, [0, 1], own, [None] * 2)
     r = dnp.generate(
         single, prompt, "ae", s=2.0, steps=4, images=2, subjects="cat, car",
         ae_thresholds=(0.1,), ae_refinements=1,
     )  # fmt: skip
     assert [m.nfe for m in made] == r.evaluations == [8 + 3 * g for g in r.gradients]
     assert Counter(m.image.tobytes() for m in made) == Counter(i.tobytes() for i in r.images)
-    assert methods.subjects_of(method, prompt) == "cat, car"
-    assert methods.subjects_of(methods.parse("cfg"), prompt) is None
+    assert contestants.subjects_of(method, prompt) == "cat, car"
+    assert contestants.subjects_of(contestants.parse("cfg"), prompt) is None
     with pytest.raises(SettingsError, match="names no thing of benchmark ae"):
-        methods.check(method, 2.0, 4, single, ["the grass"], [])
+        contestants.check(method, 2.0, 4, single, ["the grass"], [])
 
 
 def test_a_dry_run_counts_the_most_that_the_moves_can_be(single, tmp_path):
-    chosen = [methods.parse(f"{name}:ae_refinements=3") for name in ("ae", "ae+auto-dnp")]
+    chosen = [contestants.parse(f"{name}:ae_refinements=3") for name in ("ae", "ae+auto-dnp")]
     grid = Grid((benchmarks.Prompt(PAIR, "animals"),), tuple(chosen), (None,), (0,), 10)
     work = Run(grid, single, Instruments(None, None, None, None, None), tmp_path)
     counted = [dry.evaluations(work, m, work.settings(m, None)) for m in chosen]

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from conftest import MINI
-from dnp import benchmark, contestants, random_weights
 from dnp.errors import DnpError
+from dnp.evaluation import benchmark, random_weights, rivals
 from dnp.sd import config
-from dnp.sd.opening import describe
+from dnp.sd.load import describe
 
 
 def test_its_folder_is_stable_diffusion_1_5():
@@ -82,7 +82,7 @@ def test_what_another_library_cannot_do_is_a_sentence():
 
     args = benchmark.parse(["--weights", str(MINI), "--side", "9999999"])
     with warnings.catch_warnings():
-        contestants.answer("dnp", args, SimpleNamespace(recv=recv, send=sent.append))
+        rivals.answer("dnp", args, SimpleNamespace(recv=recv, send=sent.append))
     (told,) = sent
     assert isinstance(told, DnpError) and "dnp cannot do measures" in str(told)
 

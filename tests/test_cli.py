@@ -13,8 +13,8 @@ from PIL import Image
 
 import dnp
 from conftest import MINI, ROOT, change_json, pixels, refused, slow_but
-from dnp import pictures
-from dnp.cli import main
+from dnp.app import png
+from dnp.app.command_line import main
 from dnp.sd import speed
 
 
@@ -59,7 +59,7 @@ def test_a_full_memory_is_told_in_a_sentence(cli, monkeypatch, error):
 def test_the_recommended_scale_is_the_default(cli):
     _, (png,), _, _ = cli("a cat", "--steps", 1)
     scales = json.loads((MINI / "dnp.json").read_text())["scale"]
-    assert pictures.read_settings(png)["scale"] == scales["cfg"]
+    assert png.read_settings(png)["scale"] == scales["cfg"]
 
 
 @pytest.mark.parametrize("method", slow_but(["cfg", "np"], ["cfg", "np", "np2", "dns"]))
@@ -137,13 +137,13 @@ def test_from_with_another_method_drops_what_belongs_to_the_old_one(cli):
     words = ["a cat", "--method", "np", "--negative", "a dog", "--scale", 4, "--steps", 2]
     _, (png,), _, _ = cli(*words, "--negative-scale", 1)
     code, (dns,), _, _ = cli("--from", png, "--method", "dns")
-    settings = pictures.read_settings(dns)
+    settings = png.read_settings(dns)
     scales = json.loads((MINI / "dnp.json").read_text())["scale"]
     assert (code, settings["scale"], settings["negative"]) == (0, scales["dns"], None)
     code, (np2,), _, _ = cli("--from", png, "--method", "np2")
-    assert code == 0 and pictures.read_settings(np2)["negative"] == "a dog"
+    assert code == 0 and png.read_settings(np2)["negative"] == "a dog"
     code, (sheet,), _, _ = cli("--from", png, "--compare")
-    assert code == 0 and pictures.read_settings(sheet)["scale"] is None
+    assert code == 0 and png.read_settings(sheet)["scale"] is None
     code, (one,), _, _ = cli("--from", sheet, "--method", "cfg")
     assert code == 0 and Image.open(one).size == (64, 64)
 
@@ -152,7 +152,7 @@ def test_from_keeps_the_size_of_a_picture_made_in_python(cli, tmp_path):
     model = dnp.load(MINI)
     speed.apply(model)  # as the command does
     r = dnp.generate(model, "a cat", steps=2, size=(32, 48))
-    made = pictures.save(r.images[0], tmp_path / "api", "x", {**r.settings, "weights": str(MINI)})
+    made = png.save(r.images[0], tmp_path / "api", "x", {**r.settings, "weights": str(MINI)})
     code, (again,), _, _ = cli("--from", made)
     assert code == 0 and (pixels(again) == pixels(made)).all()
 
@@ -169,9 +169,9 @@ def test_auto_dnp_tells_its_words_and_is_made_again_without_a_captioner(cli, mon
     words = ["a cat", "--method", "auto-dnp", "--steps", 2, "--images", 2]
     code, pngs, out, _ = cli(*words)
     assert code == 0 and len(pngs) == 2 and "auto-dnp: 10 network evaluations" in out
-    recorded = pictures.read_settings(pngs[0])
+    recorded = png.read_settings(pngs[0])
     assert f'n* = "{recorded["negative"]}"' in out and recorded["s_dns"] > 0
-    monkeypatch.setattr(dnp.prompting, "load_captioner", None)  # not needed any more
+    monkeypatch.setattr(dnp.sd.captioner, "load_captioner", None)  # not needed any more
     code, (folder,), _, _ = cli("--from", pngs[1], "--out", "outputs/again")
     (again,) = folder.glob("*.png")
     assert code == 0 and (pixels(again) == pixels(pngs[1])).all()
@@ -180,13 +180,13 @@ def test_auto_dnp_tells_its_words_and_is_made_again_without_a_captioner(cli, mon
 def test_another_seed_gets_other_words(cli, monkeypatch):
     texts = iter(["a dog", "a bear"])
     monkeypatch.setattr(
-        dnp.prompting, "load_captioner", lambda *a: lambda images: [next(texts)] * len(images)
+        dnp.sd.captioner, "load_captioner", lambda *a: lambda images: [next(texts)] * len(images)
     )
     _, (png,), _, _ = cli("a cat", "--method", "auto-dnp", "--steps", 2)
     code, (other,), _, _ = cli("--from", png, "--seed", 5)
-    assert code == 0 and pictures.read_settings(other)["negative"] == "a bear"
+    assert code == 0 and png.read_settings(other)["negative"] == "a bear"
     code, (strong,), _, _ = cli("--from", png, "--scale", 5)
-    assert code == 0 and pictures.read_settings(strong)["negative"] == "a dog"
+    assert code == 0 and png.read_settings(strong)["negative"] == "a dog"
 
 
 def test_dnp_shows_its_dns_image_and_asks_for_words(cli, monkeypatch):
@@ -195,10 +195,10 @@ def test_dnp_shows_its_dns_image_and_asks_for_words(cli, monkeypatch):
     code, pngs, out, _ = cli("a cat", "--method", "dnp", "--steps", 2, "--seed", 3)
     final, dns = pngs
     assert code == 0 and dns.name == "a-cat-dnp-dns-3.png" and out.count(str(dns.name)) == 3
-    assert pictures.read_settings(final)["negative"] == "a green bowl"
+    assert png.read_settings(final)["negative"] == "a green bowl"
     code, (given,), _, _ = cli(
         "a cat", "--method", "dnp", "--steps", 2, "--seed", 3, "--negative", "a green bowl",
-        "--scale", pictures.read_settings(final)["scale"],
+        "--scale", png.read_settings(final)["scale"],
     )  # fmt: skip
     assert code == 0 and (pixels(given) == pixels(final)).all()
     again, before = cli("--from", final), pixels(final)
@@ -237,13 +237,13 @@ def test_a_dns_image_is_of_its_weights(cli, tiny, tmp_path, monkeypatch):
 def test_words_go_to_np_but_a_negative_is_no_n_star(cli, monkeypatch):
     texts = iter(["a dog"])
     monkeypatch.setattr(
-        dnp.prompting, "load_captioner", lambda *a: lambda images: [next(texts)] * len(images)
+        dnp.sd.captioner, "load_captioner", lambda *a: lambda images: [next(texts)] * len(images)
     )
     _, (np_png,), _, _ = cli("a cat", "--method", "np", "--negative", "a bowl", "--steps", 2)
     code, (auto,), _, _ = cli("--from", np_png, "--method", "auto-dnp")
-    assert code == 0 and pictures.read_settings(auto)["negative"] == "a dog"
+    assert code == 0 and png.read_settings(auto)["negative"] == "a dog"
     code, (np2,), _, _ = cli("--from", auto, "--method", "np2")
-    assert code == 0 and pictures.read_settings(np2)["negative"] == "a dog"
+    assert code == 0 and png.read_settings(np2)["negative"] == "a dog"
 
 
 def test_dnp_without_anybody_to_ask(cli, monkeypatch):
@@ -267,7 +267,7 @@ def test_prediction_can_be_overridden(cli):
 def test_options_of_answer_are_recorded_and_used_again(cli):
     words = ["a cat", "--method", "answer", "--steps", 4, "--K", 3, "--tensor", "jump"]
     code, (png,), out, _ = cli(*words, "--form", "two-term", "--s-dns", 0.5)
-    settings = pictures.read_settings(png)
+    settings = png.read_settings(png)
     assert code == 0 and "answer: 16 network evaluations" in out
     assert (settings["K"], settings["tensor"], settings["form"]) == (3, "jump", "two-term")
     assert settings["s_dns"] == 0.5 and settings["normalize"] == "sample"
@@ -298,7 +298,7 @@ def test_prompts_of_a_file_are_those_of_single_calls(tmp_path, capsys):
     assert names == sorted(p.name for p in (tmp_path / "b").glob("*")) and len(names) == 2
     for name in names:
         a, b = (tmp_path / folder / name for folder in "ab")
-        assert pictures.read_settings(a) == pictures.read_settings(b)
+        assert png.read_settings(a) == png.read_settings(b)
         assert a.read_bytes() == b.read_bytes()
 
 

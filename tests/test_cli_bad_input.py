@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from conftest import MINI, change_json, refused
-from dnp import pictures
+from dnp.app import png
 
 BAD = {
     "no prompt": ([], "no prompt"),
@@ -79,7 +79,7 @@ def test_an_output_folder_that_cannot_be_written(cli, tmp_path):
 
 
 def test_a_disk_that_fills_up_leaves_nothing_half_written(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(png.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     refused(cli("a", "--steps", 1), "cannot be written")
     assert list((tmp_path / "outputs").iterdir()) == []
 
@@ -110,7 +110,7 @@ def test_a_captioner_that_a_png_names_runs_no_code(cli, tmp_path, monkeypatch):
     change_json(evil / "config.json", model_type="new", auto_map={"AutoConfig": "evil.Config"})
     (evil / "evil.py").write_text("raise SystemExit('code of the folder ran')")
     settings = {"prompt": "a cat", "steps": 1, "method": "auto-dnp", "captioner": str(evil)}
-    forged = pictures.save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
+    forged = png.save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     refused(cli("--from", forged), "auto_map asks for code of its own, which is never run")
 
@@ -122,8 +122,8 @@ FORGED += [{"compare": "no"}, {"size": 64}, {"fingerprint": 1}]
 @pytest.mark.parametrize("change", FORGED)
 def test_a_png_whose_settings_were_not_written_here(cli, tmp_path, change):
     _, (png,), _, _ = cli("a cat", "--steps", 1)
-    settings = {**pictures.read_settings(png), **change}
-    forged = pictures.save(Image.open(png), tmp_path / "forged", "x", settings)
+    settings = {**png.read_settings(png), **change}
+    forged = png.save(Image.open(png), tmp_path / "forged", "x", settings)
     refused(cli("--from", forged), "was never written here")
 
 
@@ -141,7 +141,7 @@ HOSTILE = {
 def test_hostile_settings_in_a_png(cli, tmp_path, name):
     change, sentence = HOSTILE[name]
     settings = {"prompt": "a cat", "steps": 1, **change}
-    forged = pictures.save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
+    forged = png.save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
     refused(cli("--from", forged), sentence)
 
 

@@ -3,12 +3,13 @@
 import io
 
 import pytest
+from dnp.cli import tell_what_is_not_read
 from PIL import Image
 
 import dnp
 from conftest import pixels
-from dnp import pictures
-from dnp.cli import tell_what_is_not_read
+from dnp.app import png
+from dnp.app import sheet as sheet_room
 
 WORLD = ("a", "cat", "red", "car", "and")
 
@@ -17,7 +18,7 @@ def test_a_negative_without_a_method_is_two_term_and_says_so(cli):
     words = ["a red car", "--negative", "a cat", "--steps", 1]
     code, (png,), _, err = cli(*words)
     assert code == 0 and "is used as elsewhere, n + s (p - n): np2" in err
-    assert pictures.read_settings(png)["method"] == "np2"
+    assert png.read_settings(png)["method"] == "np2"
     kept = png.rename(png.with_name("kept.png"))
     _, (named,), _, err = cli(*words, "--method", "np2")
     assert "elsewhere" not in err and (pixels(named) == pixels(kept)).all()
@@ -49,15 +50,15 @@ def test_the_command_says_such_a_note(cli):
 
 
 def test_the_compare_sheet_writes_n_star_under_the_cells_of_auto_dnp(cli, monkeypatch):
-    rows, sheet = {}, pictures.contact_sheet
+    rows, sheet = {}, sheet_room.contact_sheet
 
     def seen(given, *rest):
         rows.update({label.split("\n")[0]: words for label, _, words in given})
         return sheet(given, *rest)
 
-    monkeypatch.setattr(pictures, "contact_sheet", seen)
+    monkeypatch.setattr(sheet_room, "contact_sheet", seen)
     captioner = lambda *a: lambda images: ["a green bowl"] * len(images)
-    monkeypatch.setattr(dnp.prompting, "load_captioner", captioner)
+    monkeypatch.setattr(dnp.sd.captioner, "load_captioner", captioner)
     code, _, _, _ = cli("a cat", "--compare", "--steps", 1)
     assert code == 0 and rows["auto-dnp"][0].startswith("n* = a green bowl")
     assert "n*" not in rows["cfg"][0]

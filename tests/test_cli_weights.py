@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import MINI, change_json, pixels, refused
-from dnp import pictures
+from dnp.app import png
 
 
 def test_info_tells_what_weights_hold(cli):
@@ -202,5 +202,5 @@ def test_dnp_json_is_checked(cli, copy):
     (copy / "dnp.json").write_text('{"scale": {"cfg": "big"}}')
     refused(cli("a", "--weights", copy), "must map methods to finite numbers")
     (copy / "dnp.json").write_text('{"scale": {"cfg": 1.25}}')
-    _, (png,), _, _ = cli("a", "--weights", copy, "--steps", 1)
-    assert pictures.read_settings(png)["scale"] == 1.25
+    _, (path,), _, _ = cli("a", "--weights", copy, "--steps", 1)
+    assert png.read_settings(path)["s"] == 1.25

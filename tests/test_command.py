@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conftest import ROOT
-from dnp import command, pictures
+from dnp.app import png, terminal
 from dnp.errors import SettingsError
 
 SCRIPT = str(ROOT / "train_free_sample.py")
@@ -31,7 +31,7 @@ def shell(line, folder, **environment):
 
 def made(folder):
     paths = sorted((folder / "outputs").glob("*"))
-    assert all(pictures.read_settings(p) for p in paths)
+    assert all(png.read_settings(p) for p in paths)
     return [p.name for p in paths]
 
 
@@ -102,7 +102,9 @@ def test_lines_that_a_full_disk_loses_are_noted_once_and_pictures_go_on(tmp_path
 @SLOW
 @SHELL
 def test_the_commands_of_modules_share_it(tmp_path):
-    code = "from dnp import command; command.run(lambda: [print('é' * 99) for _ in range(999)], '')"
+    code = (
+        "from dnp import command; terminal.run(lambda: [print('é' * 99) for _ in range(999)], '')"
+    )
     line = f'"$PYTHON" -c "{code}" | head -1'
     told = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     assert shell(line, tmp_path, **told) == (0, "\\xe9" * 99 + "\n", "")
@@ -113,7 +115,7 @@ def test_what_is_told_is_one_line_that_moves_no_cursor(capsys):
         raise SettingsError("a\x1b[2J\nb\udcff zürich.")
 
     with pytest.raises(SystemExit):
-        command.run(main, "")
+        terminal.run(main, "")
     assert capsys.readouterr().err == "error: a\\x1b[2J\\nb\\udcff zürich.\n"
 
 
@@ -121,9 +123,9 @@ def test_streams_keep_what_they_were_and_are_wrapped_once(monkeypatch):
     plain = io.StringIO()
     monkeypatch.setattr(sys, "stdout", plain)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    command.streams()
+    terminal.streams()
     once = sys.stdout
-    command.streams()
+    terminal.streams()
     print("a line")
     assert sys.stdout is once and plain.getvalue() == "a line\n" and once.getvalue() == "a line\n"
 
@@ -137,7 +139,7 @@ def test_ask_tells_the_mend_whatever_is_wrong_with_standard_input(monkeypatch, e
 
     monkeypatch.setattr("builtins.input", broken)
     with pytest.raises(SettingsError, match=r"^no words came \(.+\); do this\.$"):
-        command.ask("n* = ", "do this")
+        terminal.ask("n* = ", "do this")
 
 
 @pytest.mark.parametrize("name", ["benchmark", "evaluation.__main__", "evaluation.exact"])

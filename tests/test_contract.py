@@ -1,6 +1,6 @@
 """A rule is any function: what is refused, and what is read from it.
 
-Toys stand for networks wherever a network proves nothing more (`dnp/contract.py`).
+Toys stand for networks wherever a network proves nothing more (`dnp/methods/rule.py`).
 """
 
 import functools
@@ -10,8 +10,9 @@ import torch
 from torch.testing import assert_close
 
 import dnp
-from dnp import contract, guidance, methods, rules, sampling
+from dnp import guidance, methods, rules, sampling
 from dnp.errors import NonFiniteError, SettingsError
+from dnp.methods import rule as contract
 from own_rules import (
     F64,
     PAIRS,

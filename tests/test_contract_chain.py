@@ -1,6 +1,6 @@
 """A rule in the chain: its memory, the sources of its negative, its intervals, and trajectories.
 
-Toys stand for networks wherever a network proves nothing more (`dnp/guided.py`).
+Toys stand for networks wherever a network proves nothing more (`dnp/methods/conditions.py`).
 """
 
 import pytest
@@ -8,8 +8,9 @@ import torch
 from torch.testing import assert_close
 
 import dnp
-from dnp import answer, contract, guidance, methods, sampling, toy
+from dnp import guidance, methods, sampling, toy
 from dnp.energy import z0_from_eps
+from dnp.methods import answer, rule
 from own_rules import PAIRS, SCHEDULE, STEPS, Counted, Memory, end, midpoint, push, walk
 
 # ------------------------------------------------------------------------------ rules with a memory

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 import dnp
-from dnp import contract, methods, pictures, rules
+from dnp import methods, rules
+from dnp.app import png
 from dnp.errors import SettingsError
 from dnp.evaluation import __main__ as evaluation
-from dnp.evaluation import methods as compared
+from dnp.evaluation import contestants as compared
+from dnp.methods import rule as contract
 from own_rules import STEPS, Called, Counted, Memory, Module, decorated, pull, push
 
 # --------------------------------------------------------------------------------- the four doors
@@ -80,13 +82,13 @@ def test_the_four_doors_make_the_same_picture(cli, own, mini, monkeypatch):
 def test_a_png_holds_the_rule_s_name_its_options_and_the_hash(cli, own):
     words = ["a cat", "--negative", "a dog", "--steps", 1, "--rule", "mine.py:soft"]
     _, (png,), _, _ = cli(*words, "--option", "tau=0.3")
-    held = pictures.read_settings(png)
+    held = png.read_settings(png)
     assert (held["rule"], held["rule_options"]) == ("mine.py:soft", {"tau": 0.3})
     assert held["rule_sha256"] == contract.read("mine.py:soft", {"tau": 0.3}).sha256
     assert held["rule_file"] == hashlib.sha256(own.read_bytes()).hexdigest()[:16]
     assert held["method"] == "np"
     _, (png,), _, _ = cli(*words[:-2], "--method", "np")
-    held = pictures.read_settings(png)
+    held = png.read_settings(png)
     assert held["rule"] is None and "rule_sha256" not in held
 
 
@@ -109,7 +111,7 @@ def test_from_never_imports_a_file_that_a_png_names(cli, own):
     assert code == 0 and marker.exists() and "not the one" not in err
     assert (pixels(again) == pixels(png)).all()  # with the options of the PNG
     code, (other,), _, _ = cli("--from", png, "--rule", "mine.py:soft", "--option", "tau=1")
-    assert code == 0 and pictures.read_settings(other)["rule_options"] == {"tau": 1}
+    assert code == 0 and png.read_settings(other)["rule_options"] == {"tau": 1}
     own.write_text(FILE.replace("- tau", "+ tau"))
     _, (turned,), _, err = cli("--from", png, "--rule", "mine.py:soft")
     assert "this rule's file is not the one that the PNG was made with" in err
@@ -119,7 +121,7 @@ def test_from_never_imports_a_file_that_a_png_names(cli, own):
 @pytest.mark.parametrize("name", ["mine.py:soft", "./mine.py:soft", "mine.py", "mine.py:soft:x"])
 def test_no_spelling_of_a_file_in_a_png_makes_it_run(cli, own, name):
     settings = {"prompt": "a cat", "negative": "a dog", "steps": 1, "method": "np", "rule": name}
-    forged = pictures.save(Image.new("RGB", (8, 8)), own.parent / "forged", "x", settings)
+    forged = png.save(Image.new("RGB", (8, 8)), own.parent / "forged", "x", settings)
     code, new, _, err = cli("--from", forged)
     assert code == 2 and new == [] and not own.with_name("marker").exists()
     assert "Traceback" not in err
@@ -130,12 +132,12 @@ def test_a_png_with_a_rule_of_the_registry_opens_by_from(cli):
     _, (first,), _, _ = cli(*words, "--interval", 0.5, 20, "--negative-interval", 1, 20)
     png = first.rename(first.with_name("kept.png"))
     code, (again,), _, _ = cli("--from", png)
-    held = pictures.read_settings(again)
+    held = png.read_settings(again)
     assert code == 0 and (pixels(again) == pixels(png)).all()
     assert (held["rule"], held["rule_options"]) == ("ccfg", {"tau": 2, "plain": False})
     assert (held["interval"], held["negative_interval"]) == ([0.5, 20.0], [1.0, 20.0])
     code, (other,), _, _ = cli("--from", png, "--option", "plain=true")
-    assert pictures.read_settings(other)["rule_options"] == {"tau": 2, "plain": True}
+    assert png.read_settings(other)["rule_options"] == {"tau": 2, "plain": True}
 
 
 TYPED = {
@@ -256,7 +258,7 @@ PAIRS_OF_RULES = {  # two rules whose pictures differ, and so must their hashes
 @pytest.mark.parametrize("what", PAIRS_OF_RULES)
 def test_bound_options_and_closure_values_change_the_hash(what):
     hashes = [[contract.read(r).sha256 for r in PAIRS_OF_RULES[what]()] for _ in range(2)]
-    assert hashes[0] == hashes[1] and contract.UNKNOWN not in hashes[0]
+    assert hashes[0] == hashes[1] and own.UNKNOWN not in hashes[0]
     assert hashes[0][0] != hashes[0][1]
 
 
@@ -274,7 +276,7 @@ def test_a_rule_without_a_source_is_unknown_and_the_experiments_refuse_it(own):
 
     secret = object()
     for rule in (hides, contract.find("mine.py:hidden"), functools.partial(pull, tau=object())):
-        assert contract.read(rule).sha256 == contract.UNKNOWN
+        assert contract.read(rule).sha256 == own.UNKNOWN
         with pytest.raises(SettingsError, match="cannot be read"):
             compared.parse("cfg:rule=mine.py:hidden")
     assert dnp.generate(Counted(), 0, rule=hides, steps=STEPS).settings["rule_sha256"] == "unknown"

@@ -10,12 +10,12 @@ import torch
 
 import dnp
 from conftest import MINI, slow_but
-from dnp import prompting
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, controls, differences, dry, methods, strength, tables
+from dnp.evaluation import benchmarks, contestants, controls, differences, dry, strength, tables
 from dnp.evaluation.__main__ import main
-from dnp.evaluation.scores import Instruments
-from dnp.evaluation.work import Grid, Run
+from dnp.evaluation.grid import Grid, Run
+from dnp.evaluation.measure import Instruments
+from dnp.sd import captioner
 
 pytestmark = pytest.mark.filterwarnings("ignore:with steps")
 PROMPTS = tuple(benchmarks.Prompt(t, "x") for t in ("a cat and a red car", "a dog and a bear"))
@@ -47,24 +47,24 @@ def rows_of(folder):
 
 def test_partners_are_a_fixed_circle_of_all_prompts():
     prompts = [p.text for p in benchmarks.attend_excite()]
-    of = methods.partners(prompts)
+    of = contestants.partners(prompts)
     assert sorted(of) == sorted(of.values()) == sorted(prompts)
     assert all(prompt != partner for prompt, partner in of.items())
-    assert of == methods.partners(prompts)
-    assert methods.partners(["a", "b"]) == {"a": "b", "b": "a"}
+    assert of == contestants.partners(prompts)
+    assert contestants.partners(["a", "b"]) == {"a": "b", "b": "a"}
     with pytest.raises(SettingsError, match="two prompts or more"):
-        methods.partners(["a cat"])
+        contestants.partners(["a cat"])
 
 
 def test_shuffled_has_the_same_captions_permuted_over_prompts(tmp_path, monkeypatch):
     turns = itertools.count()
     said = lambda images: [f"a {benchmarks.COLOURS[next(turns)]} bowl" for _ in images]
-    monkeypatch.setattr(prompting, "load_captioner", lambda *a: said)
+    monkeypatch.setattr(captioner, "load_captioner", lambda *a: said)
     evaluate(tmp_path, "--method", "auto-dnp:s=2", "shuffled:s=2", "--benchmark", "ae-choosing")
     rows = rows_of(tmp_path)
     n = {(r["method"], r["prompt"]): r["negative"] for r in rows}
     prompts = {r["prompt"] for r in rows}
-    of = methods.partners([r["prompt"] for r in rows if r["method"] == "auto-dnp:s=2"])
+    of = contestants.partners([r["prompt"] for r in rows if r["method"] == "auto-dnp:s=2"])
     assert len({n["auto-dnp:s=2", p] for p in prompts}) == len(prompts) == 3 == next(turns)
     for p in prompts:
         assert n["shuffled:s=2", p] == n["auto-dnp:s=2", of[p]]
@@ -84,11 +84,11 @@ def test_a_random_negative_and_another_prompts_take_the_same_h(model, tmp_path):
         work.made(x, work.settings(x, None), PROMPTS[0].text, [100])[0] for x in work.grid.methods
     )
     assert own["sha256"] == other["sha256"]  # the same words: all else is the same
-    assert random["negative"] == methods.random_negative(PROMPTS[0].text, 100, work.grid.others)
+    assert random["negative"] == contestants.random_negative(PROMPTS[0].text, 100, work.grid.others)
     given = {"s": 3.0, "negative_scale": 0.5, "seed": 100, "steps": 2}
     same = dnp.generate(model, PROMPTS[0].text, "np", random["negative"], **given).images[0]
     assert (tmp_path / "images" / random["image"]).is_file()
-    from dnp.evaluation.store import picture
+    from dnp.evaluation.records import picture
 
     assert picture(tmp_path, random).tobytes() == same.tobytes()
 
@@ -123,7 +123,7 @@ def test_fitted_cfg_is_as_strong_to_2_percent(model, tmp_path, label):
     assert sum(strength.by_step(work, equal)) == pytest.approx(sum(target), rel=strength.WITHIN)
     assert strength.by_step(work, scheduled) == pytest.approx(target, rel=1e-3)
     assert f"| {label}, s = " in strength.table(told)
-    both = [methods.settled(x, None, 4, model) for x in (equal, scheduled)]
+    both = [contestants.settled(x, None, 4, model) for x in (equal, scheduled)]
     assert both[0]["s"] > 0 and both[1]["s"] is None and both[1]["rule"] == "cfg_schedule"
     if label.startswith("answer"):  # twice as strong early as in its second half, where it is CFG
         scales = both[1]["rule_options"]["scales"]
@@ -198,10 +198,10 @@ def test_the_best_scale_is_that_of_the_greatest_mean_and_of_equal_ones_the_small
         "Scales were chosen by things and colours on 2 prompts x 2 seeds, from 100 (one, two)"
     )
     assert controls.overlap([one, two], ["q", "r"]) == 1
-    chosen = controls.at_best([methods.parse(x) for x in ("cfg", "answer:s=9")], best)
+    chosen = controls.at_best([contestants.parse(x) for x in ("cfg", "answer:s=9")], best)
     assert [dict(x.options)["s"] for x in chosen] == [3.0, 9.0]
     with pytest.raises(SettingsError, match=r"add it there, or write answer:K=2,s="):
-        controls.at_best([methods.parse("answer:K=2")], best)
+        controls.at_best([contestants.parse("answer:K=2")], best)
     with pytest.raises(SettingsError, match="no tables of a run"):
         controls.best_scales([tmp_path / "none"])
     with pytest.raises(SettingsError, match="no numbers to choose"):

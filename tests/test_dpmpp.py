@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from dnp.settings import SETTINGS
 from torch.testing import assert_close
 
 import dnp
@@ -15,7 +16,6 @@ from dnp.methods import METHODS
 from dnp.rules import RULES
 from dnp.sampling import SAMPLERS, ddim_sample, ddim_step, dpmpp2m_sample, dpmpp2m_step
 from dnp.schedule import Schedule
-from dnp.settings import SETTINGS
 from dnp.toy import Gaussian, Mixture, PointMass
 
 F64 = torch.float64
@@ -163,7 +163,7 @@ def test_every_rule_runs_under_it_and_nears_its_own_limit(rule):
         with pytest.raises(SettingsError, match="eta 1"):
             dnp.generate(toy(), 0, method="np", rule=rule, negative=1, sampler="dpmpp2m")
         return
-    from dnp import contract
+    from dnp.methods import rule as contract
 
     needs = contract.read(rule).needs
     given = {"negative": 2} if "eps_n" in needs else {}

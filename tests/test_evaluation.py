@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import dnp
 from conftest import MINI, ROOT, slow_but
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, methods, trio
+from dnp.evaluation import benchmarks, contestants, trio
 
 sys.path.append(str(ROOT / "weights" / "mini" / "training"))
 
@@ -144,7 +144,7 @@ def test_the_minimum_object_score_cuts_a_list_of_three_at_its_comma():
 
 
 def test_methods_are_parsed_and_unknown_ones_refused():
-    m = methods.parse("auto-dnp:negative_scale=1,dns_images=2")
+    m = contestants.parse("auto-dnp:negative_scale=1,dns_images=2")
     assert (m.name, dict(m.options)) == ("auto-dnp", {"negative_scale": 1.0, "dns_images": 2})
     for wrong, sentence in [
         ("dnq", "did you mean dns"), ("cfg:stepz=3", "is no option"),
@@ -152,7 +152,7 @@ def test_methods_are_parsed_and_unknown_ones_refused():
         ("dnp", "choose auto-dnp"), ("nd", "choose cfg"),
     ]:  # fmt: skip
         with pytest.raises(SettingsError, match=sentence):
-            methods.parse(wrong)
+            contestants.parse(wrong)
 
 
 @pytest.mark.parametrize(
@@ -173,35 +173,35 @@ def test_methods_are_parsed_and_unknown_ones_refused():
 )
 def test_a_method_that_cannot_run_is_refused_before_anything_is_made(model, label, sentence):
     with pytest.raises(SettingsError, match=sentence):
-        methods.check(methods.parse(label), None, 3, model, ["a cat and a red car"], [])
+        contestants.check(contestants.parse(label), None, 3, model, ["a cat and a red car"], [])
 
 
 def test_every_method_that_can_run_passes_the_check(model):
-    prompts = list(methods.SEMANTIC)
-    for name in methods.METHODS:
-        methods.check(methods.parse(name), 2.0, 3, model, prompts, prompts)
+    prompts = list(contestants.SEMANTIC)
+    for name in contestants.METHODS:
+        contestants.check(contestants.parse(name), 2.0, 3, model, prompts, prompts)
     benchmarks.require_drawable(
-        [benchmarks.Prompt(n, "n") for n in methods.SEMANTIC.values()], model.config.words
+        [benchmarks.Prompt(n, "n") for n in contestants.SEMANTIC.values()], model.config.words
     )
     assert set(prompts) <= {p.text for p in benchmarks.attend_excite()}
 
 
 def sample(model, label, prompt, seeds, steps, captioner, others):
     """As the runner does it, without its files."""
-    method = methods.parse(label)
-    settings = methods.settled(method, None, steps, model)
-    if method.name not in methods.FROM_DNS:
-        negatives = [methods.negative(method, prompt, k, others) for k in seeds]
-        return methods.sample(model, method, prompt, seeds, settings, negatives, captioner)
+    method = contestants.parse(label)
+    settings = contestants.settled(method, None, steps, model)
+    if method.name not in contestants.FROM_DNS:
+        negatives = [contestants.negative(method, prompt, k, others) for k in seeds]
+        return contestants.sample(model, method, prompt, seeds, settings, negatives, captioner)
 
     def describe(prompt, seeds, own):
         made = [dnp.generate(model, prompt, "dns", seed=k, **own) for k in seeds]
         captions = captioner([r.images[0] for r in made])
-        return [methods.Words(c, r.nfe, 0.0) for c, r in zip(captions, made)]
+        return [contestants.Words(c, r.nfe, 0.0) for c, r in zip(captions, made)]
 
-    words = methods.n_stars(prompt, seeds, settings, describe)
-    made = methods.sample(model, method, prompt, seeds, settings, [w.text for w in words])
-    return [methods.Sample(m.image, m.negative, m.nfe + w.nfe) for m, w in zip(made, words)]
+    words = contestants.n_stars(prompt, seeds, settings, describe)
+    made = contestants.sample(model, method, prompt, seeds, settings, [w.text for w in words])
+    return [contestants.Sample(m.image, m.negative, m.nfe + w.nfe) for m, w in zip(made, words)]
 
 
 def make(model, label, prompt="a cat and a red car", steps=3, captioner=None, others=()):
@@ -230,14 +230,16 @@ def test_kept_words_make_the_pictures_of_auto_dnp(model, option):
     colours: dict[bytes, str] = {}  # of each picture by its bytes, so that unlike ones differ
 
     def captioner(images):
-        unused = (colours.setdefault(im.tobytes(), benchmarks.COLOURS[len(colours)]) for im in images)
+        unused = (
+            colours.setdefault(im.tobytes(), benchmarks.COLOURS[len(colours)]) for im in images
+        )
         return [f"a {colour} bowl" for colour in unused]
 
     label = f"auto-dnp:{option}" if option else "auto-dnp"
     made = sample(model, label, "a cat and a red car", [4, 5], 3, captioner, [])
     r = dnp.generate(
         model, "a cat and a red car", "auto-dnp", captioner=captioner, seed=4, images=2, steps=3,
-        **dict(methods.parse(label).options),
+        **dict(contestants.parse(label).options),
     )  # fmt: skip
     assert [m.negative for m in made] == r.negatives and len(set(r.negatives)) == 2
     assert [m.nfe for m in made] == [r.nfe, r.nfe]
@@ -251,8 +253,8 @@ def test_baselines_are_the_rules_they_name(model):
         made.image.tobytes() == dnp.generate(model, *a, steps=3, **k).images[0].tobytes()
     )
     assert same(make(model, "unconditional"), "", "cfg", s=1.0)
-    assert same(make(model, "universal"), p, "np", methods.UNIVERSAL)
-    assert same(make(model, "universal2"), p, "np2", methods.UNIVERSAL)
+    assert same(make(model, "universal"), p, "np", contestants.UNIVERSAL)
+    assert same(make(model, "universal2"), p, "np2", contestants.UNIVERSAL)
     assert same(make(model, "cfg:s=2"), p, "cfg", s=2.0)
     alone = make(model, "negative-alone")
     assert alone.negative == "a green bowl" and alone.nfe == 12
@@ -261,12 +263,12 @@ def test_baselines_are_the_rules_they_name(model):
     made = make(model, "random", others=["a dog and a red car", "a lion", p])
     assert made.negative == "a lion" and same(made, p, "np", "a lion")
     hand = make(model, "semantic", prompt="a cat and a dog")
-    assert hand.negative == methods.SEMANTIC["a cat and a dog"]
+    assert hand.negative == contestants.SEMANTIC["a cat and a dog"]
 
 
 def test_random_negatives_depend_on_prompt_and_seed_alone():
     others = [p.text for p in benchmarks.attend_excite()]
-    draw = lambda seed: methods.random_negative("a cat and a dog", seed, others)
+    draw = lambda seed: contestants.random_negative("a cat and a dog", seed, others)
     assert draw(3) == draw(3) and len({draw(s) for s in range(10)}) > 5
     assert not any({"cat", "dog"} & set(draw(s).split()) for s in range(10))
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from conftest import MINI, ROOT
 from dnp.errors import WeightsError
-from dnp.evaluation import metrics, scores, tables
+from dnp.evaluation import measure, metrics, tables
 from dnp.evaluation.recogniser import Found, load_recogniser
 
 sys.path.append(str(ROOT / "weights" / "mini" / "training"))
@@ -61,7 +61,7 @@ def test_templates_are_averaged_as_unit_vectors(clip):
 def test_clip_metrics_follow_their_recipes(clip):
     images = [Image.new("RGB", (64, 64), c) for c in ("red", "white")]
     prompt = "a cat and a red car"
-    out = scores.clip_metrics(clip, images, prompt)
+    out = measure.clip_metrics(clip, images, prompt)
     u = clip.images(images)
     assert_close(torch.tensor(out["full"]), (u @ clip.texts([prompt]).T)[:, 0], atol=1e-5, rtol=0)
     halves = (u @ clip.texts(["a cat", "a red car"]).T).min(1).values
@@ -71,7 +71,7 @@ def test_clip_metrics_follow_their_recipes(clip):
         torch.tensor(out["clipscore"]), 2.5 * (u @ depicts.T)[:, 0].clamp(min=0), atol=1e-5, rtol=0
     )
     assert out["diversity"] == pytest.approx(1 - (u[0] @ u[1]).item(), abs=1e-5)
-    one = scores.clip_metrics(clip, images[:1], "a cat")
+    one = measure.clip_metrics(clip, images[:1], "a cat")
     assert "minimum" not in one and one["diversity"] is None
 
 

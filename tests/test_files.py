@@ -21,8 +21,8 @@ from torch.testing import assert_close
 import dnp
 from conftest import ARCHITECTURES, MINI, ROOT, make_pipeline, slow_but
 from dnp.errors import NonFiniteError, SettingsError, WeightsError
-from dnp.sd import single_file
 from dnp.sd.config import SD1_TEXT, SD1_UNET, SD2_TEXT, SD2_UNET, TextConfig
+from dnp.sd.files import names
 from originals import openclip, unet_to_original, vae_to_original, without_prefix
 
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
@@ -88,7 +88,7 @@ def make_family(sizes, vae, second, folder):
     )  # fmt: skip
     last = pipeline.unet.up_blocks[3].attentions[2].transformer_blocks[0].norm1
     last.bias.data *= 0.1  # little spread: a network that predicts eps
-    pipeline.tokenizer = single_file.clip_tokenizer(
+    pipeline.tokenizer = names.clip_tokenizer(
         TextConfig(hidden_act="gelu" if second else "quick_gelu")
     )
     pipeline.save_pretrained(folder / "diffusers")
@@ -188,13 +188,13 @@ def test_diffusers_reads_a_full_size_single_file_as_we_do(name, tmp_path):
 
 
 def test_the_whole_vocabulary_tokenizes_as_clip_does():
-    one = single_file.clip_tokenizer(TextConfig())
+    one = names.clip_tokenizer(TextConfig())
     assert one("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert one("a elephant with a glasses").input_ids == [
         49406, 320, 10299, 593, 320, 6116, 49407,
     ]  # fmt: skip
     assert one.pad_token_id == 49407
-    assert single_file.clip_tokenizer(TextConfig(hidden_act="gelu")).pad_token_id == 0
+    assert names.clip_tokenizer(TextConfig(hidden_act="gelu")).pad_token_id == 0
 
 
 def damaged(path, tmp_path, change):
@@ -317,7 +317,7 @@ def test_position_ids_of_any_spelling_are_passed_over(family, tmp_path):
 def test_layers_of_openclip_that_are_used(layers, whole, used):
     shapes = {f"transformer.resblocks.{i}.mlp.c_fc.weight": (64, 16) for i in range(layers)}
     shapes |= {"token_embedding.weight": (49408, 16), "positional_embedding": (77, 16)}
-    assert single_file.text_config(shapes, True, whole).num_hidden_layers == used
+    assert names.text_config(shapes, True, whole).num_hidden_layers == used
 
 
 def test_missing_and_unexpected_tensors_are_counted_and_named(family, tmp_path):
@@ -566,7 +566,7 @@ def test_finite_weights_whose_sum_is_infinite_load(folder):
 
 @pytest.mark.parametrize("pad", range(8))
 def test_tensors_at_any_byte_are_read(tmp_path, pad):
-    from dnp.sd.weights import open_files
+    from dnp.sd.files.tensors import open_files
 
     want = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(4.0).half()}
     header, data = {"pad": {"dtype": "U8", "shape": [pad], "data_offsets": [0, pad]}}, b"x" * pad
@@ -588,7 +588,7 @@ def test_tensors_at_any_byte_are_read(tmp_path, pad):
 
 
 def test_a_file_that_is_another_one_when_it_is_read_is_told(tmp_path):
-    from dnp.sd.weights import open_files
+    from dnp.sd.files.tensors import open_files
 
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(2, 3)}, path)
@@ -604,7 +604,7 @@ def test_a_file_that_is_another_one_when_it_is_read_is_told(tmp_path):
 PEAK = """
 import re, sys, warnings
 from pathlib import Path
-import torch, dnp, dnp.sd.opening
+import torch, dnp, dnp.sd.load
 def kib(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 torch.manual_seed(0)

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 import dnp
 import train_free_sample
 from dnp.errors import WeightsError
-from dnp.evaluation import methods, runner
+from dnp.evaluation import contestants, runner
 from dnp.evaluation.benchmarks import Prompt
-from dnp.evaluation.scores import Instruments
-from dnp.evaluation.work import Grid, Run
-from dnp.sd import fingerprint
-from dnp.sd.fingerprint import Fingerprint, of_folder
+from dnp.evaluation.grid import Grid, Run
+from dnp.evaluation.measure import Instruments
+from dnp.sd.files import fingerprint
+from dnp.sd.files.fingerprint import Fingerprint, of_folder
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -305,7 +305,7 @@ def test_from_tells_other_weights(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_of_other_weights_makes_records_of_its_own(folder, tmp_path, capsys):
-    grid = Grid((Prompt("a cat", "x"),), (methods.parse("cfg"),), (1.0,), (0,), 1)
+    grid = Grid((Prompt("a cat", "x"),), (contestants.parse("cfg"),), (1.0,), (0,), 1)
     out = tmp_path / "run"
 
     def images():

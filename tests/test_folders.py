@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from conftest import MINI, ROOT
-from dnp import folders, prompting
 from dnp.errors import WeightsError
+from dnp.sd import captioner
+from dnp.sd.files import data_only
 
 CODE, ELSEWHERE, OUTSIDE = "which is never run", "from elsewhere", "no file in its folder"
 EVIL = """
@@ -103,14 +104,14 @@ asked = builtins.input
 builtins.input = lambda *question: (touched.append("input"), "y")[1]
 sys.stdin = io.StringIO("y\\n" * 999)
 import dnp
-from dnp import prompting
+from dnp.sd import captioner
 from dnp.evaluation import metrics
 results = {}
 for name, (kind, folder) in json.load(open(sys.argv[1])).items():
     touched.clear()
     try:
         if kind == "captioner":
-            prompting.load_captioner(folder)
+            captioner.load_captioner(folder)
         elif kind == "clip":
             metrics.CLIPScorer(folder, ["{}"])
         elif kind == "weights' captioner":
@@ -224,11 +225,11 @@ def test_links_are_followed_for_caches_consist_of_them(tmp_path):
     for path in (MINI / "captioner").iterdir():
         (tmp_path / "links" / path.name).symlink_to(path)
     (tmp_path / "links" / "nothing.json").symlink_to(tmp_path / "nowhere")
-    folders.check_folder(tmp_path / "links")
+    data_only.check_folder(tmp_path / "links")
     (tmp_path / "evil.json").write_text(json.dumps({"auto_map": MAP}))
     (tmp_path / "links" / "extra.json").symlink_to(tmp_path / "evil.json")
     with pytest.raises(WeightsError, match=CODE):
-        folders.check_folder(tmp_path / "links")
+        data_only.check_folder(tmp_path / "links")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
@@ -238,7 +239,7 @@ def test_a_pipe_in_a_captioner_folder_does_not_hang(tmp_path, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(WeightsError, match=r"no regular file|no captioner is there"):
-        prompting.load_captioner(folder)
+        captioner.load_captioner(folder)
 
 
 def test_json_nested_without_end_and_damaged_json_are_refused(tmp_path):
@@ -246,7 +247,7 @@ def test_json_nested_without_end_and_damaged_json_are_refused(tmp_path):
         path = tmp_path / "config.json"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(WeightsError, match="cannot be read as JSON"):
-            folders.check_folder(tmp_path)
+            data_only.check_folder(tmp_path)
 
 
 def test_words_of_a_vocabulary_and_empty_entries_are_no_code(tmp_path):
@@ -257,7 +258,7 @@ def test_words_of_a_vocabulary_and_empty_entries_are_no_code(tmp_path):
     empty["cache_implementation"] = "static"
     (tmp_path / "config.json").write_text(json.dumps(empty))
     (tmp_path / INDEX).write_text(json.dumps(index("model-00001-of-00002.safetensors")))
-    folders.check_folder(tmp_path)
+    data_only.check_folder(tmp_path)
 
 
 def test_a_captioner_that_is_fetched_is_checked_before_its_weights_are(tmp_path, monkeypatch):
@@ -274,12 +275,12 @@ def test_a_captioner_that_is_fetched_is_checked_before_its_weights_are(tmp_path,
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    prompting.load_captioner("some/one", allow_download=True)
+    captioner.load_captioner("some/one", allow_download=True)
     assert asked == [("some/one", None, False), ("some/one", "c0ffee", True)]
     change(Path(fetch("some/two")) / "config.json", {"auto_map": REMOTE})
     asked.clear()
     with pytest.raises(WeightsError, match=CODE):
-        prompting.load_captioner("some/two", allow_download=True)
+        captioner.load_captioner("some/two", allow_download=True)
     assert asked == [("some/two", None, False)]
 
 
@@ -288,6 +289,6 @@ def test_configs_that_do_not_fit_each_other_are_told_when_a_caption_is_asked_for
     processor = json.loads((folder / "processor_config.json").read_text())
     processor["image_processor"]["image_mean"] = [0.5] * 4
     (folder / "processor_config.json").write_text(json.dumps(processor))
-    captioner = prompting.load_captioner(folder)
+    captioner = captioner.load_captioner(folder)
     with pytest.raises(WeightsError, match="it cannot caption"):
         captioner([Image.new("RGB", (64, 64))])

@@ -12,9 +12,10 @@ from torch.testing import assert_close
 
 import dnp
 from conftest import MINI, ROOT, slow_but
-from dnp import cli, pictures
+from dnp import cli
+from dnp.app import png
 from dnp.errors import SettingsError, WeightsError
-from dnp.evaluation import methods
+from dnp.evaluation import contestants
 from dnp.sd import speed
 from tiny_pipelines import build, sd3
 
@@ -167,7 +168,7 @@ def test_a_png_of_a_pipeline_says_so_when_it_is_asked_from(pair, tmp_path, capsy
     _, ours, _ = pair
     made = dnp.generate(ours, PROMPT, "dns", s=2.0, steps=2)
     assert made.settings["fingerprint"] == ours.config.fingerprint
-    path = pictures.save(made.images[0], tmp_path, "a", made.settings)
+    path = png.save(made.images[0], tmp_path, "a", made.settings)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--from", str(path), "--out", str(tmp_path / "out")])
     told = capsys.readouterr().err
@@ -191,9 +192,9 @@ def test_rules_trajectories_and_experiments_take_it(pair):
         dnp.generate(ours, PROMPT, "auto-dnp", steps=2)
     rows = list(dnp.trajectory(ours, PROMPT, negative=NEGATIVE, rule="perp_neg", steps=3))
     assert len(rows) == 4 and rows[-1][0] == -1
-    method = methods.parse("answer:K=1")
-    settings = methods.settled(method, 2.0, 3, ours)
-    a, b = (methods.sample(m, method, PROMPT, [0], settings, [None])[0] for m in (ours, own))
+    method = contestants.parse("answer:K=1")
+    settings = contestants.settled(method, 2.0, 3, ours)
+    a, b = (contestants.sample(m, method, PROMPT, [0], settings, [None])[0] for m in (ours, own))
     apart = abs(np.asarray(a.image, dtype=int) - np.asarray(b.image, dtype=int))
     assert apart.max() <= 1 and a.nfe == b.nfe
     assert speed.apply(ours) == []
@@ -236,7 +237,7 @@ def test_what_is_no_eps_of_text_alone_is_refused(changed):
 
 def test_diffusers_is_imported_by_nothing_here():
     code = (
-        "import sys, dnp, dnp.pipelines; dnp.from_diffusers; "
+        "import sys, dnp; dnp.pipelines; dnp.from_diffusers; "
         "assert 'diffusers' not in sys.modules; print('none')"
     )
     made = subprocess.run(

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 import dnp
-from dnp import pipelines
+from dnp.diffusers import pipelines
 from tiny_pipelines import build
 
 PROMPT, SIZE = "a red car and a cat", (32, 32)

@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dnp
 from conftest import MINI, ROOT
-from dnp import answer, sampling
+from dnp import sampling
 from dnp.energy import eps_from_v
 from dnp.guidance import cfg
-from dnp.guided import guided_model
+from dnp.methods import answer
+from dnp.methods.conditions import guided_model
 from dnp.sd import speed
 
 

@@ -9,11 +9,12 @@ from torch.testing import assert_close
 import dnp
 import mutants
 from conftest import MINI
-from dnp import attend_excite, neglect, options, plan, toy
+from dnp import options, plan, toy
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, dry, methods, strength
-from dnp.evaluation.scores import Instruments
-from dnp.evaluation.work import Grid, Run
+from dnp.evaluation import benchmarks, contestants, dry, strength
+from dnp.evaluation.grid import Grid, Run
+from dnp.evaluation.measure import Instruments
+from dnp.methods import attend_excite, neglect
 from dnp.sampling import ddim_step
 from dnp.schedule import Schedule
 
@@ -231,11 +232,11 @@ def test_a_toy_has_no_attention():
 
 
 def test_the_experiments_run_and_count_it(single, tmp_path, monkeypatch):
-    method, prompt = methods.parse("neglect"), "a cat and a red car"
-    settings = methods.settled(method, 3.0, 5, single)
+    method, prompt = contestants.parse("neglect"), "a cat and a red car"
+    settings = contestants.settled(method, 3.0, 5, single)
     assert settings["negative_scale"] == 1.5 and settings["ae_level"] == 1
-    methods.check(method, 3.0, 5, single, [prompt], [])
-    (made,) = methods.sample(single, method, prompt, [0], settings, [None])
+    contestants.check(method, 3.0, 5, single, [prompt], [])
+    (made,) = contestants.sample(single, method, prompt, [0], settings, [None])
     r = dnp.generate(single, prompt, "neglect", s=3.0, steps=5, subjects="cat, car")
     assert made.image.tobytes() == r.images[0].tobytes() and made.nfe == r.nfe
     grid = Grid((benchmarks.Prompt(prompt, "animals_objects"),), (method,), (3.0,), (0,), 5)
@@ -245,4 +246,4 @@ def test_the_experiments_run_and_count_it(single, tmp_path, monkeypatch):
     monkeypatch.setattr(single, "config", replace(single.config, things=()))
     assert len(strength.by_step(work, method, 3.0)) == 5  # as sampling does, by the benchmark
     with pytest.raises(SettingsError, match="names no thing of benchmark ae"):
-        methods.check(method, 3.0, 5, single, ["the grass"], [])
+        contestants.check(method, 3.0, 5, single, ["the grass"], [])

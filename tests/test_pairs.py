@@ -11,7 +11,7 @@ from PIL import Image
 from conftest import MINI
 from dnp.errors import SettingsError
 from dnp.evaluation import answers, benchmarks, pairs, study_design, study_page
-from dnp.evaluation.store import RunError, Store
+from dnp.evaluation.records import RunError, Store
 from study import by_key, make_run, make_study, put, rows_of, write
 
 SHIPPED = MINI / "study"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from conftest import ROOT
-from dnp import pictures
+from dnp.app import png
 from dnp.errors import PictureError
 
 GREY = Image.new("RGB", (8, 8), "grey")
@@ -21,7 +21,7 @@ SAVE = """
 import os, sys, time
 from pathlib import Path
 from PIL import Image
-from dnp import pictures
+from dnp.app import png
 if sys.argv[3] == "without links":
     def link(*_, **__):
         raise PermissionError(1, "Operation not permitted")
@@ -31,7 +31,7 @@ picture, me, folder = Image.new("RGB", (8, 8)), int(sys.argv[1]), Path(sys.argv[
 while len(list(folder.glob("ready-*"))) < 2:
     time.sleep(0.001)
 for i in range(200):
-    pictures.save(picture, folder, f"a-{i}", {"me": me, "i": i})
+    png.save(picture, folder, f"a-{i}", {"me": me, "i": i})
 """
 
 
@@ -40,9 +40,7 @@ def test_two_commands_in_one_folder_lose_no_picture(tmp_path, way):
     run = [[sys.executable, "-c", SAVE, str(me), str(tmp_path), way] for me in (0, 1)]
     both = [subprocess.Popen(words, cwd=ROOT) for words in run]
     assert [p.wait(timeout=240) for p in both] == [0, 0]
-    kept = sorted(
-        (s["me"], s["i"]) for s in (pictures.read_settings(p) for p in tmp_path.glob("*.png"))
-    )
+    kept = sorted((s["me"], s["i"]) for s in (png.read_settings(p) for p in tmp_path.glob("*.png")))
     assert kept == [(me, i) for me in (0, 1) for i in range(200)]
     assert len(list(tmp_path.iterdir())) == 402  # and no temporary file is left
 
@@ -63,12 +61,12 @@ def test_a_name_that_is_taken_while_a_picture_is_written_is_kept(tmp_path, monke
     def meanwhile(fd):  # the file is finished, and has no name yet
         fsync(fd)
         if not (tmp_path / "a.png").exists():
-            (tmp_path / "a.png").write_bytes(pictures.png(GREY, {"of": "another"}))
+            (tmp_path / "a.png").write_bytes(png.png(GREY, {"of": "another"}))
 
     monkeypatch.setattr(os, "fsync", meanwhile)
-    path = pictures.save(GREY, tmp_path, "a", {"of": "us"})
-    assert path.name == "a-2.png" and pictures.read_settings(path) == {"of": "us"}
-    assert pictures.read_settings(tmp_path / "a.png") == {"of": "another"}
+    path = png.save(GREY, tmp_path, "a", {"of": "us"})
+    assert path.name == "a-2.png" and png.read_settings(path) == {"of": "us"}
+    assert png.read_settings(tmp_path / "a.png") == {"of": "another"}
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -76,9 +74,9 @@ def test_the_same_settings_take_the_same_name_again_also_with_a_tuple(tmp_path, 
     if not links:
         refuse_links(monkeypatch, errno.EOPNOTSUPP)
     settings = {"size": (64, 32), "seed": 3}
-    first = pictures.save(GREY, tmp_path, "a", settings)
+    first = png.save(GREY, tmp_path, "a", settings)
     red = Image.new("RGB", (8, 8), "red")
-    assert pictures.save(red, tmp_path, "a", settings) == first
+    assert png.save(red, tmp_path, "a", settings) == first
     assert Image.open(first).tobytes() == red.tobytes()
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
@@ -89,7 +87,7 @@ def test_a_fault_while_a_picture_is_written_leaves_nothing(tmp_path, monkeypatch
     if not links:
         refuse_links(monkeypatch)
     elif step == "replace":  # a picture of the same settings is there, and stays
-        pictures.save(GREY, tmp_path, "a", {})
+        png.save(GREY, tmp_path, "a", {})
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -97,7 +95,7 @@ def test_a_fault_while_a_picture_is_written_leaves_nothing(tmp_path, monkeypatch
     before = [p.read_bytes() for p in tmp_path.iterdir()]
     monkeypatch.setattr(os, step, full)
     with pytest.raises(PictureError, match="No space left"):
-        pictures.save(GREY, tmp_path, "a", {})
+        png.save(GREY, tmp_path, "a", {})
     assert [p.read_bytes() for p in tmp_path.iterdir()] == before
 
 
@@ -116,8 +114,8 @@ IN_THE_WAY = {
 def test_what_stands_under_an_output_s_name_is_kept_and_does_not_hang(tmp_path, kind):
     IN_THE_WAY[kind](tmp_path / "a.png")
     before = os.lstat(tmp_path / "a.png")
-    path = pictures.save(GREY, tmp_path, "a", {"seed": 1})
-    assert path.name == "a-2.png" and pictures.read_settings(path) == {"seed": 1}
+    path = png.save(GREY, tmp_path, "a", {"seed": 1})
+    assert path.name == "a-2.png" and png.read_settings(path) == {"seed": 1}
     after = os.lstat(tmp_path / "a.png")
     assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
 
@@ -134,7 +132,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, kind)
         monkeypatch.chdir(tmp_path)  # a socket's name is short
         socket.socket(socket.AF_UNIX).bind("a.png")
     with pytest.raises(PictureError, match="not a readable PNG"):
-        pictures.read_settings(path)
+        png.read_settings(path)
 
 
 # -------------------------------------------------------------------------------------- the chunk
@@ -169,7 +167,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_settings_are_read_in_every_form_that_png_has_for_text(tmp_path, form):
     (tmp_path / "a.png").write_bytes(SIGNATURE + FORMS[form] + END)
-    assert pictures.read_settings(tmp_path / "a.png") == {"prompt": "a cat"}
+    assert png.read_settings(tmp_path / "a.png") == {"prompt": "a cat"}
 
 
 @pytest.mark.parametrize("way", ["add_text", "add_text, packed", "add_itxt", "add_itxt, packed"])
@@ -178,7 +176,7 @@ def test_settings_are_read_as_pillow_writes_them(tmp_path, way):
     name, _, packed = way.partition(", ")
     getattr(info, name)("dnp", text, zip=bool(packed))  # tEXt becomes iTXt for such words
     GREY.save(tmp_path / "a.png", pnginfo=info)
-    assert pictures.read_settings(tmp_path / "a.png") == {"prompt": "Käse 猫"}
+    assert png.read_settings(tmp_path / "a.png") == {"prompt": "Käse 猫"}
 
 
 REFUSED = {
@@ -217,24 +215,24 @@ def test_a_png_that_cannot_be_one_of_ours_is_refused_in_a_sentence(tmp_path, nam
     data, sentence = REFUSED[name]
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(PictureError, match=sentence):
-        pictures.read_settings(tmp_path / "a.png")
+        png.read_settings(tmp_path / "a.png")
 
 
 def test_more_chunks_than_a_picture_has_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MOST_CHUNKS", 100)
+    monkeypatch.setattr(png, "MOST_CHUNKS", 100)
     (tmp_path / "a.png").write_bytes(SIGNATURE + HEADER + chunk(b"abCd", b"") * 99 + OURS + END)
     with pytest.raises(PictureError, match="more than 100 chunks"):
-        pictures.read_settings(tmp_path / "a.png")
+        png.read_settings(tmp_path / "a.png")
 
 
 READ = """
 import resource, sys, time
 from pathlib import Path
-from dnp import pictures
-pictures.read_settings(Path(sys.argv[1]))
+from dnp.app import png
+png.read_settings(Path(sys.argv[1]))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, start = peak(), time.process_time()
-print(pictures.read_settings(Path(sys.argv[2])), peak() - before, time.process_time() - start)
+print(png.read_settings(Path(sys.argv[2])), peak() - before, time.process_time() - start)
 """
 
 
@@ -299,7 +297,7 @@ def test_a_png_of_178_million_pixels_is_read_in_a_few_kilobytes(tmp_path):
     ],
 )  # fmt: skip
 def test_a_png_holds_the_parameters_that_other_interfaces_read(tmp_path, settings, text):
-    path = pictures.save(Image.new("RGB", (40, 24)), tmp_path, "a", settings)
+    path = png.save(Image.new("RGB", (40, 24)), tmp_path, "a", settings)
     with Image.open(path) as image:
         assert image.text.get("parameters") == text
-    assert pictures.read_settings(path) == settings  # ours are as they were
+    assert png.read_settings(path) == settings  # ours are as they were

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dnp import pipelines
+from dnp.diffusers import pipelines
 from dnp.errors import SettingsError
 from tiny_pipelines import BUILD, build, flux
 

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 import dnp
 from conftest import MINI
-from dnp import prompting
 from dnp.errors import SettingsError, WeightsError
 from dnp.generation import FAR
+from dnp.sd import captioner
 
 PICTURES = [Image.new("RGB", (64, 64), c) for c in ("red", "green", "blue")]
 
@@ -204,7 +204,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["blip", "blip-2", "git"])
 def test_a_captioner_of_each_kind_loads_and_answers_in_batches(folders, kind):
-    captioner = prompting.load_captioner(folders / kind, batch=2, most_tokens=6)
+    captioner = captioner.load_captioner(folders / kind, batch=2, most_tokens=6)
     captions = captioner(PICTURES)
     assert len(captions) == 3 and all(isinstance(c, str) for c in captions)
     known = {"a", "cat", "red", "bowl", "and", "dog"}
@@ -213,7 +213,7 @@ def test_a_captioner_of_each_kind_loads_and_answers_in_batches(folders, kind):
 
 
 def test_the_miniature_has_a_captioner_of_its_own(model):
-    captioner = prompting.load_captioner(MINI / "captioner")
+    captioner = captioner.load_captioner(MINI / "captioner")
     r = dnp.generate(model, "a cat", "auto-dnp", steps=2)
     assert r.negatives == captioner(r.dns_images) and model.captioner is model.captioner
 
@@ -226,7 +226,7 @@ def test_weights_without_a_captioner_ask_for_one(tiny):
 def test_folders_that_are_no_captioner_are_refused(folders, tmp_path, tiny):
     def refused(folder, sentence):
         with pytest.raises(WeightsError, match=sentence):
-            prompting.load_captioner(folder)
+            captioner.load_captioner(folder)
 
     refused(tmp_path / "none", "no captioner is there")
     refused(tiny, "no captioner is there")
@@ -242,7 +242,7 @@ def test_a_captioner_with_a_missing_weight_is_refused(folders, tmp_path):
     weights.pop("vision_model.post_layernorm.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match="post_layernorm"):
-        prompting.load_captioner(tmp_path)
+        captioner.load_captioner(tmp_path)
 
 
 def test_a_captioner_that_is_a_pickle_is_refused(folders, tmp_path):
@@ -251,18 +251,18 @@ def test_a_captioner_that_is_a_pickle_is_refused(folders, tmp_path):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(WeightsError, match="not a captioner"):
-        prompting.load_captioner(tmp_path)
+        captioner.load_captioner(tmp_path)
 
 
 def test_nothing_is_downloaded_without_the_flag(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(WeightsError, match="--allow-download"):
-        prompting.load_captioner("Salesforce/blip-image-captioning-base")
+        captioner.load_captioner("Salesforce/blip-image-captioning-base")
 
 
 def test_notes_of_transformers_on_itself_are_not_shown(folders, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        prompting.load_captioner(folders / "blip")
+        captioner.load_captioner(folders / "blip")
     assert "torchvision" not in capfd.readouterr().err
     assert json.loads((folders / "blip" / "config.json").read_text())["model_type"] == "blip"

@@ -13,8 +13,8 @@ from PIL import Image
 
 import dnp
 from conftest import MINI, ROOT
-from dnp import prompting
-from dnp.evaluation import keys
+from dnp.evaluation import record_keys
+from dnp.sd import captioner
 from runs import evaluate, of, rows_of, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
@@ -32,7 +32,7 @@ def test_a_run_holds_records_pictures_and_tables(finished):
         "cfg": 6, "auto-dnp": 6, "answer": 6, "dns": 6,
     }  # fmt: skip
     for key, r in records.items():
-        assert r["image"] == f"{key}.png" and keys.key(r["content"]) == key
+        assert r["image"] == f"{key}.png" and record_keys.key(r["content"]) == key
         assert Image.open(finished / "images" / r["image"]).size == (64, 64)
         assert r["seconds"] > 0
     assert len(of(finished, "captions")) == 6 and len(of(finished, "scores")) == 9
@@ -43,7 +43,7 @@ def test_a_run_holds_records_pictures_and_tables(finished):
     assert "CLIPScore" in text and "3 prompts x 2 seeds" in text
     assert "answer:K=1" in (finished / "times.md").read_text()
     told = json.loads((finished / "run.json").read_text())
-    assert told["code"] == keys.code_hash() and told["seeds"] == [0, 1]
+    assert told["code"] == record_keys.code_hash() and told["seeds"] == [0, 1]
 
 
 def test_a_finished_run_makes_nothing_twice(finished, copy, made, capsys):

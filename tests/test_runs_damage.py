@@ -7,10 +7,10 @@ import shutil
 import pytest
 from PIL import Image
 
-from dnp.evaluation import keys
-from dnp.evaluation.store import RunError, Store, picture
-from dnp.evaluation.work import Run
-from dnp.pictures import png
+from dnp.app.png import png
+from dnp.evaluation import record_keys
+from dnp.evaluation.grid import Run
+from dnp.evaluation.records import RunError, Store, picture
 from runs import evaluate, of, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
@@ -79,7 +79,11 @@ BAD = {  # what may stand where a record did
 def test_nothing_but_what_was_written_is_read(tmp_path, bad):
     (tmp_path / "images").mkdir()
     store, image = Store(tmp_path / "records"), tmp_path / "images" / "x.png"
-    record = {"image": "x.png", "sha256": keys.digest(png(Image.new("RGB", (9, 9), "red"))), "n": 3}
+    record = {
+        "image": "x.png",
+        "sha256": record_keys.digest(png(Image.new("RGB", (9, 9), "red"))),
+        "n": 3,
+    }
     image.write_bytes(png(Image.new("RGB", (9, 9), "red")))
     store.put("x", record)
     store.put("y", record)
@@ -178,7 +182,9 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(copy, block):
 
 
 def test_a_picture_lost_by_another_process_is_named(copy, monkeypatch):
-    monkeypatch.setattr(Run, "kept", lambda self, content: self.records.get(keys.key(content)))
+    monkeypatch.setattr(
+        Run, "kept", lambda self, content: self.records.get(record_keys.key(content))
+    )
     path = record_of(copy)[1]
     path.unlink()
     with pytest.raises(RunError, match=rf"{path.name}: missing or damaged"):

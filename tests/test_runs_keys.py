@@ -8,21 +8,21 @@ from dataclasses import replace
 
 import pytest
 
-import dnp.sd.opening as opening
+import dnp.sd.load as opening
 from conftest import ROOT
-from dnp import prompting
 from dnp.errors import SettingsError
-from dnp.evaluation import keys, scores
-from dnp.evaluation.store import Store
-from dnp.evaluation.work import Run
-from dnp.sd.fingerprint import Fingerprint
+from dnp.evaluation import measure, record_keys
+from dnp.evaluation.grid import Run
+from dnp.evaluation.records import Store
+from dnp.sd import captioner
+from dnp.sd.files.fingerprint import Fingerprint
 from runs import evaluate, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
 
 # What changes, what the run says, and how many pictures it makes anew.
 CHANGES = {
-    "code": (lambda p: p.setattr(keys, "code_hash", lambda: "0" * 32), "9 .* other code;"),
+    "code": (lambda p: p.setattr(record_keys, "code_hash", lambda: "0" * 32), "9 .* other code;"),
     "weights": (
         lambda p: p.setattr(opening, "load", other_weights),
         "9 .* other weights;",
@@ -61,9 +61,9 @@ def test_changed_code_makes_new_records_and_says_so(copy, made, monkeypatch, cap
 
 def test_the_hash_of_the_code_sees_code_and_no_comments(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "dnp", tmp_path / "dnp")
-    monkeypatch.setattr(keys, "ROOT", tmp_path / "dnp")
-    now = keys.code_hash.__wrapped__
-    first, metrics_first = now(), keys.metrics_code.__wrapped__()
+    monkeypatch.setattr(record_keys, "ROOT", tmp_path / "dnp")
+    now = record_keys.code_hash.__wrapped__
+    first, metrics_first = now(), record_keys.metrics_code.__wrapped__()
     for name in ("guidance.py", "sd/unet.py", "evaluation/methods.py"):
         path = tmp_path / "dnp" / name
         text = path.read_text()
@@ -78,16 +78,16 @@ def test_the_hash_of_the_code_sees_code_and_no_comments(tmp_path, monkeypatch):
     (tmp_path / "dnp" / "rules_of_ours.py").unlink()
     for name in ("evaluation/report.py", "evaluation/metrics.py", "command.py"):
         (tmp_path / "dnp" / name).write_text("x = 1\n")
-    assert now() == first and keys.metrics_code.__wrapped__() != metrics_first
+    assert now() == first and record_keys.metrics_code.__wrapped__() != metrics_first
 
 
 def test_all_that_is_imported_to_sample_is_in_the_hash():
-    told = "import sys, dnp.evaluation.methods; print(*(m for m in sys.modules if m[:4] == 'dnp.'))"
+    told = "import sys, dnp.evaluation.contestants; print(*(m for m in sys.modules if m[:4] == 'dnp.'))"
     done = subprocess.run(
         [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     used = {name.removeprefix("dnp.") for name in done.stdout.split()}
-    apart = {name for name in used if name in keys.APART}
+    apart = {name for name in used if name in record_keys.APART}
     assert "guidance" in used and apart <= {"errors", "validation"}  # they refuse, and draw nothing
     beyond = {
         name
@@ -99,23 +99,25 @@ def test_all_that_is_imported_to_sample_is_in_the_hash():
 
 
 def test_a_default_that_is_infinite_has_a_key_of_its_own():
-    a, b = (keys.key({"rule_options": {"tau": x}}) for x in (float("inf"), 1e300))
-    assert a != b and a == keys.key({"rule_options": {"tau": float("inf")}})
-    assert a != keys.key({"rule_options": {"tau": "inf"}})
+    a, b = (record_keys.key({"rule_options": {"tau": x}}) for x in (float("inf"), 1e300))
+    assert a != b and a == record_keys.key({"rule_options": {"tau": float("inf")}})
+    assert a != record_keys.key({"rule_options": {"tau": "inf"}})
 
 
 def test_keys_are_of_the_content_alone():
     a = {"s": 3, "size": (8, 16), "b": True, "n": None}
-    assert keys.key(a) == keys.key(dict(reversed(list({**a, "s": 3.0, "size": [8, 16]}.items()))))
-    assert len(keys.key(a)) == 32
+    assert record_keys.key(a) == record_keys.key(
+        dict(reversed(list({**a, "s": 3.0, "size": [8, 16]}.items())))
+    )
+    assert len(record_keys.key(a)) == 32
     for change in ({"s": 3.1}, {"b": 1}, {"n": ""}, {"n": 0}, {"size": (16, 8)}, {"more": None}):
-        assert keys.key({**a, **change}) != keys.key(a)
+        assert record_keys.key({**a, **change}) != record_keys.key(a)
 
 
 def test_changed_metrics_score_anew_and_say_so(finished, copy, made, monkeypatch, capsys):
-    scored, score, code = [], scores.score, keys.metrics_code
-    monkeypatch.setattr(scores, "score", lambda *a: (scored.append(1), score(*a))[1])
-    monkeypatch.setattr(keys, "metrics_code", lambda: "other")
+    scored, score, code = [], measure.score, record_keys.metrics_code
+    monkeypatch.setattr(measure, "score", lambda *a: (scored.append(1), score(*a))[1])
+    monkeypatch.setattr(record_keys, "metrics_code", lambda: "other")
     evaluate(copy)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
     assert told == ["note: 9 units were scored by other metrics; they are scored anew."]
@@ -123,7 +125,7 @@ def test_changed_metrics_score_anew_and_say_so(finished, copy, made, monkeypatch
     assert (copy / "tables.md").read_bytes() == (finished / "tables.md").read_bytes()
     evaluate(copy)
     assert len(scored) == 9 and "note" not in capsys.readouterr().err
-    monkeypatch.setattr(keys, "metrics_code", code)
+    monkeypatch.setattr(record_keys, "metrics_code", code)
     evaluate(copy)  # and back
     assert (len(scored), made) == (18, []) and tables(copy) == tables(finished)
 
@@ -134,7 +136,7 @@ def test_rescore_computes_the_metrics_anew_from_the_pictures(copy, finished, mad
         Store(copy / "scores").put(path.stem, {**record, "full": [0.5, 0.5]})
     evaluate(copy)
     assert "0.500 [0.500, 0.500]" in (copy / "tables.md").read_text()
-    monkeypatch.setattr(prompting, "load_captioner", None)  # nothing is described
+    monkeypatch.setattr(captioner, "load_captioner", None)  # nothing is described
     evaluate(copy, "--rescore")
     assert made == [] and tables(copy) == tables(finished)
     with pytest.raises(SettingsError, match="9 pictures of this grid are not in"):

@@ -13,8 +13,8 @@ import pytest
 
 from conftest import MINI, ROOT
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, methods, runner
-from dnp.evaluation.work import Grid
+from dnp.evaluation import benchmarks, contestants, runner
+from dnp.evaluation.grid import Grid
 from runs import GRID, evaluate, of, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
@@ -56,7 +56,7 @@ def test_shares_make_the_tables_of_one_process(finished, tmp_path, capsys):
 
 def test_every_unit_is_of_one_process_and_those_of_a_prompt_stay_together():
     prompts = tuple(benchmarks.Prompt(f"a {w}", "x") for w in benchmarks.ANIMALS[:5])
-    grid = Grid(prompts, tuple(map(methods.parse, ("cfg", "dns"))), (1.0, 2.0), (0,), 2)
+    grid = Grid(prompts, tuple(map(contestants.parse, ("cfg", "dns"))), (1.0, 2.0), (0,), 2)
     for world in (1, 2, 3, 5, 7, 50):
         shares = [grid.share(rank, world) for rank in range(world)]
         assert sorted(map(str, itertools.chain(*shares))) == sorted(map(str, grid.units()))

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from dnp import pictures, prompting
+from dnp.app import png
+from dnp.app import sheet as sheet_room
 from dnp.evaluation import metrics, plots, sheets
+from dnp.sd import captioner
 from runs import evaluate, of, rows_of
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
@@ -64,7 +66,7 @@ def test_an_overflow_of_the_dns_image_is_one_of_its_picture(tmp_path):
 def test_empty_and_cut_captions_are_counted(tmp_path, monkeypatch):
     turns = itertools.count()
     said = lambda images: ["" if next(turns) % 2 else "a cat " * 40 for _ in images]
-    monkeypatch.setattr(prompting, "load_captioner", lambda *a: said)
+    monkeypatch.setattr(captioner, "load_captioner", lambda *a: said)
     evaluate(tmp_path, "--method", "auto-dnp")
     text = (tmp_path / "tables.md").read_text()
     assert "3 empty captions (phi)" in text and "3 captions cut" in text
@@ -99,17 +101,17 @@ def test_sheets_print_the_prompt_over_every_column():
     font = ImageFont.load_default(size=14)
     prompts = ["a red backpack and a orange glasses", "a cat"]
     labels = ["before\ncfg, s = 3", "after\nx"]
-    image = pictures.contact_sheet(list(zip(labels, drawn)), prompts, "wins")
+    image = sheet_room.contact_sheet(list(zip(labels, drawn)), prompts, "wins")
     left = image.width - 2 * 200
     for prompt, x in zip(prompts, (left, left + 200)):
-        lines = pictures.wrap(prompt, font, 192)
+        lines = sheet_room.wrap(prompt, font, 192)
         assert " ".join(lines) == prompt and all(font.getlength(line) <= 192 for line in lines)
         above = np.asarray(image)[:, x : x + 192]
         top = int(np.argmax((above == above[-9, 96]).all((1, 2)))) or image.height
         assert (above[40:top] < 128).any()  # ink over this column
-    assert len(pictures.wrap("a red backpack and a orange glasses", font, 100)) == 3
-    assert pictures.wrap("a b c\nd", font, font.getlength("a"), most=2) == ["a", "b …", "d"]
-    assert all(font.getlength(line) <= 50 for line in pictures.wrap("m" * 60, font, 50))
+    assert len(sheet_room.wrap("a red backpack and a orange glasses", font, 100)) == 3
+    assert sheet_room.wrap("a b c\nd", font, font.getlength("a"), most=2) == ["a", "b …", "d"]
+    assert all(font.getlength(line) <= 50 for line in sheet_room.wrap("m" * 60, font, 50))
 
 
 def test_sheets_of_a_run_are_drawn_with_its_prompts(finished, copy, monkeypatch):

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 import dnp
 from conftest import make_sdxl
 from dnp.errors import WeightsError
-from dnp.sd import single_file
 from dnp.sd.config import TextConfig
+from dnp.sd.files import names
 from originals import openclip, unet_to_original, vae_to_original, without_prefix
 
 PROMPT, SIZE = "a photo of a cat", (64, 64)
@@ -42,7 +42,7 @@ def to_original(parts):
 def make_both(root, **widths):
     """(pipeline of diffusers, its folder, a single file with the same tensors), CLIP's tokens."""
     kinds = TextConfig(), TextConfig(hidden_act="gelu")
-    pipeline = make_sdxl(**widths, tokenizers=[single_file.clip_tokenizer(kind) for kind in kinds])
+    pipeline = make_sdxl(**widths, tokenizers=[names.clip_tokenizer(kind) for kind in kinds])
     pipeline.save_pretrained(root / "folder")
     parts = {n: load_file(root / "folder" / n / f"{stem}.safetensors") for n, stem in PARTS.items()}
     save_file(to_original(parts), root / "xl.safetensors", metadata={"format": "pt"})

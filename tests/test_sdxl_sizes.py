@@ -9,11 +9,11 @@ import torch
 
 import dnp
 from conftest import SDXL_UNET, SDXL_VAE
-from dnp.sd import layouts
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import SDXL_TEXT, SDXL_TEXT_2
 from dnp.sd.config import SDXL_UNET as PUBLISHED_UNET
 from dnp.sd.config import SDXL_VAE as PUBLISHED_VAE
+from dnp.sd.files import folder
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 from originals import without_prefix
@@ -90,7 +90,7 @@ def test_a_single_file_of_the_published_size_is_known(full, tmp_path):
     parts = {part: dict(network.state_dict()) for part, network in full.items()}
     path = hollow(to_original(parts), tmp_path / "xl.safetensors")
     assert path.stat().st_size == pytest.approx(6.94e9, rel=0.01)
-    told = layouts.read(path)
+    told = folder.read(path)
     assert (told.text, told.text_2) == (SDXL_TEXT, SDXL_TEXT_2)
     assert (told.unet, told.vae, told.phi) == (PUBLISHED_UNET, PUBLISHED_VAE, "zeros")
     model = dnp.load(path, dtype=torch.float16)  # maps, and so reads none of them but the VAE
@@ -109,7 +109,7 @@ def test_a_folder_of_the_published_size_is_known(full, both, tmp_path):  # noqa:
         else:
             network.save_config(tmp_path / part)
         hollow(network.state_dict(), tmp_path / part / f"{PARTS[part]}.safetensors")
-    told = layouts.read(tmp_path)
+    told = folder.read(tmp_path)
     assert (told.text, told.text_2) == (SDXL_TEXT, SDXL_TEXT_2)
     assert (told.unet, told.vae) == (PUBLISHED_UNET, PUBLISHED_VAE)
     model = dnp.load(tmp_path, dtype=torch.float16)

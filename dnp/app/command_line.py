@@ -36,10 +36,10 @@ def run(asked: list[SimpleNamespace]) -> None:
     args = asked[0]
 
     import dnp
-    from dnp import pictures
+    from dnp.app import png
     from dnp.generation import prepared, sorted_out
-    from dnp.prompting import load_captioner
     from dnp.sd import speed
+    from dnp.sd.captioner import load_captioner
     from dnp.sd.device import choose_device, choose_dtype
 
     chosen = [methods_of(a) for a in asked]
@@ -49,7 +49,7 @@ def run(asked: list[SimpleNamespace]) -> None:
             if a.negative is None and kind.takes_words and not issubclass(kind, AutoDNP):
                 who = f"rule {settings['rule']}" if "rule" in settings else f"method {kind.name}"
                 raise SettingsError(f"{who} needs a negative prompt; add `negative=TEXT`.")
-    pictures.check_folder(Path(args.out))
+    png.check_folder(Path(args.out))
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
@@ -121,7 +121,7 @@ def draw(model, args: SimpleNamespace, methods: dict[str | None, dict]) -> None:
     from tqdm import tqdm
 
     import dnp
-    from dnp import pictures
+    from dnp.app import png
     from dnp.generation import chosen
     from dnp.methods.attend_excite import OfSubjects, things
 
@@ -154,15 +154,15 @@ def draw(model, args: SimpleNamespace, methods: dict[str | None, dict]) -> None:
         used |= {**made, **args.settings, "negative": args.negative, "compare": True}
         used |= {k: getattr(args, k) for k in ("weights", "captioner", "prediction")}
         sheet = compare_sheet(args, results)
-        stem, seed = pictures.slug(args.prompt), args.settings.get("seed", 0)
-        print(pictures.save(sheet, Path(args.out), f"{stem}-compare-{seed}", used))
+        stem, seed = png.slug(args.prompt), args.settings.get("seed", 0)
+        print(png.save(sheet, Path(args.out), f"{stem}-compare-{seed}", used))
 
 
 def save(result, model, args: SimpleNamespace, kind: type[Method], first: bool, bar) -> None:
     """Writes the pictures of a batch, and the DNS images that auto-DNP captioned beside them."""
-    from dnp import pictures
+    from dnp.app import png
 
-    made, stem, name = result.settings, pictures.slug(args.prompt), kind.name
+    made, stem, name = result.settings, png.slug(args.prompt), kind.name
     if first:
         bar.write(f"{kind.name}: {cost([result])} per picture", file=sys.stdout)
     captioned = [] if issubclass(kind, DNP) else result.dns_images
@@ -173,14 +173,14 @@ def save(result, model, args: SimpleNamespace, kind: type[Method], first: bool, 
         n, seed = result.negatives[i], made["seed"] + i
         used = {**made, "seed": seed, "images": 1, "negative": n}
         used |= {k: getattr(args, k) for k in ("weights", "captioner", "prediction")}
-        path = pictures.save(picture, Path(args.out), f"{stem}-{name}-{seed}", used)
+        path = png.save(picture, Path(args.out), f"{stem}-{name}-{seed}", used)
         star = f'  n* = "{n}"' if issubclass(kind, AutoDNP) and args.negative is None else ""
         bar.write(f"{path}{printable(star)}", file=sys.stdout)
 
 
 def save_dns(image, model, args: SimpleNamespace, made: dict, name: str, seed: int) -> Path:
     """Writes a DNS image, so that `--from` makes it again; `made` are its method's settings."""
-    from dnp import pictures
+    from dnp.app import png
     from dnp.generation import prepared, record
 
     settings = {k: made.get(k) for k in table(Chain)} | {
@@ -192,7 +192,7 @@ def save_dns(image, model, args: SimpleNamespace, made: dict, name: str, seed: i
         warnings.simplefilter("ignore")
         used = record(*prepared(model, args.prompt, "dns", None, None, None, settings))
     used |= {"negative": None} | {k: getattr(args, k) for k in ("weights", "prediction")}
-    return pictures.save(image, Path(args.out), name, used)
+    return png.save(image, Path(args.out), name, used)
 
 
 def steps_of_all(args: SimpleNamespace, methods: dict, kinds: dict[str | None, type]) -> int:
@@ -216,7 +216,7 @@ def seeds_of_dns(made: dict, count: int):
 
 def ask_person(model, args, settings: dict, seed: int, count: int, bar):
     """Picture -> a person's words for a DNS image, under 60 (arXiv:2411.05473)."""
-    from dnp import pictures
+    from dnp.app import png
     from dnp.generation import prepared, record
 
     with warnings.catch_warnings():
@@ -230,7 +230,7 @@ def ask_person(model, args, settings: dict, seed: int, count: int, bar):
     def asked(image) -> str:
         dns_seed = next(shown)
         bar.clear()  # what is asked and answered stands on lines of its own
-        name = f"{pictures.slug(args.prompt)}-dnp-dns-{dns_seed}"
+        name = f"{png.slug(args.prompt)}-dnp-dns-{dns_seed}"
         path = save_dns(image, model, args, made, name, dns_seed)
         if args.show:
             image.resize([4 * side for side in image.size]).show()
@@ -247,7 +247,7 @@ def ask_person(model, args, settings: dict, seed: int, count: int, bar):
 def compare_sheet(args: SimpleNamespace, results: dict):
     """Methods in rows, seeds in columns; one column has one initial noise. Under the cells n*, and
     what a picture lacks, where the weights have a recogniser of their world."""
-    from dnp import pictures
+    from dnp.app.sheet import contact_sheet
     from dnp.evaluation import metrics, recogniser
     from dnp.evaluation.benchmarks import subjects
 
@@ -270,7 +270,7 @@ def compare_sheet(args: SimpleNamespace, results: dict):
     seed, images = args.settings.get("seed", 0), args.settings.get("images", 1)
     title = f'p = "{args.prompt}"'
     title += f'    n = "{args.negative}"' if args.negative is not None else ""
-    return pictures.contact_sheet(rows, [f"seed {seed + i}" for i in range(images)], title)
+    return contact_sheet(rows, [f"seed {seed + i}" for i in range(images)], title)
 
 
 def cost(parts: list) -> str:
@@ -295,14 +295,14 @@ def tell_what_is_not_read(text: str, words: tuple[str, ...]) -> None:
         )
 
 
-def main(argv: list[str] | None = None, prog: str = "python -m dnp") -> None:
+def main(argv: list[str] | None = None) -> None:
     streams()
     warnings.showwarning = lambda note, *_: print(f"note: {printable(note)}.", file=sys.stderr)
     try:
-        typed = parse(sys.argv[1:] if argv is None else argv, prog)
+        typed = parse(sys.argv[1:] if argv is None else argv)
         try:
             if typed.get("info"):
-                from dnp.sd.opening import describe
+                from dnp.sd.load import describe
 
                 print(describe(find_weights(typed.get("weights", "weights/mini"))))
                 return

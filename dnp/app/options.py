@@ -23,7 +23,7 @@ from dnp.methods.words import AutoDNP
 from dnp.sd import OF_PIPELINE
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDED = ("fingerprint", "rule_sha256", "method_sha256", "device")  # in a PNG, but not settings
+RECORDED = ("fingerprint", "rule_sha256", "method_sha256", "device")  # in a PNG, not settings
 # What leaves the words n* of a PNG true: they belong to its prompt, seed and DNS image.
 KEEPS_WORDS = {"s", "negative_scale", "rule", "rule_options", "interval", "negative_interval",
                "ae_step", "ae_until", "ae_thresholds", "ae_refinements", "ae_level"}  # fmt: skip
@@ -77,6 +77,15 @@ class Once:
     )  # fmt: skip
 
 
+ABOUT = """Pictures from a prompt by diffusion-negative sampling and its neighbours.
+
+    python -m dnp "a red car"
+    python -m dnp "a red car" --method dns
+    python -m dnp "a cat and a dog" --method auto-dnp
+    python -m dnp "a cat and a dog" --negative "a bear" --compare --images 4
+    python -m dnp --from outputs/a-red-car-cfg-0.png
+
+The equations are those of arXiv:2411.05473; ANSWER is arXiv:2508.02973."""
 FLAGS = ("compare", "allow_download", "show", "info")
 GROUPS = {"the picture": (Picture,), "the method": tuple(METHODS.values()), "the chain": (Chain,),
           "the weights": (Weights,), "this run": (Once,)}  # fmt: skip
@@ -97,11 +106,11 @@ def owners_of(name: str) -> str:
 # -------------------------------------------------------------------------------- what was typed
 
 
-def parse(argv: list[str], prog: str) -> dict:
+def parse(argv: list[str], prog: str = "python -m dnp") -> dict:
     """The options that were typed, by their names; `resolve` fills in --from and the defaults."""
     p = Parser(
         prog=prog, add_help=False, argument_default=argparse.SUPPRESS,
-        usage=f"{prog} PROMPT [options]", description=__doc__.split("\n")[0],
+        usage=f"{prog} PROMPT [options]", description=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter, epilog=methods_table(),
     )  # fmt: skip
     kind_of = method_typed(argv)
@@ -205,7 +214,7 @@ def resolve(typed: dict) -> SimpleNamespace:
     of_app = {f.name: f.default for f in table(Picture, Weights, Once).values()}
     own_fields = table(*METHODS.values(), *method_of(given.get("method")), Chain)
     args = SimpleNamespace(
-        **{**of_app, "prompt": None, **dict.fromkeys(RECORDED)}
+        **{**of_app, "prompt": None, **dict.fromkeys(set(RECORDED) - {"device"})}
         | {k: v for k, v in given.items() if k not in own_fields},
         settings={k: v for k, v in given.items() if k in own_fields and v is not None},
         typed=list(typed),
@@ -229,10 +238,10 @@ def method_of(name: str | None) -> list[type[Method]]:
 
 def from_png(typed: dict) -> dict:
     """What --from adds: the settings of a PNG that what was typed leaves true."""
-    from dnp import pictures
+    from dnp.app import png
 
     file = typed["from_"]
-    recorded = pictures.read_settings(Path(file))
+    recorded = png.read_settings(Path(file))
     if "scale" in recorded:  # its name until version 0.2
         recorded["s"] = recorded.pop("scale")
     for what in ("method", "rule"):
@@ -317,7 +326,7 @@ def read_prompts(file: str) -> list[dict[str, str]]:
 
     SettingsError, one sentence with the fix, for a file without prompts.
     """
-    from dnp.folders import open_regular
+    from dnp.sd.files.data_only import open_regular
 
     try:
         with open_regular(file) as f:

@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     import dnp
+    from dnp.app.png import write
     from dnp.evaluation import (
         benchmarks,
         contestants,
@@ -96,15 +97,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     from dnp.evaluation import dry as dry_run
     from dnp.evaluation import strength as strong
-    from dnp.evaluation.scores import Instruments
-    from dnp.evaluation.store import writing
-    from dnp.evaluation.work import Grid, Run
+    from dnp.evaluation.grid import Grid, Run
+    from dnp.evaluation.measure import Instruments
+    from dnp.evaluation.records import writing
     from dnp.methods.words import SEEDS
-    from dnp.pictures import write
-    from dnp.prompting import load_captioner
     from dnp.sd import speed
+    from dnp.sd.captioner import load_captioner
     from dnp.sd.device import choose_device, choose_dtype
-    from dnp.sd.fingerprint import Fingerprint, of_folder
+    from dnp.sd.files.fingerprint import Fingerprint, of_folder
 
     chosen, said, strengths = _check(args)
     if not 0 <= args.seed_from <= SEEDS - args.seeds:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from dnp.app.png import write
 from dnp.errors import DnpError
-from dnp.evaluation import keys
+from dnp.evaluation import record_keys
 from dnp.evaluation import study_analysis as analysis
-from dnp.evaluation.store import RunError, writing
+from dnp.evaluation.records import RunError, writing
 from dnp.evaluation.study_design import name_of
-from dnp.folders import open_regular
-from dnp.pictures import write
+from dnp.sd.files.data_only import open_regular
 
 COLUMNS = (
     "study", "rater", "number", "of", "pair", "showing", "prompt", "seed", "left", "right",
@@ -91,7 +91,9 @@ def read_key(folder: Path) -> dict:
         key = json.loads(_bytes(path))
         whole = key["study"] == name_of(key)
         digests = key["pictures"].items()
-        changed = [n for n, d in digests if keys.digest(_bytes(folder / "pictures" / n)) != d]
+        changed = [
+            n for n, d in digests if record_keys.digest(_bytes(folder / "pictures" / n)) != d
+        ]
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
         raise RunError(
             f"{folder} is no whole study ({str(e)[:120]}); give a folder of make."

@@ -17,8 +17,8 @@ from itertools import combinations, product
 from pathlib import Path
 
 from dnp.errors import SettingsError
-from dnp.evaluation.things import ANIMALS, COLOURS, OBJECTS, WORN, Prompt
 from dnp.evaluation.trio import trio
+from dnp.evaluation.world import ANIMALS, COLOURS, OBJECTS, WORN, Prompt
 
 
 def attend_excite() -> list[Prompt]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from dnp.errors import SettingsError, is_finite, reason
 from dnp.evaluation import contestants
-from dnp.folders import open_regular
 from dnp.methods.rule import read
+from dnp.sd.files.data_only import open_regular
 
 EQUAL = ("cfg-equal", "cfg-scheduled")
 BY = ("colours", "full")  # what is best: the first that a run has

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from dnp import generation
-from dnp.evaluation import contestants, keys
+from dnp.evaluation import contestants, record_keys
+from dnp.evaluation.grid import DNS, Run
 from dnp.evaluation.tables import markdown
-from dnp.evaluation.work import DNS, Run
 from dnp.methods.attend_excite import AttendExcite, most_passes
 from dnp.methods.words import dns_seeds
 from dnp.sampling import noise_like
@@ -38,7 +38,7 @@ def estimate(work: Run, world: int = 1) -> str:
                 missing += len(new)
                 for c in new if method.name in contestants.FROM_DNS else ():
                     images = _dns_images(work, c, settings)
-                    dns.update((keys.key(x), x) for x in images if work.kept(x) is None)
+                    dns.update((record_keys.key(x), x) for x in images if work.kept(x) is None)
             each = evaluations(work, method, settings)
             at = "" if settings["s"] is None else f", s = {settings['s']:g}"
             label = method.label + at

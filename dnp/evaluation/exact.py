@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 
 from dnp import rules
+from dnp.app.png import check_folder, png, write
 from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
-from dnp.evaluation.modes import MODES as MODES
-from dnp.evaluation.modes import PROMPTS, Result, index, toy, where
+from dnp.evaluation.four_modes import MODES as MODES
+from dnp.evaluation.four_modes import PROMPTS, Result, index, toy, where
 from dnp.evaluation.panels import panels
 from dnp.generation import trajectory
 from dnp.methods.rule import read
-from dnp.pictures import check_folder, png, write
 from dnp.toy import Mixture
 
 WANTS = (  # arrangement, negative, scales

@@ -20,9 +20,9 @@ from torch import Tensor
 from dnp.errors import WeightsError
 from dnp.evaluation.benchmarks import subjects
 from dnp.evaluation.recogniser import Recogniser
-from dnp.folders import DATA_ONLY, check_folder
-from dnp.prompting import quiet_transformers, refuse_random
-from dnp.sd.fingerprint import of_folder
+from dnp.sd.captioner import quiet_transformers, refuse_random
+from dnp.sd.files.data_only import DATA_ONLY, check_folder
+from dnp.sd.files.fingerprint import of_folder
 
 # The 80 templates of Radford et al. 2021 (github.com/openai/CLIP, MIT) for ImageNet's classes.
 TEMPLATES = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dnp.evaluation import modes
+from dnp.evaluation import four_modes
 
 K = 3  # drawn larger and made smaller, so that lines are smooth
 SIDE, HEAD, GAP, COLUMNS = 300 * K, 48 * K, 16 * K, 3
@@ -23,7 +23,7 @@ SHOWN = {
 }  # fmt: skip
 
 
-def panels(results: Sequence[modes.Result], dots: int = 500) -> Image.Image:
+def panels(results: Sequence[four_modes.Result], dots: int = 500) -> Image.Image:
     """Each rule's samples for "right, not up" at s = 3: the square modes, then the slanted ones."""
     found = {(r.want, r.label): r for r in results}
     blocks = [(want, [found[want, label] for label in labels]) for want, labels in SHOWN.items()]
@@ -50,7 +50,7 @@ def panels(results: Sequence[modes.Result], dots: int = 500) -> Image.Image:
     return image.resize((wide // K, tall // K), Image.Resampling.LANCZOS)
 
 
-def panel(result: modes.Result, dots: int, letters: int = 16) -> Image.Image:
+def panel(result: four_modes.Result, dots: int, letters: int = 16) -> Image.Image:
     """A panel under its heading: rule, shares, distance; `letters` is the size of its names."""
     image = Image.new("RGB", (SIDE, SIDE + HEAD), "white")
     draw = ImageDraw.Draw(image)
@@ -60,8 +60,8 @@ def panel(result: modes.Result, dots: int, letters: int = 16) -> Image.Image:
     )
     draw.text((0, 22 * K), shares, "#555555", font(14))
     draw.rectangle([0, HEAD, SIDE - 1, HEAD + SIDE - 1], fill="#fafafa", outline="#bbbbbb", width=K)
-    model = modes.toy(result.want[0])
-    kind = modes.where(model, result.z_0, [1])
+    model = four_modes.toy(result.want[0])
+    kind = four_modes.where(model, result.z_0, [1])
     low, high = torch.tensor(LOW) + EDGE, torch.tensor(HIGH) - EDGE
     seen = ((result.z_0 > low) & (result.z_0 < high)).all(1)
     for (px, py), k, inside in zip(*(x[:dots].tolist() for x in (result.z_0, kind, seen))):
@@ -72,7 +72,7 @@ def panel(result: modes.Result, dots: int, letters: int = 16) -> Image.Image:
     if outside >= 0.005:
         text = f"{100 * outside:.0f} % outside"
         draw.text((8 * K, HEAD + SIDE - 8 * K), text, COLOURS[2], font(letters - 1), anchor="ls")
-    for name, mean, cov in zip(modes.MODES, model.means, model.covariances):
+    for name, mean, cov in zip(four_modes.MODES, model.means, model.covariances):
         values, vectors = torch.linalg.eigh(cov)
         turn = torch.linspace(0, 2 * torch.pi, 61, dtype=torch.float64)
         ring = mean + 2 * (torch.stack([turn.cos(), turn.sin()], 1) * values.sqrt()) @ vectors.mT

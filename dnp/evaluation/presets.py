@@ -56,7 +56,7 @@ PRESETS = {
             "50 DDIM steps at s = 7.5",
             "4 seeds, 50 prompts of a category",
             "the captioner of DNP: BLIP-2",
-            "ANSWER itself is a reading of its abstract (`dnp/answer.py`)",
+            "ANSWER itself is a reading of its abstract (`dnp/methods/answer.py`)",
             "CLIP ViT-B/16, the mean of 80 templates",
         ),
     ),

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
-from dnp.folders import open_regular
+from dnp.sd.files.data_only import open_regular
 
 SIZE = 64  # pixels along each side
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dnp.app.png import png, write
 from dnp.evaluation.differences import differences, of_controls
 from dnp.evaluation.metrics import bootstrap
 from dnp.evaluation.plots import plot
@@ -31,7 +32,6 @@ from dnp.evaluation.tables import (
     name,
     pictures,
 )
-from dnp.pictures import png, write
 
 PICTURES = ("wins-*.png", "losses-*.png", "scales.png", "evaluations.png")
 

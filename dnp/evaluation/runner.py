@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from dnp.errors import SettingsError
-from dnp.evaluation import contestants, keys, scores
-from dnp.evaluation.store import writing
-from dnp.evaluation.work import Run
+from dnp.evaluation import contestants, measure, record_keys
+from dnp.evaluation.grid import Run
+from dnp.evaluation.records import writing
 
 
 def run(work: Run, rank: int, world: int, rescore: bool = False) -> None:
@@ -53,9 +53,9 @@ def _notes(work: Run, units: Sequence[tuple], missing: Sequence[dict]) -> list[s
         )
     changed: Counter = Counter()
     if missing:
-        before = {keys.asked(r["content"]): r["content"] for r in work.records.all()}
+        before = {record_keys.asked(r["content"]): r["content"] for r in work.records.all()}
         for now in missing:
-            other = keys.other(before.get(keys.asked(now), now), now)
+            other = record_keys.other(before.get(record_keys.asked(now), now), now)
             changed[" and ".join(other)] += bool(other)
     notes += [
         f"{count} pictures were made with other {what}; those are kept, and new ones are made."
@@ -82,12 +82,12 @@ def manifest(work: Run) -> dict:
         "steps": grid.steps,
         "size": grid.size,
         "weights": model.config.fingerprint,
-        "code": keys.code_hash(),
+        "code": record_keys.code_hash(),
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "captioner": work.instruments.captioner_file,
         "metrics": work.instruments.identity(),
-        "protocol": scores.PROTOCOL,
+        "protocol": measure.PROTOCOL,
     }
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from dnp.evaluation.store import RunError, picture
-from dnp.pictures import contact_sheet, png, write
+from dnp.app.png import png, write
+from dnp.app.sheet import contact_sheet
+from dnp.evaluation.records import RunError, picture
 
 
 def sheets(

@@ -25,12 +25,12 @@ from tqdm import tqdm
 from dnp import generation
 from dnp.errors import NonFiniteError, SettingsError, is_finite
 from dnp.evaluation import contestants
-from dnp.evaluation.work import Run
-from dnp.folders import open_regular
+from dnp.evaluation.grid import Run
 from dnp.guidance import cfg
 from dnp.methods.method import Method
 from dnp.rules import dot
 from dnp.sampling import ddim_step
+from dnp.sd.files.data_only import open_regular
 
 CFG = contestants.Contestant("cfg", "cfg")
 WITHIN = 0.02  # how near two strengths are said to be equal

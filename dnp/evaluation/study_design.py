@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dnp.app.png import png
 from dnp.errors import SettingsError, meant
-from dnp.evaluation import keys
-from dnp.evaluation.store import CIRCUMSTANCES, RunError, Store, is_picture, picture, read_run
-from dnp.pictures import png
+from dnp.evaluation import record_keys
+from dnp.evaluation.records import CIRCUMSTANCES, RunError, Store, is_picture, picture, read_run
 
 QUESTIONS = {  # asked apart, in this order: the text is not shown with the first
     "better": "Which is the better picture?",
@@ -91,7 +91,7 @@ def pairs_of(run: Path, manifest: dict, a: Condition, b: Condition) -> tuple[lis
     Records of other code, weights, devices or dtypes than run.json's are of another run.
     """
     sides: list[dict] = [{}, {}]
-    asked = [(c.name, keys.key(c.settings)) for c in (a, b)]
+    asked = [(c.name, record_keys.key(c.settings)) for c in (a, b)]
     if asked[0] == asked[1]:
         raise SettingsError(f"--a and --b are both {a.label}; name two methods.")
     for record in filter(is_picture, Store(run / "records").all()):
@@ -99,7 +99,7 @@ def pairs_of(run: Path, manifest: dict, a: Condition, b: Condition) -> tuple[lis
         same = all(content.get(k) == manifest[k] for k in CIRCUMSTANCES)
         if content.get("captioner") not in (None, manifest.get("captioner")) or not same:
             continue
-        of = (content["method"], keys.key(content["settings"]))
+        of = (content["method"], record_keys.key(content["settings"]))
         if of in asked:
             side, what = sides[asked.index(of)], (content["prompt"], content["seed"])
             if what in side and side[what]["sha256"] != record["sha256"]:
@@ -194,7 +194,9 @@ def design(
             "repeats": repeated,
         },
     }
-    digests = {name: keys.digest(png(image)) for name, image in sorted(cast.pictures.items())}
+    digests = {
+        name: record_keys.digest(png(image)) for name, image in sorted(cast.pictures.items())
+    }
     key["pictures"] = digests
     return Study({"study": name_of(key), **key}, cast.pictures)
 
@@ -204,7 +206,7 @@ def name_of(key: dict) -> str:
 
     It begins with a letter, so that no spreadsheet takes it for a number.
     """
-    return "s" + keys.key({k: v for k, v in key.items() if k != "study"})[:15]
+    return "s" + record_keys.key({k: v for k, v in key.items() if k != "study"})[:15]
 
 
 class _Cast:

@@ -15,10 +15,10 @@ import uuid
 from pathlib import Path
 from string import Template
 
+from dnp.app.png import png, write
 from dnp.errors import SettingsError
-from dnp.evaluation.store import writing
+from dnp.evaluation.records import writing
 from dnp.evaluation.study_design import Study
-from dnp.pictures import png, write
 
 SOURCES = Path(__file__).parent / "study"
 SECONDS = 5  # an answer, as a guess for the page's first words

@@ -10,7 +10,7 @@ from __future__ import annotations
 from hashlib import sha256
 from itertools import combinations
 
-from dnp.evaluation.things import ANIMALS, COLOURS, OBJECTS, Prompt
+from dnp.evaluation.world import ANIMALS, COLOURS, OBJECTS, Prompt
 
 HELD_OUT_PAIRS = {
     frozenset(pair.split())

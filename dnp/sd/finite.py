@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
-from dnp.sd.weights import Stored
+from dnp.sd.files.tensors import Stored
 
 
 def require_finite(network: nn.Module, entries: Mapping[str, Stored]) -> None:

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dnp import prompting
 from dnp.energy import eps_from_v
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.schedule import Schedule
-from dnp.sd import weights
+from dnp.sd import captioner
 from dnp.sd.attention import AttentionMaps
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
-from dnp.sd.fingerprint import Fingerprint
+from dnp.sd.files import tensors
+from dnp.sd.files.fingerprint import Fingerprint
 from dnp.sd.finite import require_finite
 
 MOST_PIXELS = 4096  # on a side, where one tensor of the VAE takes 8.6 GB
@@ -51,7 +51,7 @@ class ModelConfig:
         It is the files': what is changed in a loaded network (`model.unet.mid_block...`) is not in
         it, so whoever does that must save the network and load it again, or tell the pictures
         apart himself. Hashed at the first call, a third of a second for a GB on two cores, and then
-        remembered on disk (`dnp/sd/fingerprint.py`). WeightsError if a file was written to since.
+        remembered on disk (`dnp/sd/files/fingerprint.py`). WeightsError if a file was changed.
         """
         return self.files.whole
 
@@ -61,7 +61,7 @@ class StableDiffusion:
 
     def __init__(
         self, text_encoder, unet, vae, open_tokenizer: Callable, schedule: Schedule,
-        config: ModelConfig, entries: Mapping[str, Mapping[str, weights.Stored]] | None = None,
+        config: ModelConfig, entries: Mapping[str, Mapping[str, tensors.Stored]] | None = None,
     ):  # fmt: skip
         self.entries = entries or {}  # each part's tensors, as they lie in its files
         self.text_encoder, self.unet, self.vae = text_encoder, unet, vae
@@ -76,7 +76,7 @@ class StableDiffusion:
     def captioner(self) -> Callable | None:
         """The weights' own captioner, opened at its first use; or what was set here."""
         folder = self.config.captioner
-        return None if folder is None else prompting.load_captioner(folder, self.device)
+        return None if folder is None else captioner.load_captioner(folder, self.device)
 
     @cached_property
     def tokenizer(self):

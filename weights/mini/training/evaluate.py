@@ -200,7 +200,7 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict:
     """Every number that was asked for; pairs and trios by scale."""
     import dnp
-    from dnp.prompting import load_captioner
+    from dnp.sd.captioner import load_captioner
 
     parts, choosing = args.only or PARTS, args.choosing
     model = dnp.load(args.weights)

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dnp import folders
 from dnp.errors import WeightsError
 from dnp.methods.words import Captioner
+from dnp.sd.files import data_only
 
 
 def load_captioner(
@@ -30,7 +30,8 @@ def load_captioner(
 
     Greedy decoding of at most `most_tokens` tokens, in batches, float32 on a CPU and float16 on a
     GPU. `folder` is a local folder; with `allow_download` it may be a model's name, whose folder is
-    fetched. Only safetensors files are opened and no code of the folder runs (dnp/folders.py).
+    fetched. Only safetensors files are opened and no code of the folder runs
+    (`dnp/sd/files/data_only.py`).
     WeightsError says what is wrong with it.
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
@@ -40,17 +41,17 @@ def load_captioner(
                 "image-to-text folder, or --allow-download with a model's name."
             )
         folder = download(str(folder))
-    folders.check_folder(folder)
+    data_only.check_folder(folder)
     device = torch.device(device)
     with quiet_transformers():
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         try:
-            processor = AutoProcessor.from_pretrained(folder, **folders.DATA_ONLY)
+            processor = AutoProcessor.from_pretrained(folder, **data_only.DATA_ONLY)
             model, info = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
-                **folders.DATA_ONLY,
+                **data_only.DATA_ONLY,
             )  # fmt: skip
         except Exception as e:  # transformers raises whatever its parsers raise
             raise WeightsError(
@@ -88,7 +89,7 @@ def download(name: str) -> str:
     texts = ["*.json", "*.txt", "*.model"]
     try:
         folder = snapshot_download(name, allow_patterns=texts)
-        folders.check_folder(folder)
+        data_only.check_folder(folder)
         same = os.path.basename(folder)  # the commit that was checked
         return snapshot_download(
             name, revision=same, allow_patterns=[*texts, "*.safetensors"],

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dnp.errors import WeightsError
-from dnp.folders import open_regular
+from dnp.sd.files.data_only import open_regular
 
 PIECE = 16 << 20  # bytes that one thread hashes at a time
 # A file changed this short before it was hashed may change again with the same time: FAT counts in

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from dnp import prompting
 from dnp.errors import SettingsError, is_finite
 from dnp.methods.method import SCALE
 from dnp.methods.words import SEEDS
+from dnp.sd import captioner
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ def dns(pipe, prompt: str | Sequence[str], s: float = SCALE, **call):
 
 
 def auto_dnp(
-    pipe, prompt: str, captioner: prompting.Captioner, s: float = SCALE,
+    pipe, prompt: str, captioner: captioner.Captioner, s: float = SCALE,
     s_dns: float | None = None, seed: int = 0, **call,
 ) -> AutoDNP:  # fmt: skip
     """Auto-DNP, arXiv:2411.05473: a DNS image, a captioner's words n* for it, and the prompt
     against n* from the same noise.
 
-    captioner  pictures -> one text for each, such as `dnp.prompting.load_captioner(FOLDER)`
+    captioner  pictures -> one text for each, such as `dnp.sd.captioner.load_captioner(FOLDER)`
     s, s_dns   scales of the picture (two-term) and of the DNS image; None: the same
     seed       of the first picture; `num_images_per_prompt` further ones have the next. A
                `generator` or `latents` given goes before it, and is used for both
@@ -122,7 +122,7 @@ def auto_dnp(
         warnings.simplefilter("ignore", DistilledNote)  # it was told
         first = {**same(), "output_type": "pil", "return_dict": True, "num_images_per_prompt": k}
         dns_images = dns(pipe, prompt, s if s_dns is None else s_dns, **first).images
-    words = prompting.describe(captioner, dns_images)
+    words = captioner.describe(captioner, dns_images)
     made = pipe(
         prompt=[prompt] * k, negative_prompt=words, **{family.scale: float(s)},
         **{**same(), "return_dict": True},

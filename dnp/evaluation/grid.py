@@ -1,11 +1,12 @@
 """A grid of methods x scales x prompts x seeds in a folder: what it makes is keyed by content.
 
 A picture and its record are named by the key of all that the picture depends on
-(`dnp/evaluation/keys.py`): `images/KEY.png`, `records/KEY.json`. A run makes what is missing, so
-it can be killed at any moment and go on, and grow by methods, scales, prompts and seeds; with
-changed code or weights it makes new records beside the old ones, and says so. DNS images are
-records too, and `captions/` holds the words for them: all variants share both. `scores/` holds
-the numbers of each unit, one (method, scale, prompt) with its seeds; changed metrics score anew.
+(`dnp/evaluation/record_keys.py`): `images/KEY.png`, `records/KEY.json`. A run makes what is
+missing, so it can be killed at any moment and go on, and grow by methods, scales, prompts and
+seeds; with changed code or weights it makes new records beside the old ones, and says so. DNS
+images are records too, and `captions/` holds the words for them: all variants share both.
+`scores/` holds the numbers of each unit, one (method, scale, prompt) with its seeds; changed
+metrics score anew.
 
 Process RANK of WORLD_SIZE takes every WORLD_SIZE-th prompt. On a CPU what is made depends on the
 content alone, to the byte; on a GPU the last bits may depend on the batch.
@@ -23,13 +24,13 @@ import torch
 from PIL import Image
 
 from dnp import generation
+from dnp.app.png import png, write
 from dnp.errors import NonFiniteError
-from dnp.evaluation import contestants, keys, scores
+from dnp.evaluation import contestants, measure, record_keys
 from dnp.evaluation.benchmarks import Prompt
-from dnp.evaluation.scores import Instruments
-from dnp.evaluation.store import Store, is_picture, picture, writing
+from dnp.evaluation.measure import Instruments
+from dnp.evaluation.records import Store, is_picture, picture, writing
 from dnp.methods.words import describe
-from dnp.pictures import png, write
 
 DNS = contestants.Contestant("dns", "dns")
 
@@ -67,7 +68,7 @@ class Run:
             for s in grid.scales:
                 contestants.check(method, s, grid.steps, model, texts, grid.others, grid.size)
         self.grid, self.model, self.instruments, self.folder = grid, model, instruments, folder
-        self.metrics = keys.key(instruments.identity())
+        self.metrics = record_keys.key(instruments.identity())
         self.partners = contestants.partners(texts) if len(set(texts)) > 1 else {}  # of shuffled n*
         self.sound: dict[str, dict] = {}  # records whose pictures were looked at, by key
         self.lost = 0
@@ -94,7 +95,7 @@ class Run:
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
         shuffled = method.name == "shuffled"
         return {
-            "version": keys.VERSION,
+            "version": record_keys.VERSION,
             "method": method.name,
             "settings": settings,
             "prompt": prompt,
@@ -103,7 +104,7 @@ class Run:
             "subjects": contestants.subjects_of(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
-            "code": keys.code_hash(),
+            "code": record_keys.code_hash(),
             "weights": self.model.config.fingerprint,
             "captioner": self.instruments.captioner_file if captioned else None,
             "device": self.model.device.type,
@@ -112,7 +113,7 @@ class Run:
 
     def kept(self, content: dict) -> dict | None:
         """The record of a picture; None if it is not there, or its picture is not as it was."""
-        key = keys.key(content)
+        key = record_keys.key(content)
         if key not in self.sound:
             record = self.records.get(key)
             sound = record is not None and is_picture(record)
@@ -135,9 +136,9 @@ class Run:
         for i in range(0, len(missing), batch):
             some = missing[i : i + batch]
             for seed, record in zip(some, self._sample(method, settings, prompt, some)):
-                key, image = keys.key(contents[seed]), record.pop("picture")
+                key, image = record_keys.key(contents[seed]), record.pop("picture")
                 data = png(image)
-                record |= {"image": f"{key}.png", "sha256": keys.digest(data)}
+                record |= {"image": f"{key}.png", "sha256": record_keys.digest(data)}
                 record |= {"content": contents[seed], "torch": torch.__version__}
                 write(self.folder / "images" / f"{key}.png", data)
                 self.records.put(key, record)  # last: it says that all is there
@@ -194,7 +195,9 @@ class Run:
         for dns in self.made(DNS, settings, prompt, seeds):
             if dns["failed"]:
                 raise NonFiniteError(dns["failed"])
-            key = keys.key([dns["sha256"], self.instruments.captioner_file, keys.code_hash()])
+            key = record_keys.key(
+                [dns["sha256"], self.instruments.captioner_file, record_keys.code_hash()]
+            )
             caption = self.captions.get(key)
             if caption is None:
                 start = time.perf_counter()
@@ -221,7 +224,7 @@ class Run:
     def of(self, unit: tuple, records: Sequence[dict] | None = None) -> str | None:
         """The key of the scores of a unit: that of its pictures; None where one is missing."""
         records = records or self._kept(unit)
-        return records and keys.key([unit[2].text, [r["sha256"] for r in records]])
+        return records and record_keys.key([unit[2].text, [r["sha256"] for r in records]])
 
     def unit(self, unit: tuple, rescore: bool = False, make: bool = True) -> dict | None:
         """The row of one (method, scale, prompt) for the tables: a list with one entry for each
@@ -236,7 +239,7 @@ class Run:
             if not make:
                 return None
             images = [picture(self.folder, r) for r in rows]
-            numbers = scores.score(self.instruments, images, prompt.text)
+            numbers = measure.score(self.instruments, images, prompt.text)
             numbers |= {"metrics": self.metrics}
             self.scores.put(of, numbers)
         share = len(seeds) if settings.get("caption_per") == "prompt" else 1
@@ -247,7 +250,7 @@ class Run:
             "prompt": prompt.text,
             "category": prompt.category,
             "seeds": list(seeds),
-            "keys": [keys.key(r["content"]) for r in rows],
+            "keys": [record_keys.key(r["content"]) for r in rows],
             "nfe": [r["nfe"] + r["words_nfe"] / share for r in rows],
             "negatives": [r["negative"] for r in rows],
             "failed": [r["failed"] for r in rows],

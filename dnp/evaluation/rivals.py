@@ -1,4 +1,4 @@
-"""The contestants of `dnp/benchmark.py`: what each opens and does, in a process of its own."""
+"""What the benchmark of speed compares: what each side opens and does, in its own process."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def answer(name: str, args: argparse.Namespace, line) -> None:
     """A contestant's process: to each question on the line, its answer or the error."""
     import torch
 
-    import dnp.sd.opening  # noqa: F401  (imports are not loading)
+    import dnp.sd.load  # noqa: F401  (imports are not loading)
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from dnp.errors import SettingsError, WeightsError
-from dnp.sd import families, layouts, weights
+from dnp.sd import families
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.device import choose_device
-from dnp.sd.fingerprint import Fingerprint
+from dnp.sd.files import folder, tensors
+from dnp.sd.files.fingerprint import Fingerprint
 from dnp.sd.model import ModelConfig, StableDiffusion
 from dnp.sd.sdxl import StableDiffusionXL
 from dnp.sd.unet import UNet
@@ -24,8 +25,8 @@ def load(
     dtype: torch.dtype | None = None,
     prediction_type: str | None = None,
 ) -> StableDiffusion:
-    """Opens weights as a StableDiffusion: a folder in the diffusers layout (`dnp/sd/weights.py`)
-    or one file in the original layout (`dnp/sd/single_file.py`).
+    """Opens weights as a StableDiffusion: a folder in the diffusers layout
+    (`dnp/sd/files/tensors.py`) or one file in the original layout (`dnp/sd/files/names.py`).
 
     `device` None is the CPU, `dtype` None is float32. Where it is half precision, the VAE stays in
     float32, since float16 overflows in it, and so does the text encoder on a CPU: it runs once.
@@ -37,13 +38,13 @@ def load(
     """
     path, device = Path(path), choose_device(str(device or "cpu"))
     dtype = dtype or torch.float32
-    if dtype not in weights.DTYPES.values() or (device.type, dtype) == ("mps", torch.float64):
+    if dtype not in tensors.DTYPES.values() or (device.type, dtype) == ("mps", torch.float64):
         raise SettingsError(f"{dtype} cannot be used on {device.type}; give torch.float32.")
     if prediction_type not in (None, "epsilon", "v_prediction"):
         raise SettingsError(
             f"prediction {prediction_type!r} is unknown; choose epsilon or v_prediction."
         )
-    parts = layouts.read(path, prediction_type)
+    parts = folder.read(path, prediction_type)
     files = Fingerprint(parts.files, parts.settings())
     text, unet, vae = parts.text, parts.unet, parts.vae
     text_width = text.hidden_size + (parts.text_2.hidden_size if parts.text_2 else 0)
@@ -75,7 +76,7 @@ def load(
     ):
         with torch.device("meta"):
             network = build(config)
-        networks.append(weights.fill(network, entries, device, kind, what))
+        networks.append(tensors.fill(network, entries, device, kind, what))
     config = ModelConfig(
         text, unet, vae, parts.prediction_type, parts.spacing,
         *parts.recommended, parts.captioner, files, parts.text_2, parts.phi,
@@ -93,7 +94,7 @@ def load(
 def describe(path: str | Path) -> str:
     """What weights hold, without reading a tensor's numbers: layout, parts, parameters, sha256."""
     path = Path(path)
-    parts = layouts.read(path)
+    parts = folder.read(path)
     rows = [f"layout      {'diffusers folder' if path.is_dir() else 'original single file'}"]
     if family := families.of(parts.unet):
         rows.append(f"family      {family.called}")

@@ -17,9 +17,7 @@ _STEERS = "which steers a model and draws nothing alone: give the model that it 
 _WORD = "which teaches a model a word and is none: give the model itself, or load both in " + _PIPE
 _ALONE = "give the whole model, in one file or as a folder in the diffusers layout"
 _OTHER = "which is not supported: give weights of Stable Diffusion 1.x, 2.x or XL"
-_ELSEWHERE = (
-    "which is not read here: load it in a diffusers pipeline, and use that with dnp.pipelines"
-)
+_ELSEWHERE = "which is not read here: load it in a diffusers pipeline, for dnp.pipelines"
 _PLAIN = "which are not read: fetch the variant in float16 or float32"
 _REFINER = f"the refiner of SDXL, {_OTHER}"
 _INPAINT_XL = f"the inpainting model of SDXL, {_OTHER}"

@@ -1,4 +1,4 @@
-"""PNG files that can be made again, and contact sheets."""
+"""PNG files that can be made again from their settings."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ import re
 import struct
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from dnp.errors import PictureError, is_finite
-from dnp.folders import open_regular
 from dnp.methods import METHODS
 from dnp.methods.method import formula
+from dnp.sd.files.data_only import open_regular
 
-GREY = (90, 90, 90)
-LABEL = 320  # pixels of the widest label of a row
 CHUNK = "dnp"  # the PNG text chunk that holds the settings as JSON
 MOST_CHUNKS = 10**5  # 13,000 x 13,700 pixels that cannot be compressed take 70,000 of libpng's
 
@@ -211,93 +209,3 @@ def _settings_or_none(path: Path) -> dict | None:
 def slug(text: str, length: int = 40) -> str:
     """A file name's worth of a prompt: lower case, words joined by hyphens."""
     return re.sub(r"[\W_]+", "-", text.lower())[:length].strip("-") or "empty"
-
-
-def sheet_of_result(result) -> Image.Image:
-    """The pictures of a `dnp.Result` side by side, its DNS images above them."""
-    s, k = result.settings, len(result.images)
-    heads = [f"seed {s['seed'] + i}" for i in range(k)]
-    label = f"{s['method']}\ns = {s['s']:g}" if s["s"] is not None else s["method"]
-    mean = sum(result.evaluations) / len(result.evaluations)
-    rows = [(f"{label}\n{mean:g} evaluations", result.images)]
-    if len(result.dns_images) == k:
-        rows.insert(0, ("DNS image", result.dns_images))
-    n = f'    n = "{result.negative}"' if result.negative is not None else ""
-    return contact_sheet(rows, heads, f'p = "{s["prompt"]}"{n}')
-
-
-def contact_sheet(
-    rows: Sequence[tuple], columns: Sequence[str] = (), title: str = "", least: int = 160
-) -> Image.Image:
-    """A labelled grid: one row per (label, pictures) or (label, pictures, words under each).
-
-    Pictures smaller than `least` pixels are enlarged by a whole factor, so that they can be judged.
-    """
-    font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
-    rows = [(label, pictures, next(iter(words), ())) for label, pictures, *words in rows]
-    width, height = rows[0][1][0].size
-    factor = max(1, -(-least // max(width, height)))
-    cell_w, cell_h, gap, line_h = width * factor, height * factor, 8, 18
-    labels = [_label(label, font, small) for label, _, _ in rows]
-    heads = [wrap(head, small, cell_w) for head in columns]
-    under = [[wrap(text, small, cell_w, most=4) for text in words] for _, _, words in rows]
-    title = title if len(title) <= 120 else title[:119] + "…"
-    left = max([3 * gap + int(f.getlength(t)) for label in labels for t, f, _ in label] or [gap])
-    top = gap + (34 if title else 0) + line_h * max(map(len, heads), default=0) + 4 * bool(heads)
-    heights = [cell_h + gap + line_h * max(map(len, texts), default=0) for texts in under]
-    wide = left + max(len(pictures) for _, pictures, _ in rows) * (cell_w + gap)
-    wide = max(wide, int(font.getlength(title)) + 2 * gap)
-    sheet = Image.new("RGB", (wide, top + sum(heights)), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap), title, fill="black", font=font)
-    for j, lines in enumerate(heads):
-        for k, line in enumerate(lines):
-            place = left + j * (cell_w + gap) + cell_w / 2, top - 2 - line_h * (len(lines) - k)
-            draw.text(place, line, fill=GREY, font=small, anchor="ma")
-    y = top
-    for label, (_, pictures, _), texts, row_h in zip(labels, rows, under, heights):
-        for k, (line, its_font, colour) in enumerate(label):
-            place = gap, y + cell_h / 2 + 22 * (k - len(label) / 2)
-            draw.text(place, line, fill=colour, font=its_font)
-        for j, picture in enumerate(pictures):
-            x = left + j * (cell_w + gap)
-            sheet.paste(picture.resize((cell_w, cell_h), Image.Resampling.BICUBIC), (x, y))
-            for k, line in enumerate(texts[j] if texts else []):
-                draw.text((x, y + cell_h + 2 + line_h * k), line, fill=GREY, font=small)
-        y += row_h
-    return sheet
-
-
-def _label(text: str, font: ImageFont.FreeTypeFont, small: ImageFont.FreeTypeFont) -> list[tuple]:
-    """A row's label as (line, font, colour): its first line is a name, the others explain it."""
-    if not text:
-        return []
-    name, *rest = text.split("\n")
-    lines = [(line, font, "black") for line in wrap(name, font, LABEL)]
-    return lines + [(line, small, GREY) for part in rest for line in wrap(part, small, LABEL)]
-
-
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int = 1000) -> list[str]:
-    """Lines that are no wider than `width` pixels, at most `most` for each line of the text."""
-    lines = []
-    for own_line in text.splitlines():
-        broken = _broken(own_line, font, width)
-        lines += broken if len(broken) <= most else [*broken[: most - 1], broken[most - 1] + " …"]
-    return lines
-
-
-def _broken(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """A line, broken between its words, and within a word that is too long."""
-    lines, line = [], ""
-    for word in text.split():
-        longer = f"{line} {word}".strip()
-        if line and font.getlength(longer) > width:
-            lines.append(line)
-            longer = word
-        while font.getlength(longer) > width and len(longer) > 1:
-            fits = (n for n in range(len(longer), 0, -1) if font.getlength(longer[:n]) <= width)
-            n = next(fits, 1)
-            lines.append(longer[:n])
-            longer = longer[n:]
-        line = longer
-    return [*lines, line]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dnp.errors import WeightsError, is_finite
-from dnp.sd import weights
+from dnp.sd.files import tensors
 
 Recommended = tuple[dict[str, float], tuple[str, ...], tuple[str, ...], dict[str, object]]
 NONE: Recommended = ({}, (), (), {})
@@ -20,7 +20,7 @@ def read(folder: Path) -> Recommended:
     file = folder / "dnp.json"
     if not file.exists():
         return NONE
-    d = weights.read_json(file)
+    d = tensors.read_json(file)
     scales, excite = d.get("scale", {}), d.get("attend_excite", {})
     if not isinstance(scales, dict) or not all(map(is_finite, scales.values())):
         raise WeightsError(f"{file}: scale must map methods to finite numbers; restore the file.")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from dnp.evaluation import keys
+from dnp.evaluation import record_keys
 from dnp.evaluation.benchmarks import parts
 from dnp.evaluation.metrics import CLIPScorer, clip_score, diversity, presence
 from dnp.evaluation.recogniser import Recogniser
-from dnp.prompting import Captioner
+from dnp.sd.captioner import Captioner
 
 PROTOCOL = {
     "full": "cosine of picture and prompt; no factor, no clipping; mean over pictures",
@@ -40,7 +40,11 @@ class Instruments:
     def identity(self) -> dict:
         """All that the numbers depend on, apart from the pictures."""
         clip = self.clip and {"file": self.clip.files.whole, "templates": self.clip.templates}
-        return {"code": keys.metrics_code(), "clip": clip, "recogniser": self.recogniser_file}
+        return {
+            "code": record_keys.metrics_code(),
+            "clip": clip,
+            "recogniser": self.recogniser_file,
+        }
 
 
 def score(instruments: Instruments, images: Sequence[Image.Image], prompt: str) -> dict:

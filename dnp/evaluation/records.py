@@ -15,9 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from dnp.app.png import write
 from dnp.errors import DnpError, is_finite, reason
-from dnp.evaluation import keys
-from dnp.pictures import write
+from dnp.evaluation import record_keys
 
 IMAGE = re.compile(r"[0-9a-f]{32}\.png")  # the name of a picture: its record's key
 CIRCUMSTANCES = ("code", "weights", "device", "dtype")  # of run.json and of every record
@@ -57,13 +57,13 @@ class Store:
             return None
         try:
             record = json.loads(path.read_bytes())
-            whole = record.pop("digest") == keys.key({"key": key, **record})
+            whole = record.pop("digest") == record_keys.key({"key": key, **record})
         except (ValueError, RecursionError, OverflowError, AttributeError, TypeError, KeyError):
             return None
         return record if whole else None
 
     def put(self, key: str, record: dict) -> None:
-        sealed = {**record, "digest": keys.key({"key": key, **record})}
+        sealed = {**record, "digest": record_keys.key({"key": key, **record})}
         write(self._path(key), (json.dumps(sealed, indent=1) + "\n").encode())
 
     def all(self) -> Iterator[dict]:
@@ -95,7 +95,7 @@ def picture(folder: Path, record: dict) -> Image.Image | None:
     """The picture of a record; None if it is not there as it was made."""
     path = folder / "images" / record["image"]
     data = path.read_bytes() if path.is_file() else b""
-    if keys.digest(data) != record["sha256"]:
+    if record_keys.digest(data) != record["sha256"]:
         return None
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
@@ -133,7 +133,7 @@ def _is_whole(manifest: dict) -> bool:
         texts = [text for text, _ in manifest["prompts"]]
         methods = manifest["methods"].values()
         scales = [s["s"] for made in methods for s in made]
-        keys.key([manifest["methods"], manifest.get("captioner")])  # JSON's own
+        record_keys.key([manifest["methods"], manifest.get("captioner")])  # JSON's own
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
         return False
     seeds = manifest["seeds"]

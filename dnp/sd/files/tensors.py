@@ -4,7 +4,7 @@
     folder/vae/config.json + diffusion_pytorch_model.safetensors
     folder/text_encoder/config.json + model.safetensors
     folder/tokenizer/ and folder/scheduler/scheduler_config.json
-    folder/dnp.json                     optional: see `dnp/sd/recommendations.py`
+    folder/dnp.json                     optional: see `dnp/sd/files/recommendations.py`
 
 A network is built on the meta device, where it has shapes and no numbers, and every tensor of it
 must come from the file: nothing random survives, and nothing in the file is passed over in silence
@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dnp.errors import WeightsError
-from dnp.sd import foreign
-from dnp.sd.fingerprint import file_state
+from dnp.sd.files import not_ours
+from dnp.sd.files.fingerprint import file_state
 
 # Old and new spellings of the same tensors.
 _RENAMES = (
@@ -187,7 +187,7 @@ def _say_what_is_wrong(path: Path, e: Exception) -> None:
     if start[:1] == b"\x80" or start[:2] == b"PK":
         _refuse_pickle(path)
     if start == b"GGUF":
-        raise WeightsError(f"{path}: {foreign.GGUF}.")
+        raise WeightsError(f"{path}: {not_ours.GGUF}.")
     raise WeightsError(
         f"{path} is truncated or damaged ({e}); compare its size with the source and fetch it "
         "again."

@@ -1,4 +1,4 @@
-"""The two layouts of a Stable Diffusion on disk, each read as the same `Parts`.
+"""The two layouts of a Stable Diffusion on disk, each read as the same `Contents`.
 
 A diffusers folder says everything in its configs; a single file says it by names and shapes.
 """
@@ -14,16 +14,15 @@ from reprlib import repr as brief  # a value may be any length
 
 import torch
 
-from dnp import folders
 from dnp.errors import WeightsError, is_finite
 from dnp.schedule import Schedule
-from dnp.sd import foreign, original, recommendations, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
-from dnp.sd.fingerprint import small_files
-from dnp.sd.parts import Parts
+from dnp.sd.files import data_only, not_ours, recommendations, single_file, tensors
+from dnp.sd.files.contents import Contents
+from dnp.sd.files.fingerprint import small_files
 
 
-def read(path: Path, predicts: str | None = None) -> Parts:
+def read(path: Path, predicts: str | None = None) -> Contents:
     """What a folder or a file holds; WeightsError if it is neither. `predicts`, epsilon or
     v_prediction, is the user's word for it, which goes before the weights'."""
     try:
@@ -41,24 +40,24 @@ def read(path: Path, predicts: str | None = None) -> Parts:
         return replace(parts, prediction_type=predicts or parts.prediction_type)
     if not path.is_file():
         raise WeightsError(f"{path} is no regular file; give --weights a file or a folder.")
-    return original.read(path, predicts)
+    return single_file.read(path, predicts)
 
 
-def folder(path: Path) -> Parts:
+def folder(path: Path) -> Contents:
     """A folder in the diffusers layout."""
     index = _index(path)
-    if foreign_kind := foreign.of_folder(path, index):
+    if foreign_kind := not_ours.of_folder(path, index):
         raise WeightsError(f"{path}: {foreign_kind}.")
     stem = "diffusion_pytorch_model"
     kinds = {"text_encoder": TextConfig, "unet": UNetConfig, "vae": VAEConfig}
     configs = {
-        p: c.from_dict(weights.read_json(path / p / "config.json")) for p, c in kinds.items()
+        p: c.from_dict(tensors.read_json(path / p / "config.json")) for p, c in kinds.items()
     }
-    if foreign_kind := foreign.of_unet(configs["unet"]):
+    if foreign_kind := not_ours.of_unet(configs["unet"]):
         raise WeightsError(f"{path}: {foreign_kind}.")
     second = {}
     if configs["unet"].added_dim:
-        d = weights.read_json(path / "text_encoder_2" / "config.json")
+        d = tensors.read_json(path / "text_encoder_2" / "config.json")
         dim = d.get("projection_dim", 512)  # transformers' default
         configs["text_encoder"] = replace(configs["text_encoder"], penultimate=True)
         text_2 = replace(TextConfig.from_dict(d), penultimate=True, pooled_dim=dim)
@@ -68,17 +67,18 @@ def folder(path: Path) -> Parts:
             "tokenizer_2_files": small_files(path / "tokenizer_2"),
             "phi": "zeros" if zeros else "text",
         }  # fmt: skip
-    tensors, files = {}, []
+    found_tensors, files = {}, []
     for part in [*kinds, *(["text_encoder_2"] if second else [])]:
-        found = weights.find(path / part, "model" if part.startswith("text") else stem)
+        found = tensors.find(path / part, "model" if part.startswith("text") else stem)
         config = path / part / "config.json"
         what = f"{found[0]} does not belong to the network that {config} describes"
-        entries = weights.without_harmless(weights.open_files(found))
-        tensors[part] = (weights.renamed(entries, weights.rename, path / part), what)
+        entries = tensors.without_harmless(tensors.open_files(found))
+        found_tensors[part] = (tensors.renamed(entries, tensors.rename, path / part), what)
         files += found
     captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
-    return Parts(
-        *configs.values(), tensors, files, *_schedule(path / "scheduler" / "scheduler_config.json"),
+    return Contents(
+        *configs.values(), found_tensors, files,
+        *_schedule(path / "scheduler" / "scheduler_config.json"),
         _tokenizer(path / "tokenizer", configs["text_encoder"]), small_files(path / "tokenizer"),
         recommendations.read(path), captioner, **second,
     )  # fmt: skip
@@ -87,11 +87,11 @@ def folder(path: Path) -> Parts:
 def _index(path: Path) -> dict:
     """What a folder says about itself: of a whole pipeline, or of one part alone."""
     indices = [path / n for n in ("model_index.json", "config.json") if (path / n).is_file()]
-    return weights.read_json(indices[0]) if indices else {}
+    return tensors.read_json(indices[0]) if indices else {}
 
 
 def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
-    return read_schedule(weights.read_json(path), path)
+    return read_schedule(tensors.read_json(path), path)
 
 
 def read_schedule(d: dict, path: Path | str) -> tuple[Schedule, str, str, dict[str, object]]:
@@ -161,9 +161,9 @@ def _open_tokenizer(path: Path, config: TextConfig):
     """transformers' CLIP tokenizer from its files; WeightsError if they cannot serve."""
     from transformers import CLIPTokenizer  # slow to import, so not before it is needed
 
-    folders.check_folder(path)
+    data_only.check_folder(path)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(path, **folders.DATA_ONLY)
+        tokenizer = CLIPTokenizer.from_pretrained(path, **data_only.DATA_ONLY)
         most = max(tokenizer.get_vocab().values())
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         length = tokenizer.model_max_length
@@ -175,7 +175,7 @@ def _open_tokenizer(path: Path, config: TextConfig):
             with (path / "merges.txt").open(encoding="utf-8") as f:
                 merges = sum(len(line.split()) == 2 and line[:8] != "#version" for line in f)
             # a token is one of 512 bytes, a merge, the start or the end
-            if merges < len(weights.read_json(path / "vocab.json")) - 514:
+            if merges < len(tensors.read_json(path / "vocab.json")) - 514:
                 raise ValueError("merges.txt is cut off")
     except Exception as e:  # transformers raises whatever its parsers raise
         reason = str(e).strip().split("\n")[0][:200]

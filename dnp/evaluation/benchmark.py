@@ -1,9 +1,9 @@
 """Times and memory of this package and of diffusers, on the same weights and in the same setting.
 
-    python -m dnp.benchmark                                    # Stable Diffusion 1.5's size
-    python -m dnp.benchmark --against diffusers                # ... and ratios
-    python -m dnp.benchmark --against diffusers --weights weights/mini --side 16
-    python -m dnp.benchmark --against diffusers --dtype bfloat16 --side 32 --parts agree unet
+    python -m dnp.evaluation.benchmark                           # Stable Diffusion 1.5's size
+    python -m dnp.evaluation.benchmark --against diffusers       # ... and ratios
+    python -m dnp.evaluation.benchmark --against diffusers --weights weights/mini --side 16
+    python -m dnp.evaluation.benchmark --against diffusers --dtype bfloat16 --parts agree unet
 
 Each contestant has a process of its own, and they take turns, every other round backwards:
 
@@ -31,7 +31,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from dnp.app.terminal import Parser, run
-from dnp.contestants import (
+from dnp.errors import SettingsError
+from dnp.evaluation.rivals import (
     PROMPT,
     Contestant,
     in_turn,
@@ -42,7 +43,6 @@ from dnp.contestants import (
     require_diffusers,
     seconds,
 )  # fmt: skip
-from dnp.errors import SettingsError
 
 PARTS = {
     "agree": "greatest differences to diffusers' numbers; in half precision to float32's too",
@@ -57,7 +57,7 @@ CONTESTANTS = "bare", "dnp", "diffusers", "kept"
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     p = Parser(
-        prog="python -m dnp.benchmark",
+        prog="python -m dnp.evaluation.benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
     import torch
 
-    from dnp.random_weights import write_random_weights
+    from dnp.evaluation.random_weights import write_random_weights
     from dnp.sd.device import choose_device, choose_dtype
 
     args.device = str(choose_device(args.device))

@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dnp.schedule import Schedule
-from dnp.sd import recommendations, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+from dnp.sd.files import recommendations, tensors
 
 
 @dataclass(frozen=True)
-class Parts:
+class Contents:
     """What either layout holds: configs, tensors not yet read, schedule and tokenizer."""
 
     text: TextConfig
     unet: UNetConfig
     vae: VAEConfig
-    tensors: dict[str, tuple[dict[str, weights.Stored], str]]  # part: (its tensors, whose they are)
+    tensors: dict[str, tuple[dict[str, tensors.Stored], str]]  # part: (its tensors, whose they are)
     files: list[Path]
     schedule: Schedule
     prediction_type: str

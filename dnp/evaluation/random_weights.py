@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from dnp.errors import SettingsError
-from dnp.sd import single_file
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
+from dnp.sd.files import names
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 
@@ -70,6 +70,6 @@ def write_random_weights(folder: Path) -> None:
         stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         path = folder / part / f"{stem}.safetensors"
         save_file(network.state_dict(), path, metadata={"format": "pt"})
-    single_file.clip_tokenizer(TextConfig()).save_pretrained(folder / "tokenizer")
+    names.clip_tokenizer(TextConfig()).save_pretrained(folder / "tokenizer")
     index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.35.0", **CLASSES}
     (folder / "model_index.json").write_text(json.dumps(index))

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dnp.errors import SettingsError, WeightsError
-from dnp.sd import OF_PIPELINE, layouts
+from dnp.sd import OF_PIPELINE
+from dnp.sd.files import folder
 from dnp.sd.finite import require_finite
 from dnp.sd.model import StableDiffusion
 from dnp.sd.sdxl import StableDiffusionXL
@@ -74,7 +75,7 @@ class FromPipeline(StableDiffusion):
         self.pipe = pipe
         _refuse_what_is_no_eps(pipe)
         config, where = pipe.unet.config, f"{type(pipe).__name__}'s scheduler"
-        schedule_parts = layouts.read_schedule(dict(pipe.scheduler.config), where)
+        schedule_parts = folder.read_schedule(dict(pipe.scheduler.config), where)
         self.schedule, predicts, spacing, levels = schedule_parts
         size = config.sample_size
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)

@@ -1,0 +1,1 @@
+"""Pipelines of diffusers: as a model of ours, and through their own call."""

@@ -1,0 +1,1 @@
+"""Reading what strangers give: folders, single files, tensors, and what they are not."""
