@@ -21,13 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from dnp import sampling
-from dnp.errors import NonFiniteError, SettingsError, meant
-from dnp.methods import METHODS, own
+from dnp.errors import NonFiniteError, SettingsError
+from dnp.methods import METHODS, own, sorted_out
 from dnp.methods.chain import Chain
-from dnp.methods.fields import check, table
-from dnp.methods.method import Method, require_own
-from dnp.methods.rule import read
-from dnp.methods.words import CFG, NegativePrompt, TwoTerm
+from dnp.methods.method import Method
 
 Row = tuple[int, Tensor, Tensor, Tensor | None]  # (t, z_t, z0_hat, eps)
 
@@ -255,45 +252,6 @@ def prepared(model, prompt, method, negative, captioner, progress, given) -> tup
     guided.label = method if own.is_file(method) else kind.name
     guided.complete(call)
     return call, guided
-
-
-def sorted_out(method, negative, given: dict) -> tuple[type[Method], dict, dict]:
-    """The class of a method, the settings of the chain, and its own; None is as if not given."""
-    given = {k: v for k, v in given.items() if v is not None}
-    kind = chosen(method, given, negative)
-    of_call = {k: v for k, v in given.items() if k in table(Chain)}
-    of_method = {k: v for k, v in given.items() if k not in of_call}
-    check(Chain, of_call, {})
-    check(kind, of_method, owners(), Chain)
-    return kind, of_call, of_method
-
-
-def chosen(method: str | type | None, given: dict, negative: object) -> type[Method]:
-    """The method that is meant; where none is named cfg, np2 with a negative, or the rule's."""
-    if method is None and given.get("rule") is not None:
-        needs = read(given["rule"], given.get("rule_options")).needs
-        return NegativePrompt if "eps_n" in needs else CFG
-    if method is None:
-        return CFG if negative is None else TwoTerm
-    if own.is_file(method):
-        method = own.find(method, "method")
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise SettingsError(
-                f"method {method!r} is unknown; {meant(method, METHODS)} Your own is FILE.py:NAME."
-            )
-        return METHODS[method]
-    require_own(method, METHODS, [*table(Chain), "negative"])
-    return method
-
-
-def owners() -> dict[str, str]:
-    """Every setting of a method, and the methods that have it."""
-    every: dict[str, list] = {}
-    for name, kind in METHODS.items():
-        for f in dataclasses.fields(kind):
-            every.setdefault(f.name, []).append(name)
-    return {k: " or ".join(names) for k, names in every.items()}
 
 
 def record(call: Call, guided: Method) -> dict:

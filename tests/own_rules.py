@@ -1,11 +1,14 @@
-"""Small rules and a toy that counts its evaluations, for the tests of the contract."""
+"""Small rules, a method and a toy that counts its evaluations, for the tests of one's own."""
 
 import functools
 
 import torch
+import torch.nn.functional as F
 
 import dnp
 from dnp import sampling, toy
+from dnp.methods.fields import setting
+from dnp.methods.method import Method
 from dnp.schedule import Schedule
 
 F64, STEPS = torch.float64, 10
@@ -101,3 +104,15 @@ class Memory:
 
     def observe(self, z_t, z_next, t, t_next, **eps):
         self.steps.append((z_t, z_next, t, t_next, eps))
+
+
+class Blurred(Method):
+    """phi + s (p - n_t), n_t: p's noise of the blurred latent"""
+
+    radius: int = setting(1, "pixels of the blur", low=1, high=8)
+    name, own_rule, has_negative = "blurred", "negative_prompt", True
+
+    def negative(self, z_t, t, eps_phi, eps_p):
+        k = 2 * self.radius + 1
+        blurred = F.avg_pool2d(z_t, k, stride=1, padding=self.radius, count_include_pad=False)
+        return self.noises(blurred, t, [self.conditions["p"]])[0]

@@ -46,7 +46,7 @@ CALLS = [  # method, and options as they are typed; Python's are made from them
 ]  # fmt: skip
 GRID = ["cfg", "cfg:interval=0.3:5", "auto-dnp:negative_scale=1", "auto-dnp:dns_images=2", "answer",
         "ae", "neglect", "universal", "universal2", "random", "random2", "shuffled",
-        "unconditional", "negative-alone", "cnp:steps=3", "ae+auto-dnp", "neglect:s=3", 
+        "unconditional", "negative-alone", "cnp:steps=3", "ae+auto-dnp", "neglect:s=3",
         "auto-dnp:rule=ccfg,o.tau=1",
         "auto-dnp:caption_per=prompt"]  # fmt: skip
 

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-import dnp.sd.load as opening
-from dnp.evaluation import contestants, metrics, recogniser
+from dnp.evaluation import contestants, metrics
 from dnp.evaluation.__main__ import main
-from dnp.sd import captioner
+from dnp.sd import captioner, recogniser
 
 
 @functools.cache

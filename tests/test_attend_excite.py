@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import dnp
 from conftest import MINI
-from dnp import sampling, settings, toy
+from dnp import sampling, toy
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks
 from dnp.methods import attend_excite as ae
@@ -133,10 +133,16 @@ def test_the_maps_are_those_of_diffusers_attention(oracle):
     assert seen == len(kept.maps)
 
 
+def loss_of(model, level):
+    """(z_t, t) -> the loss of the cat and the dog of PAIR."""
+    peaks_of = ae.peaks_of_prompt(model, PAIR, "cat, dog", level)
+    return ae.loss_of_prompt(model, model.encode(PAIR), peaks_of, level)
+
+
 @pytest.mark.parametrize("level", [0, 1])
 def test_the_gradient_agrees_with_finite_differences_and_lowers_the_loss(model, level):
     z, way = randn(1, 4, 16, 16), randn(1, 4, 16, 16, seed=1)
-    value = ae.loss_of_prompt(model, PAIR, model.encode(PAIR), "cat, dog", level)
+    value = loss_of(model, level)
     t, h = torch.tensor(700), 1e-6
     with torch.no_grad():
         before, grad = ae.gradient(lambda z: value(z, t), z)
@@ -151,7 +157,7 @@ def test_the_speed_measures_leave_the_gradient_as_it_is(single):
     speed.apply(fast)
     made = []
     for m in (single, fast):
-        value = ae.loss_of_prompt(m, PAIR, m.encode(PAIR), "cat, dog", 1)
+        value = loss_of(m, 1)
         with torch.no_grad():
             made.append(ae.gradient(lambda z, value=value: value(z, t), z))
     assert_close(made[0], made[1], rtol=1e-3, atol=1e-6)
@@ -187,38 +193,34 @@ def falling(z, t):
     return z[:, 0].clamp(min=0)
 
 
-def excitation(steps=10, value=falling, **own):
+def excitation(samples, steps=10, value=falling, **own):
     own = {"ae_step": 0.1, "ae_until": 0.5, "ae_thresholds": (0.5,), "ae_refinements": 20, **own}
-    return ae.Excitation(value, steps, **own)
+    return ae.Excitation(value, steps, **own, passes=[0] * samples)
 
 
 def test_a_threshold_is_reached_by_each_sample_alone():
     z = torch.tensor([[1.0], [0.55], [0.2]], dtype=torch.float64)
-    move = excitation(ae_step=0.125)
-    move.reset(z)
+    move = excitation(3, ae_step=0.125)
     made = move(z, torch.tensor(9))
     # 1 to 0.5 in four moves of 0.125, 0.55 in one, 0.2 in none; then each moves once more
     assert_close(made, torch.tensor([[0.375], [0.3], [0.075]], dtype=torch.float64))
     assert move.passes == [5, 2, 1]
     for row, passes in zip(z.split(1), move.passes):
-        alone = excitation(ae_step=0.125)
-        alone.reset(row)
+        alone = excitation(1, ae_step=0.125)
         alone(row, torch.tensor(9))
         assert alone.passes == [passes]
 
 
 @pytest.mark.parametrize(("steps", "until", "most"), [(10, 0.5, 3), (7, 1.0, 2), (50, 0.3, 0)])
 def test_the_passes_are_those_of_the_formula(steps, until, most):
-    thresholds = (0.05, 0.5, 0.8)
-    move = excitation(steps, ae_until=until, ae_thresholds=thresholds, ae_refinements=most)
+    own = {"ae_until": until, "ae_thresholds": (0.05, 0.5, 0.8), "ae_refinements": most}
+    move = excitation(1, steps, **own)
     z = torch.full((1, 1), 1e6, dtype=torch.float64)  # never low enough
-    move.reset(z)
     after = z
     for i in range(steps):
         after = move(after, torch.tensor(steps - i))
     moving = math.ceil(until * steps)
     refined = sum(k * steps // 5 < moving for k in range(3))
-    own = {"ae_until": until, "ae_thresholds": thresholds, "ae_refinements": most}
     assert move.passes == [moving + most * refined] == [ae.most_passes(steps, **own)]
     moves = [1 + most * (i in [k * steps // 5 for k in range(3)]) for i in range(moving)]
     want = sum(n * ae.step_size(i, steps, 0.1) for i, n in enumerate(moves))
@@ -275,7 +277,7 @@ def test_trajectory_shows_the_moved_latent(model, sampler):
     (t, z_t, z0_hat, eps), (t_next, *_), *_ = dnp.trajectory(
         model, PAIR, "ae", z_T=z_T, steps=4, **own
     )
-    value = ae.loss_of_prompt(model, PAIR, model.encode(PAIR), "cat, dog", 1)
+    value = loss_of(model, 1)
     before, grad = ae.gradient(lambda z: value(z, torch.tensor(t)), z_T)
     assert_close(z_t, z_T - 2 * grad)
     with torch.no_grad():
@@ -303,11 +305,16 @@ BAD = [
     ("ae", "the grass", {}, "needs the subjects of the prompt"),
     ("ae", PAIR, {"subjects": " , "}, None),
     ("ae", PAIR, {"negative": "a dog"}, "takes no negative prompt"),
-    ("ae", PAIR, {"ae_step": -1.0}, "choose 0 or more"),
-    ("ae", PAIR, {"ae_until": 1.5}, "a fraction from 0 to 1"),
+    (
+        "ae",
+        PAIR,
+        {"ae_step": -1.0},
+        "not possible; choose a number of at least 0",
+    ),
+    ("ae", PAIR, {"ae_until": 1.5}, "choose a number from 0 to 1"),
     ("ae", PAIR, {"ae_thresholds": ()}, "give 1 to 5 numbers"),
     ("ae", PAIR, {"ae_thresholds": (2.0,)}, "give 1 to 5 numbers"),
-    ("ae", PAIR, {"ae_refinements": 1.5}, "choose 0 to 1000"),
+    ("ae", PAIR, {"ae_refinements": 1.5}, "choose a whole number from 0 to 1000"),
     ("ae", PAIR, {"ae_level": 3}, "choose 0 to 2"),
     ("ae", PAIR, {"ae_level": 2, "size": (16, 16)}, "maps of 1 x 1 here; choose a lower"),
 ]
@@ -328,7 +335,7 @@ def test_other_models_have_no_attention_or_no_own_things(tiny, single):
     with pytest.raises(SettingsError, match="this model has none"):
         dnp.generate(points, 0, "ae", steps=1)
     other = dnp.load(tiny)
-    with pytest.raises(SettingsError, match="add them, as in --subjects"):
+    with pytest.raises(SettingsError, match='add them, as in subjects="cat, dog"'):
         dnp.generate(other, PAIR, "ae", steps=1)
     with pytest.raises(SettingsError, match="ae_level = 2 is not in this U-Net; choose 0 to 1"):
         dnp.generate(other, PAIR, "ae", steps=1, subjects="cat")
@@ -342,8 +349,6 @@ def test_the_world_and_the_recommendations_of_the_miniature(single, tmp_path):
     assert single.config.things == (*benchmarks.ANIMALS, *benchmarks.OBJECTS)
     for prompt in benchmarks.attend_excite():
         assert ae.things(single, prompt.text) == [w for _, w in benchmarks.subjects(prompt.text)]
-    own = settings.excitation({}, single.config.attend_excite)
+    own = ae.PUBLISHED | single.config.attend_excite
     made = dnp.generate(single, PAIR, "ae", steps=1, **QUICK).settings
-    assert {k: made[k] for k in own if k not in QUICK} == {
-        k: v for k, v in own.items() if k not in QUICK
-    }
+    assert {k: made[k] for k in own} == {**own, **{k: v for k, v in QUICK.items() if k != "s"}}

@@ -7,9 +7,9 @@ import pytest
 
 import dnp
 from conftest import MINI
-from dnp import cli
 from dnp.app import png
 from dnp.app import sheet as sheet_room
+from dnp.app.command_line import main
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, contestants, dry, strength
 from dnp.evaluation.grid import Grid, Run
@@ -29,7 +29,7 @@ def command(tmp_path, monkeypatch, capsys):
     def run(*words):
         before = {*tmp_path.glob("outputs/*.png")}
         try:
-            cli.main([str(w) for w in words])
+            main([str(w) for w in words])
         except SystemExit:
             return [], capsys.readouterr()
         return sorted({*tmp_path.glob("outputs/*.png")} - before), capsys.readouterr()
@@ -39,16 +39,16 @@ def command(tmp_path, monkeypatch, capsys):
 
 def test_a_png_makes_its_picture_again(command):
     how = ["--ae-step", 30, "--ae-thresholds", "0.1:0.3", "--ae-refinements", 2]
-    (png,), told = command(PAIR, "--method", "ae", "--steps", 3, "--subjects", "dog", *how)
+    (picture,), told = command(PAIR, "--method", "ae", "--steps", 3, "--subjects", "dog", *how)
     assert "network evaluations, " in told.out and " gradients per picture" in told.out
-    made = png.read_settings(png)
+    made = png.read_settings(picture)
     assert (made["subjects"], made["ae_step"], made["ae_thresholds"]) == ("dog", 30, [0.1, 0.3])
-    before = png.read_bytes()
-    assert command("--from", png)[0] == [] and png.read_bytes() == before
-    (other,), _ = command("a red car", "--from", png)
+    before = picture.read_bytes()
+    assert command("--from", picture)[0] == [] and picture.read_bytes() == before
+    (other,), _ = command("a red car", "--from", picture)
     assert png.read_settings(other)["subjects"] == "car"
     assert png.read_settings(other)["ae_step"] == 30
-    (cfg,), _ = command("--from", png, "--method", "cfg")
+    (cfg,), _ = command("--from", picture, "--method", "cfg")
     assert "ae_step" not in png.read_settings(cfg)
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from dnp.errors import DnpError, SettingsError
 from dnp.evaluation import answers, controls, pairs, strength, study_design
-from dnp.evaluation.recogniser import load_recogniser
 from dnp.evaluation.records import RunError
 from dnp.sd.files.fingerprint import Fingerprint
+from dnp.sd.recogniser import load_recogniser
 from study import make_run, make_study
 
 PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")

@@ -1,6 +1,7 @@
 """The command line as a user types it: pictures, --from, --compare, and a file of prompts."""
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -13,8 +14,8 @@ from PIL import Image
 
 import dnp
 from conftest import MINI, ROOT, change_json, pixels, refused, slow_but
-from dnp.app import png
 from dnp.app.command_line import main
+from dnp.app.png import read_settings, save
 from dnp.sd import speed
 
 
@@ -59,7 +60,7 @@ def test_a_full_memory_is_told_in_a_sentence(cli, monkeypatch, error):
 def test_the_recommended_scale_is_the_default(cli):
     _, (png,), _, _ = cli("a cat", "--steps", 1)
     scales = json.loads((MINI / "dnp.json").read_text())["scale"]
-    assert png.read_settings(png)["scale"] == scales["cfg"]
+    assert read_settings(png)["s"] == scales["cfg"]
 
 
 @pytest.mark.parametrize("method", slow_but(["cfg", "np"], ["cfg", "np", "np2", "dns"]))
@@ -72,6 +73,21 @@ def test_from_makes_the_same_picture_again(cli, method):
     assert code == 0 and (pixels(again) == pixels(copy)).all()
     code, (other,), _, _ = cli("--from", copy, "--seed", 8)
     assert code == 0 and not (pixels(other) == pixels(copy)).all()
+
+
+def test_from_reads_a_png_of_the_time_when_s_was_called_scale(cli, tmp_path):
+    _, (made,), _, _ = cli("a cat", "--steps", 2, "--s", 2.5)
+    told = read_settings(made)
+    old = {"scale" if k == "s" else k: v for k, v in told.items()}
+    path = save(Image.open(made), tmp_path / "old", "x", old)
+    kept = made.rename(made.with_name("kept.png"))
+    code, (again,), _, _ = cli("--from", path)
+    assert code == 0 and (pixels(again) == pixels(kept)).all() and read_settings(again) == told
+
+
+def test_s_and_scale_are_one_option(cli):
+    _, (made,), _, _ = cli("a cat", "--steps", 1, "--scale", 2.5)
+    assert cli("a cat", "--steps", 1, "--s", 2.5)[1] == [] and read_settings(made)["s"] == 2.5
 
 
 def test_a_seed_is_one_picture_in_any_batch_and_order(cli):
@@ -115,35 +131,46 @@ def test_a_long_prompt_says_what_was_cut(cli):
     assert 'a dog"' in err
 
 
-def test_it_runs_as_a_script_from_another_folder(tmp_path, monkeypatch, capsys):
-    words = [ROOT / "train_free_sample.py", "a cat", "--steps", "2"]
+def test_it_runs_as_a_module_from_another_folder(tmp_path, monkeypatch, capsys):
+    words = ["a cat", "--steps", "2"]
     done = subprocess.run(
-        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, "-m", "dnp", *words], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 0 and (tmp_path / "outputs" / "a-cat-cfg-0.png").exists()
-    monkeypatch.setattr(sys, "argv", [*map(str, words), "--steps", "0"])
+    monkeypatch.setattr(sys, "argv", ["dnp", *words, "--steps", "0"])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(words[0]), run_name="__main__")
-    assert stopped.value.code == 2 and "Traceback" not in capsys.readouterr().err
+        runpy.run_module("dnp", run_name="__main__")
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and "steps = 0 is not possible" in told
+    assert "Traceback" not in told
 
 
-def test_the_module_is_the_same_command():
-    words = [sys.executable, "-m", "dnp.cli", "a cat", "--steps", "0"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "0 steps are not possible" in done.stderr
+def test_a_sheet_holds_the_settings_that_were_given_and_no_row_s_own(cli):
+    _, (sheet,), _, _ = cli("a cat", "--compare", "--steps", 1, "--K", 1)
+    told = read_settings(sheet)
+    assert (told["K"], told["steps"], told["s"], told["compare"]) == (1, 1, None, True)
+
+
+def test_a_captioner_is_opened_only_for_a_method_that_asks_one(cli):
+    code, (png,), _, _ = cli("a cat", "--steps", 1, "--captioner", "nowhere")
+    assert code == 0 and read_settings(png)["captioner"] == "nowhere"
+    words = ["a cat", "--steps", 1, "--captioner", "nowhere", "--method"]
+    refused(cli(*words, "auto-dnp"), "no captioner is there")
+    refused(cli(*words, "cnp"), "no captioner is there")
 
 
 def test_from_with_another_method_drops_what_belongs_to_the_old_one(cli):
     words = ["a cat", "--method", "np", "--negative", "a dog", "--scale", 4, "--steps", 2]
     _, (png,), _, _ = cli(*words, "--negative-scale", 1)
     code, (dns,), _, _ = cli("--from", png, "--method", "dns")
-    settings = png.read_settings(dns)
+    settings = read_settings(dns)
     scales = json.loads((MINI / "dnp.json").read_text())["scale"]
-    assert (code, settings["scale"], settings["negative"]) == (0, scales["dns"], None)
+    assert (code, settings["s"], settings["negative"]) == (0, scales["dns"], None)
     code, (np2,), _, _ = cli("--from", png, "--method", "np2")
-    assert code == 0 and png.read_settings(np2)["negative"] == "a dog"
+    assert code == 0 and read_settings(np2)["negative"] == "a dog"
     code, (sheet,), _, _ = cli("--from", png, "--compare")
-    assert code == 0 and png.read_settings(sheet)["scale"] is None
+    assert code == 0 and read_settings(sheet)["s"] is None
     code, (one,), _, _ = cli("--from", sheet, "--method", "cfg")
     assert code == 0 and Image.open(one).size == (64, 64)
 
@@ -152,7 +179,7 @@ def test_from_keeps_the_size_of_a_picture_made_in_python(cli, tmp_path):
     model = dnp.load(MINI)
     speed.apply(model)  # as the command does
     r = dnp.generate(model, "a cat", steps=2, size=(32, 48))
-    made = png.save(r.images[0], tmp_path / "api", "x", {**r.settings, "weights": str(MINI)})
+    made = save(r.images[0], tmp_path / "api", "x", {**r.settings, "weights": str(MINI)})
     code, (again,), _, _ = cli("--from", made)
     assert code == 0 and (pixels(again) == pixels(made)).all()
 
@@ -169,7 +196,7 @@ def test_auto_dnp_tells_its_words_and_is_made_again_without_a_captioner(cli, mon
     words = ["a cat", "--method", "auto-dnp", "--steps", 2, "--images", 2]
     code, pngs, out, _ = cli(*words)
     assert code == 0 and len(pngs) == 2 and "auto-dnp: 10 network evaluations" in out
-    recorded = png.read_settings(pngs[0])
+    recorded = read_settings(pngs[0])
     assert f'n* = "{recorded["negative"]}"' in out and recorded["s_dns"] > 0
     monkeypatch.setattr(dnp.sd.captioner, "load_captioner", None)  # not needed any more
     code, (folder,), _, _ = cli("--from", pngs[1], "--out", "outputs/again")
@@ -184,9 +211,9 @@ def test_another_seed_gets_other_words(cli, monkeypatch):
     )
     _, (png,), _, _ = cli("a cat", "--method", "auto-dnp", "--steps", 2)
     code, (other,), _, _ = cli("--from", png, "--seed", 5)
-    assert code == 0 and png.read_settings(other)["negative"] == "a bear"
+    assert code == 0 and read_settings(other)["negative"] == "a bear"
     code, (strong,), _, _ = cli("--from", png, "--scale", 5)
-    assert code == 0 and png.read_settings(strong)["negative"] == "a dog"
+    assert code == 0 and read_settings(strong)["negative"] == "a dog"
 
 
 def test_dnp_shows_its_dns_image_and_asks_for_words(cli, monkeypatch):
@@ -195,10 +222,10 @@ def test_dnp_shows_its_dns_image_and_asks_for_words(cli, monkeypatch):
     code, pngs, out, _ = cli("a cat", "--method", "dnp", "--steps", 2, "--seed", 3)
     final, dns = pngs
     assert code == 0 and dns.name == "a-cat-dnp-dns-3.png" and out.count(str(dns.name)) == 3
-    assert png.read_settings(final)["negative"] == "a green bowl"
+    assert read_settings(final)["negative"] == "a green bowl"
     code, (given,), _, _ = cli(
         "a cat", "--method", "dnp", "--steps", 2, "--seed", 3, "--negative", "a green bowl",
-        "--scale", png.read_settings(final)["scale"],
+        "--scale", read_settings(final)["s"],
     )  # fmt: skip
     assert code == 0 and (pixels(given) == pixels(final)).all()
     again, before = cli("--from", final), pixels(final)
@@ -241,9 +268,9 @@ def test_words_go_to_np_but_a_negative_is_no_n_star(cli, monkeypatch):
     )
     _, (np_png,), _, _ = cli("a cat", "--method", "np", "--negative", "a bowl", "--steps", 2)
     code, (auto,), _, _ = cli("--from", np_png, "--method", "auto-dnp")
-    assert code == 0 and png.read_settings(auto)["negative"] == "a dog"
+    assert code == 0 and read_settings(auto)["negative"] == "a dog"
     code, (np2,), _, _ = cli("--from", auto, "--method", "np2")
-    assert code == 0 and png.read_settings(np2)["negative"] == "a dog"
+    assert code == 0 and read_settings(np2)["negative"] == "a dog"
 
 
 def test_dnp_without_anybody_to_ask(cli, monkeypatch):
@@ -265,20 +292,21 @@ def test_prediction_can_be_overridden(cli):
 
 
 def test_options_of_answer_are_recorded_and_used_again(cli):
-    words = ["a cat", "--method", "answer", "--steps", 4, "--K", 3, "--tensor", "jump"]
-    code, (png,), out, _ = cli(*words, "--form", "two-term", "--s-dns", 0.5)
-    settings = png.read_settings(png)
+    words = ["a cat", "--method", "answer", "--steps", 4, "--K", 3, "--normalize", "no"]
+    two = ["--rule", "negative_prompt_two_term"]
+    code, (png,), out, _ = cli(*words, *two, "--s-dns", 0.5)
+    settings = read_settings(png)
     assert code == 0 and "answer: 16 network evaluations" in out
-    assert (settings["K"], settings["tensor"], settings["form"]) == (3, "jump", "two-term")
-    assert settings["s_dns"] == 0.5 and settings["normalize"] == "sample"
+    assert (settings["K"], settings["rule"]) == (3, "negative_prompt_two_term")
+    assert settings["s_dns"] == 0.5 and settings["normalize"] is False
     before = pixels(png)
     code, new, _, _ = cli("--from", png)
     assert code == 0 and new == [] and (pixels(png) == before).all()
 
 
 def test_every_method_of_the_package_is_on_the_command_line():
-    for m in dnp.METHODS.values():
-        assert m.rule in dnp.rules.RULES
+    for name, m in dnp.METHODS.items():
+        assert m.name == name and m.own_rule in dnp.rules.RULES
 
 
 def test_other_weights_than_the_png_was_made_with_are_noted(cli, tiny):
@@ -298,7 +326,7 @@ def test_prompts_of_a_file_are_those_of_single_calls(tmp_path, capsys):
     assert names == sorted(p.name for p in (tmp_path / "b").glob("*")) and len(names) == 2
     for name in names:
         a, b = (tmp_path / folder / name for folder in "ab")
-        assert png.read_settings(a) == png.read_settings(b)
+        assert read_settings(a) == read_settings(b)
         assert a.read_bytes() == b.read_bytes()
 
 
@@ -307,7 +335,7 @@ def test_prompts_of_a_file_are_those_of_single_calls(tmp_path, capsys):
     [
         (None, [], "cannot be read"),
         (b"\xff\xfe\x00", [], "text file in UTF-8"),
-        (b" \n\t\n", [], "holds no prompt"),
+        (b" \n\t\n", [], "does not hold a prompt"),
         (b"a cat\na cat\ta dog\ta bear\n", [], "line 2: more than one TAB"),
         (b"a cat\n", ["a dog"], "both given"),
         (b"a cat\na cat\ta dog\n", ["--method", "dns"], "dns takes no negative prompt"),

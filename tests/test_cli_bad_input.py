@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from conftest import MINI, change_json, refused
-from dnp.app import png
+from dnp.app.png import read_settings, save
 
 BAD = {
     "no prompt": ([], "no prompt"),
@@ -25,12 +25,12 @@ BAD = {
     "negative of dns": (["a", "--method", "dns", "--negative", "b"], "takes no negative prompt"),
     "np without n": (["a", "--method", "np"], "add --negative TEXT"),
     "np2 without n": (["a", "--method", "np2"], "add --negative TEXT"),
-    "negative scale of cfg": (["a", "--negative-scale", 2], "belongs to method np"),
+    "negative scale of cfg": (["a", "--negative-scale", 2], "does not belong to method cfg"),
     "s-dns of cfg": (["a", "--s-dns", 2], "belongs to method dnp or auto-dnp or answer"),
     "K of dns": (["a", "--method", "dns", "--K", 2], "K belongs to method answer"),
-    "K of -1": (["a", "--method", "answer", "--K", -1], "choose 0 to 1000"),
-    "K-until of 2": (["a", "--method", "answer", "--K-until", 2], "a fraction from 0 to 1"),
-    "tensor of nothing": (["a", "--method", "answer", "--tensor", "x"], "last, next"),
+    "K of -1": (["a", "--method", "answer", "--K", -1], "whole number from 0 to 1000"),
+    "K-until of 2": (["a", "--method", "answer", "--K-until", 2], "choose a number from 0 to 1"),
+    "normalize maybe": (["a", "--method", "answer", "--normalize", "x"], "choose yes or no"),
     "captioner of nowhere": (
         ["a", "--method", "auto-dnp", "--captioner", "nowhere"],
         "no captioner is there",
@@ -39,22 +39,26 @@ BAD = {
         ["a", "--method", "auto-dnp", "--caption-per", "picture"],
         "choose seed or prompt",
     ),
-    "no steps": (["a", "--steps", 0], "choose 1 to 1000"),
+    "normalize in words": (["a", "--method", "answer", "--normalize", "1"], "= '1' is not"),
+    "seed in words": (["a", "--seed", "x"], "seed = 'x' is not possible; choose a whole number"),
+    "thresholds in words": (["a", "--method", "ae", "--ae-thresholds", "x"], "give 1 to 5 numbers"),
+    "help of no method": (["--help", "anser"], "did you mean answer?"),
+    "no steps": (["a", "--steps", 0], "choose a whole number of at least 1"),
     "too many steps": (["a", "--steps", 1001], "choose 1 to 1000"),
-    "steps in words": (["a", "--steps", "many"], "invalid int value: 'many'"),
-    "scale nan": (["a", "--scale", "nan"], "not finite"),
-    "scale inf": (["a", "--scale", "inf"], "not finite"),
+    "steps in words": (["a", "--steps", "many"], "steps = 'many' is not possible; choose a whole"),
+    "scale nan": (["a", "--scale", "nan"], "s = nan is not possible; give a number"),
+    "scale inf": (["a", "--s", "inf"], "s = inf is not possible; give a number"),
     "negative scale inf": (
         ["a", "--method", "np", "--negative", "b", "--negative-scale", "inf"],
-        "not finite",
+        "negative_scale = inf is not possible; give a number",
     ),
-    "eta": (["a", "--eta", 1.5], "eta 1.5 is not possible"),
-    "eta nan": (["a", "--eta", "nan"], "eta nan is not possible"),
-    "seed": (["a", "--seed", -1], "seed -1 is not possible"),
+    "eta": (["a", "--eta", 1.5], "eta = 1.5 is not possible"),
+    "eta nan": (["a", "--eta", "nan"], "eta = nan is not possible"),
+    "seed": (["a", "--seed", -1], "seed = -1 is not possible"),
     "huge seed": (["a", "--seed", 2**63], "is not possible"),
     "negative scale without n": (["a", "--compare", "--negative-scale", 2], "add --negative TEXT"),
     "not a device": (["a", "--device", "hpu"], "device 'hpu' cannot be used here"),
-    "no images": (["a", "--images", 0], "0 images are not possible"),
+    "no images": (["a", "--images", 0], "images = 0 is not possible"),
     "method and compare": (["a", "--compare", "--method", "dns"], "leave --method out"),
     "no weights": (["a", "--weights", "nowhere"], "nowhere: no such file or folder"),
     "no such PNG": (["--from", "nowhere.png"], "nowhere.png: no such file"),
@@ -79,7 +83,7 @@ def test_an_output_folder_that_cannot_be_written(cli, tmp_path):
 
 
 def test_a_disk_that_fills_up_leaves_nothing_half_written(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(png.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     refused(cli("a", "--steps", 1), "cannot be written")
     assert list((tmp_path / "outputs").iterdir()) == []
 
@@ -110,29 +114,36 @@ def test_a_captioner_that_a_png_names_runs_no_code(cli, tmp_path, monkeypatch):
     change_json(evil / "config.json", model_type="new", auto_map={"AutoConfig": "evil.Config"})
     (evil / "evil.py").write_text("raise SystemExit('code of the folder ran')")
     settings = {"prompt": "a cat", "steps": 1, "method": "auto-dnp", "captioner": str(evil)}
-    forged = png.save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
+    forged = save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     refused(cli("--from", forged), "auto_map asks for code of its own, which is never run")
 
 
-FORGED = [{"steps": "9"}, {"prompt": 5}, {"scale": [1]}, {"seed": None}, {"steps": True}]
+FORGED = [{"steps": "9"}, {"prompt": 5}, {"s": [1]}, {"seed": None}, {"steps": True}]
 FORGED += [{"compare": "no"}, {"size": 64}, {"fingerprint": 1}]
 
 
 @pytest.mark.parametrize("change", FORGED)
 def test_a_png_whose_settings_were_not_written_here(cli, tmp_path, change):
     _, (png,), _, _ = cli("a cat", "--steps", 1)
-    settings = {**png.read_settings(png), **change}
-    forged = png.save(Image.open(png), tmp_path / "forged", "x", settings)
+    settings = {**read_settings(png), **change}
+    forged = save(Image.open(png), tmp_path / "forged", "x", settings)
     refused(cli("--from", forged), "was never written here")
 
 
+@pytest.mark.parametrize("key", ["colour", "rule_file", "tensor", "steps "])
+def test_a_setting_in_a_png_that_is_not_known_is_not_passed_over(cli, tmp_path, key):
+    settings = {"prompt": "a cat", "steps": 1, key: "x"}
+    made = save(Image.new("RGB", (8, 8)), tmp_path / "strange", "x", settings)
+    refused(cli("--from", made), f"holds {key} = 'x', which this version does not know")
+
+
 HOSTILE = {
-    "a huge scale": ({"scale": 10**400}, "not finite"),
-    "a billion images": ({"images": 10**9}, "choose 1 to 10000"),
+    "a huge scale": ({"s": 10**400}, "was never written here"),
+    "a billion images": ({"images": 10**9}, "was never written here"),
     "no Unicode": ({"prompt": "\ud800"}, "not valid Unicode"),
     "an endless path": ({"weights": "w" * 5000}, "no such file or folder"),
-    "a size in words": ({"size": ["a", "b"]}, "is not possible"),
+    "a size in words": ({"size": ["a", "b"]}, "was never written here"),
     "a size of nothing": ({"size": [2, 2]}, "multiples of 4"),
 }
 
@@ -141,7 +152,7 @@ HOSTILE = {
 def test_hostile_settings_in_a_png(cli, tmp_path, name):
     change, sentence = HOSTILE[name]
     settings = {"prompt": "a cat", "steps": 1, **change}
-    forged = png.save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
+    forged = save(Image.new("RGB", (8, 8)), tmp_path / "forged", "x", settings)
     refused(cli("--from", forged), sentence)
 
 

@@ -1,15 +1,17 @@
 """What people type in other interfaces' ways is said and not silently turned; and what is shown."""
 
+import dataclasses
 import io
 
+import numpy as np
 import pytest
-from dnp.cli import tell_what_is_not_read
 from PIL import Image
 
 import dnp
 from conftest import pixels
-from dnp.app import png
 from dnp.app import sheet as sheet_room
+from dnp.app.command_line import tell_what_is_not_read
+from dnp.app.png import read_settings
 
 WORLD = ("a", "cat", "red", "car", "and")
 
@@ -18,7 +20,7 @@ def test_a_negative_without_a_method_is_two_term_and_says_so(cli):
     words = ["a red car", "--negative", "a cat", "--steps", 1]
     code, (png,), _, err = cli(*words)
     assert code == 0 and "is used as elsewhere, n + s (p - n): np2" in err
-    assert png.read_settings(png)["method"] == "np2"
+    assert read_settings(png)["method"] == "np2"
     kept = png.rename(png.with_name("kept.png"))
     _, (named,), _, err = cli(*words, "--method", "np2")
     assert "elsewhere" not in err and (pixels(named) == pixels(kept)).all()
@@ -64,7 +66,13 @@ def test_the_compare_sheet_writes_n_star_under_the_cells_of_auto_dnp(cli, monkey
     assert "n*" not in rows["cfg"][0]
 
 
-def test_a_result_shows_itself_as_its_contact_sheet(mini):
-    made = dnp.generate(mini, "a cat", steps=1, images=2)
-    shown = Image.open(io.BytesIO(made._repr_png_()))
-    assert shown.tobytes() == made.sheet().tobytes() and shown.width > 2 * 64
+def test_a_result_shows_itself_as_its_pictures_under_its_dns_images(mini):
+    made = dnp.generate(mini, "a cat", "auto-dnp", captioner=lambda x: ["a dog"] * 2, steps=1,
+                        images=2)  # fmt: skip
+    shown = np.asarray(Image.open(io.BytesIO(made._repr_png_())))
+    k = 3  # a 64th of 160 pixels, and more
+    assert shown.shape == (2 * k * 64, 2 * k * 64, 3)
+    rows = [np.concatenate([np.asarray(x) for x in r], 1) for r in (made.dns_images, made.images)]
+    small = np.asarray(Image.fromarray(shown).resize((2 * 64, 2 * 64), Image.Resampling.BOX))
+    assert abs(small.astype(int) - np.concatenate(rows)).mean() < 6  # each in its place
+    assert dataclasses.replace(made, images=[])._repr_png_() is None  # a toy makes none

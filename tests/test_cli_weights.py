@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import MINI, change_json, pixels, refused
-from dnp.app import png
+from dnp.app.png import read_settings
 
 
 def test_info_tells_what_weights_hold(cli):
@@ -203,4 +203,4 @@ def test_dnp_json_is_checked(cli, copy):
     refused(cli("a", "--weights", copy), "must map methods to finite numbers")
     (copy / "dnp.json").write_text('{"scale": {"cfg": 1.25}}')
     _, (path,), _, _ = cli("a", "--weights", copy, "--steps", 1)
-    assert png.read_settings(path)["s"] == 1.25
+    assert read_settings(path)["s"] == 1.25

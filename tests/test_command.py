@@ -12,14 +12,13 @@ from conftest import ROOT
 from dnp.app import png, terminal
 from dnp.errors import SettingsError
 
-SCRIPT = str(ROOT / "train_free_sample.py")
 SHELL = pytest.mark.skipif(os.name == "nt", reason="redirections of a shell")
 SLOW = pytest.mark.slow  # each starts a process that imports torch
 
 
 def shell(line, folder, **environment):
-    """`line` in a shell, where $DNP is the script with one step: (exit code, stdout, stderr)."""
-    environment = {**os.environ, "DNP": SCRIPT, "PYTHON": sys.executable, **environment}
+    """`line` in a shell, where $PYTHON finds the package: (exit code, stdout, stderr)."""
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {line}"],
         cwd=folder, env=environment, capture_output=True, timeout=240,
@@ -35,7 +34,7 @@ def made(folder):
     return [p.name for p in paths]
 
 
-RUN = '"$PYTHON" "$DNP" "a cat" --steps 1'
+RUN = '"$PYTHON" -m dnp "a cat" --steps 1'
 
 
 @SHELL
@@ -55,7 +54,7 @@ def test_a_reader_of_both_streams_that_goes_loses_no_picture(tmp_path):
 @SLOW
 @SHELL
 def test_a_prompt_that_standard_output_cannot_encode_is_written_in_escapes(tmp_path):
-    line = '"$PYTHON" "$DNP" "$P" --steps 1 --images 3 --method auto-dnp --negative "$P"'
+    line = '"$PYTHON" -m dnp "$P" --steps 1 --images 3 --method auto-dnp --negative "$P"'
     told = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
     code, out, _ = shell(line, tmp_path, P="zürich 猫", **told)
     assert code == 0 and out.isascii() and "z\\xfcrich" in out
@@ -103,11 +102,10 @@ def test_lines_that_a_full_disk_loses_are_noted_once_and_pictures_go_on(tmp_path
 @SHELL
 def test_the_commands_of_modules_share_it(tmp_path):
     code = (
-        "from dnp import command; terminal.run(lambda: [print('é' * 99) for _ in range(999)], '')"
+        "from dnp.app.terminal import run; run(lambda: [print('é' * 99) for _ in range(999)], '')"
     )
     line = f'"$PYTHON" -c "{code}" | head -1'
-    told = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    assert shell(line, tmp_path, **told) == (0, "\\xe9" * 99 + "\n", "")
+    assert shell(line, tmp_path, PYTHONIOENCODING="ascii") == (0, "\\xe9" * 99 + "\n", "")
 
 
 def test_what_is_told_is_one_line_that_moves_no_cursor(capsys):
@@ -142,8 +140,8 @@ def test_ask_tells_the_mend_whatever_is_wrong_with_standard_input(monkeypatch, e
         terminal.ask("n* = ", "do this")
 
 
-@pytest.mark.parametrize("name", ["benchmark", "evaluation.__main__", "evaluation.exact"])
+@pytest.mark.parametrize("name", ["benchmark", "__main__", "exact"])
 def test_half_an_option_starts_no_long_command(name):
-    main = importlib.import_module(f"dnp.{name}").main
+    main = importlib.import_module(f"dnp.evaluation.{name}").main
     with pytest.raises(SettingsError, match=r"--ou x|--dtyp x"):
         main(["--dtyp", "x"] if name == "benchmark" else ["--ou", "x"])

@@ -40,26 +40,26 @@ def positional(eps_phi, eps_p, /, s):
     return eps_phi
 
 
-NO_RULES = {
+NOT_RULES = {
     "*args": (lambda *eps: eps, r"takes \*eps, which does not say"),
     "**kwargs": (lambda eps_p, **more: eps_p, r"takes \*\*more, which does not say"),
     "positional-only": (positional, "eps_phi of rule positional is positional-only"),
     "an unknown eps": (lambda eps_p, eps_negative: eps_p, "eps_negative, which is not known"),
     "a misspelt eps": (lambda eps_phy, eps_p: eps_p, "did you mean eps_phi"),
     "an unknown sigma": (lambda eps_p, sigma_last=None: eps_p, "sigma_last, which is not known"),
-    "no eps": (lambda z_t, s: z_t, "takes no noise; name at least one of eps_phi"),
-    "no eps but an option": (lambda k=2: k, "takes no noise"),
+    "no eps": (lambda z_t, s: z_t, "does not take a noise; name at least one of eps_phi"),
+    "no eps but an option": (lambda k=2: k, "does not take a noise"),
     "no default": (lambda eps_p, k: eps_p, "parameter k of rule <lambda> has no default"),
     "no signature": (torch.add, "does not say what it needs"),
-    "no function": (3, "is no function"),
+    "no function": (3, "is not a function"),
     "no name": ("perp-neg", "did you mean perp_neg"),
     "no file": ("nowhere.py:f", "nowhere.py: no such file"),
 }
 
 
-@pytest.mark.parametrize("name", NO_RULES)
-def test_what_is_no_rule_is_refused_in_a_sentence(name):
-    rule, sentence = NO_RULES[name]
+@pytest.mark.parametrize("name", NOT_RULES)
+def test_what_is_not_a_rule_is_refused_in_a_sentence(name):
+    rule, sentence = NOT_RULES[name]
     with pytest.raises(SettingsError, match=sentence) as e:
         walk(rule)
     assert str(e.value).endswith((".", "?")) and "\n" not in str(e.value)
@@ -74,10 +74,9 @@ NOT_ITS_OWN = {
     "a negative": (pull, {"negative": 1}, "pull takes no negative prompt"),
     "a method with a negative": (pull, {"method": "np", "negative": 1}, "has no eps_n"),
     "a chain": (pull, {"method": "answer"}, "has no eps_n"),
-    "a negative interval": (pull, {"negative_interval": (0.1, 1.0)}, "has no eps_n"),
+    "a negative interval": (pull, {"negative_interval": (0.1, 1.0)}, r"no negative \(no eps_n\)"),
     "no negative": (push, {}, "needs a negative prompt"),
     "a method without one": (push, {"method": "cfg"}, r"needs a negative \(eps_n\)"),
-    "a form": (push, {"method": "answer", "form": "two-term"}, "form is a name for a rule"),
     "an option": (pull, {"rule_options": {"tua": 1}}, "did you mean tau"),
     "an option where none is": (only, {"rule_options": {"k": 1}}, "it has no options"),
     "an option of the sampler's": (pull, {"rule_options": {"s": 1}}, "given by the sampler"),
@@ -95,17 +94,23 @@ def test_what_a_rule_does_not_have_is_refused_in_a_sentence(name):
 
 
 RESULTS = {
-    "a sample too few": (lambda eps_p: eps_p[:1], r"returned \(1, 3\) for latents \(2, 3\)"),
-    "a number": (lambda eps_p: 1.0, "returned float for latents"),
-    "nothing": (lambda eps_p: None, "returned NoneType for latents"),
-    "a broadcast": (lambda eps_p: eps_p[None], r"returned \(1, 2, 3\)"),
+    "a sample too few": (lambda eps_p: eps_p[:1], r"shape \(1, 3\)"),
+    "a broadcast": (lambda eps_p: eps_p[None], r"shape \(1, 2, 3\)"),
+    "a number": (lambda eps_p: 1.0, "float"),
+    "nothing": (lambda eps_p: None, "NoneType"),
+    "several": (lambda eps_p: (eps_p, eps_p), "tuple"),
+    "yes or no": (lambda eps_p: eps_p > 0, "bool"),
+    "whole numbers": (lambda eps_p: eps_p.long(), "int64"),
+    "another precision": (lambda eps_p: eps_p.float(), "float32"),
+    "a parameter": (lambda eps_p: torch.nn.Parameter(eps_p), "Parameter"),
 }
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_result_of_another_shape_is_refused(name):
-    rule, sentence = RESULTS[name]
-    with pytest.raises(SettingsError, match=sentence):
+def test_a_result_that_is_not_one_noise_is_refused(name):
+    rule, found = RESULTS[name]
+    wanted = rf"rule <lambda> returned {found} for float64 latents of shape \(2, 3\); return one"
+    with pytest.raises(SettingsError, match=wanted):
         walk(rule)
 
 
@@ -213,7 +218,8 @@ def test_the_rest_that_a_rule_may_ask_for_is_what_the_contract_says():
     rows = walk(curious, negative=1, s=2.0)
     assert [(t, t_next) for _, t, t_next, *_ in told] == PAIRS
     for (z_t, t, t_next, sigma_t, sigma_next, s, h), row in zip(told, rows):
-        assert z_t is row[1] and (s, h) == (2.0, 2.0)  # h is s where none is given
+        assert torch.equal(z_t, row[1]) and z_t is not row[1]  # a copy
+        assert (s, h) == (2.0, 2.0)  # h is s where none is given
         for sigma, level in ((sigma_t, t), (sigma_next, t_next)):
             assert sigma.dtype == F64 and sigma.ndim == 0 and sigma.device.type == "cpu"
             assert sigma == (1 - SCHEDULE.level(level)).sqrt()
@@ -223,7 +229,7 @@ def test_the_rest_that_a_rule_may_ask_for_is_what_the_contract_says():
 
 
 def test_between_two_levels_there_is_no_next_one(monkeypatch):
-    monkeypatch.setitem(sampling.SAMPLERS, "ddim", midpoint)
+    monkeypatch.setattr(sampling, "ddim_sample", midpoint)
     told = []
 
     def curious(eps_p, t, t_next, sigma_next):
@@ -241,7 +247,7 @@ def test_one_registry_has_the_papers_rules():
     assert paper == {
         "cfg", "dns", "negative_prompt", "negative_prompt_two_term", "negative_prompt_two_scale",
     }  # fmt: skip
-    assert {row.rule for row in methods.METHODS.values()} <= set(rules.RULES)
+    assert {m.own_rule for m in methods.METHODS.values()} <= set(rules.RULES)
 
 
 def test_without_a_method_the_signature_chooses_it():

@@ -1,7 +1,6 @@
 """The doors that a rule of one's own comes in by, and the hash that it is known by."""
 
 import functools
-import hashlib
 import sys
 
 import numpy as np
@@ -15,10 +14,11 @@ from dnp.app import png
 from dnp.errors import SettingsError
 from dnp.evaluation import __main__ as evaluation
 from dnp.evaluation import contestants as compared
+from dnp.methods import own
 from dnp.methods import rule as contract
 from own_rules import STEPS, Called, Counted, Memory, Module, decorated, pull, push
 
-# --------------------------------------------------------------------------------- the four doors
+# -------------------------------------------------------------------------------------- the doors
 
 FILE = """
 from pathlib import Path
@@ -36,7 +36,7 @@ exec("def hidden(eps_p): return eps_p")
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
+def mine(tmp_path, monkeypatch):
     """A file with a rule of one's own, whose import leaves a marker beside it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(FILE)
@@ -47,7 +47,7 @@ def pixels(image):
     return np.asarray(image if isinstance(image, Image.Image) else Image.open(image)).astype(int)
 
 
-def test_the_four_doors_make_the_same_picture(cli, own, mini, monkeypatch):
+def test_the_doors_make_the_same_picture(cli, mine, mini, monkeypatch):
     prompt, kw = "a cat and a red car", dict(steps=2, s=3.0, K_until=1.0)
     plain = dnp.generate(mini, prompt, "answer", **kw)
     by_name = dnp.generate(
@@ -57,86 +57,87 @@ def test_the_four_doors_make_the_same_picture(cli, own, mini, monkeypatch):
     by_value = dnp.generate(mini, prompt, "answer", rule=soft, rule_options={"tau": 0.3}, **kw)
     words = [prompt, "--method", "answer", "--steps", 2, "--scale", 3, "--K-until", 1]
     _, (typed,), _, _ = cli(*words, "--rule", "mine.py:soft", "--option", "tau=0.3")
-    (own.parent / "prompts.txt").write_text(prompt + "\n")
+    (mine.parent / "prompts.txt").write_text(prompt + "\n")
     label = "answer:rule=mine.py:soft,o.tau=0.3,K_until=1"
     evaluation.main(
         f"--benchmark prompts.txt --method {label} --scale 3 --seeds 1 --steps 2 --out run".split()
     )
-    (compared_with,) = own.parent.glob("run/images/*.png")
+    (compared_with,) = mine.parent.glob("run/images/*.png")
     monkeypatch.setitem(rules.RULES, "soft", functools.partial(soft, tau=0.3))
-    row = methods.Method("mine", "soft", "p", "chain", "soft", "a row in the table")
-    monkeypatch.setitem(methods.METHODS, "mine", row)
+
+    class Mine(methods.Answer):
+        name, own_rule = "mine", "soft"
+
+    by_class = dnp.generate(mini, prompt, Mine, **kw)
+    monkeypatch.setitem(methods.METHODS, "mine", Mine)
     by_row = dnp.generate(mini, prompt, "mine", **kw)
     words[2] = "mine"
     _, (typed_row,), _, _ = cli(*words)
     _, (registered,), _, _ = cli(*words[:2], "answer", *words[3:], "--rule", "soft")
-    with pytest.raises(SettingsError, match="has a rule of its own; leave form out"):
-        dnp.generate(mini, prompt, "mine", form="two-term", steps=2)
-
     want = pixels(by_value.images[0])
     assert abs(want - pixels(plain.images[0])).max() > 20
-    for made in (by_name.images[0], typed, compared_with, by_row.images[0], typed_row, registered):
+    in_python = [made.images[0] for made in (by_name, by_class, by_row)]
+    for made in (*in_python, typed, compared_with, typed_row, registered):
         assert abs(pixels(made) - want).max() <= 1
 
 
-def test_a_png_holds_the_rule_s_name_its_options_and_the_hash(cli, own):
+def test_a_png_holds_the_rule_s_name_its_options_and_the_hash(cli, mine):
     words = ["a cat", "--negative", "a dog", "--steps", 1, "--rule", "mine.py:soft"]
-    _, (png,), _, _ = cli(*words, "--option", "tau=0.3")
-    held = png.read_settings(png)
+    _, (picture,), _, _ = cli(*words, "--option", "tau=0.3")
+    held = png.read_settings(picture)
     assert (held["rule"], held["rule_options"]) == ("mine.py:soft", {"tau": 0.3})
     assert held["rule_sha256"] == contract.read("mine.py:soft", {"tau": 0.3}).sha256
-    assert held["rule_file"] == hashlib.sha256(own.read_bytes()).hexdigest()[:16]
     assert held["method"] == "np"
-    _, (png,), _, _ = cli(*words[:-2], "--method", "np")
-    held = png.read_settings(png)
+    _, (picture,), _, _ = cli(*words[:-2], "--method", "np")
+    held = png.read_settings(picture)
     assert held["rule"] is None and "rule_sha256" not in held
 
 
-def test_from_never_imports_a_file_that_a_png_names(cli, own):
-    marker = own.with_name("marker")
+def test_from_never_imports_a_file_that_a_png_names(cli, mine):
+    marker = mine.with_name("marker")
     words = ["a cat", "--negative", "a dog", "--steps", 2, "--rule", "mine.py:soft"]
     _, (first,), _, _ = cli(*words, "--option", "tau=0.3")
     assert marker.exists()
-    png = first.rename(own.with_name("kept.png"))
+    kept = first.rename(mine.with_name("kept.png"))
     marker.unlink()
     for more in ([], ["--scale", 2], ["--seed", 3], ["--option", "tau=1"]):
-        code, new, _, err = cli("--from", png, *more)
+        code, new, _, err = cli("--from", kept, *more)
         assert code == 2 and new == [] and not marker.exists()
         assert "no picture makes a file run; add --rule mine.py:soft" in err
-    code, (other,), _, _ = cli("--from", png, "--rule", "perp_neg")
+    code, (other,), _, _ = cli("--from", kept, "--rule", "perp_neg")
     assert code == 0 and not marker.exists()
-    code, (_,), _, _ = cli("--from", png, "--method", "dns")
+    code, (_,), _, _ = cli("--from", kept, "--method", "dns")
     assert code == 0 and not marker.exists()
-    code, (again,), _, err = cli("--from", png, "--rule", "mine.py:soft")
-    assert code == 0 and marker.exists() and "not the one" not in err
-    assert (pixels(again) == pixels(png)).all()  # with the options of the PNG
-    code, (other,), _, _ = cli("--from", png, "--rule", "mine.py:soft", "--option", "tau=1")
+    code, (again,), _, err = cli("--from", kept, "--rule", "mine.py:soft")
+    assert code == 0 and marker.exists() and "code is not that" not in err
+    assert (pixels(again) == pixels(kept)).all()  # with the options of the PNG
+    code, (other,), _, _ = cli("--from", kept, "--rule", "mine.py:soft", "--option", "tau=1")
     assert code == 0 and png.read_settings(other)["rule_options"] == {"tau": 1}
-    own.write_text(FILE.replace("- tau", "+ tau"))
-    _, (turned,), _, err = cli("--from", png, "--rule", "mine.py:soft")
-    assert "this rule's file is not the one that the PNG was made with" in err
-    assert not (pixels(turned) == pixels(png)).all()
+    mine.write_text(FILE.replace("- tau", "+ tau"))
+    _, (turned,), _, err = cli("--from", kept, "--rule", "mine.py:soft")
+    assert "this rule's code is not that which the PNG was made with" in err
+    assert not (pixels(turned) == pixels(kept)).all()
 
 
 @pytest.mark.parametrize("name", ["mine.py:soft", "./mine.py:soft", "mine.py", "mine.py:soft:x"])
-def test_no_spelling_of_a_file_in_a_png_makes_it_run(cli, own, name):
+def test_no_spelling_of_a_file_in_a_png_makes_it_run(cli, mine, name):
     settings = {"prompt": "a cat", "negative": "a dog", "steps": 1, "method": "np", "rule": name}
-    forged = png.save(Image.new("RGB", (8, 8)), own.parent / "forged", "x", settings)
+    forged = png.save(Image.new("RGB", (8, 8)), mine.parent / "forged", "x", settings)
     code, new, _, err = cli("--from", forged)
-    assert code == 2 and new == [] and not own.with_name("marker").exists()
+    assert code == 2 and new == [] and not mine.with_name("marker").exists()
     assert "Traceback" not in err
 
 
 def test_a_png_with_a_rule_of_the_registry_opens_by_from(cli):
     words = ["a cat", "--negative", "a dog", "--steps", 2, "--rule", "ccfg", "--option", "tau=2"]
     _, (first,), _, _ = cli(*words, "--interval", 0.5, 20, "--negative-interval", 1, 20)
-    png = first.rename(first.with_name("kept.png"))
-    code, (again,), _, _ = cli("--from", png)
+    kept = first.rename(first.with_name("kept.png"))
+    code, (again,), _, _ = cli("--from", kept)
     held = png.read_settings(again)
-    assert code == 0 and (pixels(again) == pixels(png)).all()
+    assert code == 0 and (pixels(again) == pixels(kept)).all()
     assert (held["rule"], held["rule_options"]) == ("ccfg", {"tau": 2, "plain": False})
     assert (held["interval"], held["negative_interval"]) == ([0.5, 20.0], [1.0, 20.0])
-    code, (other,), _, _ = cli("--from", png, "--option", "plain=true")
+    code, (other,), _, _ = cli("--from", kept, "--option", "plain=true")
     assert png.read_settings(other)["rule_options"] == {"tau": 2, "plain": True}
 
 
@@ -145,25 +146,34 @@ TYPED = {
     "no such name": (["--rule", "mine.py:sotf"], "mine.py has no sotf; did you mean soft?"),
     "a module of numbers": (["--rule", "mine.py:FILE"], "mine.py has no FILE"),
     "an option without a value": (["--rule", "mine.py:soft", "--option", "tau"], "KEY=VALUE"),
-    "an unknown option": (["--rule", "mine.py:soft", "--option", "k=1"], "no option 'k'"),
-    "an option of no rule": (["--option", "tau=1"], "belongs to a rule"),
+    "an unknown option": (
+        ["--rule", "mine.py:soft", "--option", "k=1"],
+        "does not have the option 'k'",
+    ),
+    "an option of no rule": (
+        ["--option", "tau=1"],
+        "rule_options belong to a rule; give one with --rule NAME",
+    ),
     "a file that does not run": (["--rule", "broken.py:f"], "broken.py does not run (ZeroDivision"),
     "a rule of the wrong kind": (["--rule", "broken2.py:f"], "takes **more"),
     "a file that ends the process": (["--rule", "exits.py:f"], "exits.py does not run (SystemExit"),
     "a file with an error of its own": (["--rule", "own.py:f"], "own.py does not run (Own)"),
-    "a file whose error has lines": (["--rule", "lines.py:f"], "not run (ValueError: one); mend"),
+    "a file whose error has lines": (["--rule", "lines.py:f"], "not run (ValueError: one); fix it"),
     "a file that answers for any name": (["--rule", "any.py:g"], "any.py has no g; choose f."),
-    "a file of nothing": (["--rule", "empty.py:f"], "it defines no function"),
+    "a file of nothing": (["--rule", "empty.py:f"], "it does not define any function"),
     "a name that moves the cursor": (["--rule", "\x1b[2J.py:f"], r"error: \x1b[2J.py: no such"),
-    "a class that cannot be made": (["--rule", "made.py:F"], "made.py, line 2 (OSError: no); mend"),
+    "a class that cannot be made": (
+        ["--rule", "made.py:F"],
+        "made.py, line 2 (OSError: no); fix",
+    ),
     "a memory that cannot begin": (
         ["--rule", "made.py:G"],
-        "made.py, line 6 (KeyError: 'x'); mend",
+        "made.py, line 6 (KeyError: 'x'); fix it",
     ),
-    "a memory that fails": (["--rule", "made.py:H"], "made.py, line 12 (SystemExit: 3); mend it"),
+    "a memory that fails": (["--rule", "made.py:H"], "made.py, line 12 (SystemExit: 3); fix it"),
     "a memory that says why": (["--rule", "made.py:I"], "rule made.py:I at t = 1: too soon"),
-    "a rule that fails": (["--rule", "fails.py:f"], "fails.py, line 2 (KeyError: 'x'); mend it"),
-    "a rule that ends the process": (["--rule", "fails.py:g"], "line 4 (SystemExit: 3); mend it"),
+    "a rule that fails": (["--rule", "fails.py:f"], "fails.py, line 2 (KeyError: 'x'); fix it"),
+    "a rule that ends the process": (["--rule", "fails.py:g"], "line 4 (SystemExit: 3); fix it"),
     "a rule without an end": (["--rule", "fails.py:h"], "line 6 (RecursionError: maximum"),
     "an option of another kind": (["--rule", "perp_neg", "--option", "w=x"], "other options."),
     "an option without an end": (["--rule", "perp_neg", "--option", "w=" + "[" * 9**5], "too deep"),
@@ -171,9 +181,9 @@ TYPED = {
     "an endless option": (["--rule", "perp_neg", "--option", "w=[1e999]"], "w [1e999] is not fini"),
     "a default that no PNG holds": (
         ["--rule", "held.py:f"],
-        "w of rule held.py:f is a object that",
+        "w of rule held.py:f is a object, which a record cannot hold",
     ),
-    "a default of many digits": (["--rule", "held.py:g"], "w of rule held.py:g is a int that no"),
+    "a default of many digits": (["--rule", "held.py:g"], "w of rule held.py:g is a int, which"),
 }
 BROKEN = {
     "broken": "1 / 0",
@@ -204,9 +214,9 @@ class I(H):
 
 
 @pytest.mark.parametrize("name", TYPED)
-def test_rules_that_are_typed_wrongly_are_one_sentence_and_exit_2(cli, own, name):
+def test_rules_that_are_typed_wrongly_are_one_sentence_and_exit_2(cli, mine, name):
     for stem, text in BROKEN.items():
-        own.with_name(f"{stem}.py").write_text(text + "\n")
+        mine.with_name(f"{stem}.py").write_text(text + "\n")
     words, sentence = TYPED[name]
     code, new, _, err = cli("a cat", "--negative", "a dog", "--steps", 1, *words)
     error = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -215,86 +225,96 @@ def test_rules_that_are_typed_wrongly_are_one_sentence_and_exit_2(cli, own, name
     assert "Traceback" not in err
 
 
-# ----------------------------------------------------------------------------------------- hashes
+# --------------------------------------------------------------------- the identity of the code
 
 
 def bank(weight):
     return lambda eps_phi, eps_p: eps_phi + weight * (eps_p - eps_phi)
 
 
-class Weighted(torch.nn.Module):
-    def __init__(self, fill=1.0):
-        super().__init__()
-        self.inner = Module(fill)
+def pull_by_wrapping(f):
+    @functools.wraps(f)
+    def inner(eps_phi, eps_p, s):
+        return f(eps_phi, eps_p, s)
 
-    def forward(self, eps_p):
-        return self.inner.tau * eps_p
-
-
-def half_as_much(module):
-    with torch.no_grad():
-        module.weight.mul_(0.5)
-    return module
+    return inner
 
 
-PAIRS_OF_RULES = {  # two rules whose pictures differ, and so must their hashes
-    "closures": lambda: (bank(1.0), bank(2.0)),
-    "tensors in closures": lambda: (bank(torch.ones(3)), bank(torch.tensor([1.0, 2.0, 1.0]))),
-    "partials": lambda: (functools.partial(pull, tau=1.0), functools.partial(pull, tau=2.0)),
-    "positional in partials": lambda: tuple(
-        functools.partial(pull, torch.full((1,), k)) for k in (0.0, 1.0)
-    ),
-    "decorators": lambda: (decorated(1)(pull), decorated(2)(pull)),
-    "weights of modules": lambda: (Module(), half_as_much(Module())),
-    "attributes of modules": lambda: (Module(1.0), Module(2.0)),
-    "of modules inside": lambda: (Weighted(1.0), Weighted(2.0)),
-    "attributes of objects": lambda: (rules.APG(r=1.0), rules.APG(r=2.0)),
-    "functions": lambda: (pull, push),
-    "classes": lambda: (Called, Memory),
-    "compiled closures": lambda: tuple(torch.compile(bank(k), backend="eager") for k in (1.0, 2.0)),
+APART = {  # the same code, told apart by the options beside it
+    "partials": (functools.partial(pull, tau=1.0), functools.partial(pull, tau=2.0), pull),
+    "of partials": (functools.partial(functools.partial(pull, tau=1.0), tau=2.0), pull),
+}
+UNKNOWN = {  # what a function's name and its file do not say
+    "closures": bank(1.0),
+    "lambdas": lambda eps_phi, eps_p: eps_phi,
+    "positional in partials": functools.partial(pull, torch.zeros(1)),
+    "a scale in partials": functools.partial(pull, s=2.0),
+    "a scale in partials of partials": functools.partial(functools.partial(pull, s=2.0), tau=1.0),
+    "decorators": decorated(2)(pull),
+    "wrappers": pull_by_wrapping(pull),
+    "modules": Module(),
+    "objects": rules.APG(r=2.0),
+    "methods of objects": Called().method,
+    "compiled closures": bank(2.0),
 }
 
 
-@pytest.mark.parametrize("what", PAIRS_OF_RULES)
-def test_bound_options_and_closure_values_change_the_hash(what):
-    hashes = [[contract.read(r).sha256 for r in PAIRS_OF_RULES[what]()] for _ in range(2)]
-    assert hashes[0] == hashes[1] and own.UNKNOWN not in hashes[0]
-    assert hashes[0][0] != hashes[0][1]
+@pytest.mark.parametrize("what", APART)
+def test_options_are_recorded_beside_the_identity(what):
+    read = [contract.read(rule) for rule in APART[what]]
+    assert len({r.sha256 for r in read}) == 1 and own.UNKNOWN not in {r.sha256 for r in read}
+    assert [r.options["tau"] for r in read[:-1]] == [r.keywords["tau"] for r in APART[what][:-1]]
+    one, other = (contract.read("apg", {"r": r}) for r in (1.0, 2.0))
+    assert one.sha256 == other.sha256 and one.options != other.options
 
 
-def test_options_and_every_byte_of_the_file_change_the_hash(own):
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_what_its_file_does_not_say_has_no_identity(what):
+    rule = UNKNOWN[what]
+    if what == "compiled closures":
+        rule = torch.compile(rule, backend="eager")
+    assert contract.read(rule).sha256 == own.UNKNOWN
+
+
+def test_every_rule_of_the_registry_has_its_own_identity():
+    known = [contract.read(name).sha256 for name in rules.RULES]
+    assert own.UNKNOWN not in known and len({*known}) == len(known)
+    known = [contract.read(rule).sha256 for rule in (pull, push, Called, Memory, Module)]
+    assert own.UNKNOWN not in known and len({*known}) == len(known)
+
+
+def test_every_byte_of_the_file_changes_the_identity_and_no_option_does(mine):
     plain = contract.read("mine.py:soft").sha256
-    assert contract.read("mine.py:soft").sha256 == plain
-    assert contract.read("mine.py:soft", {"tau": 0.3}).sha256 != plain
-    own.write_text(FILE + "\nHELPER = 3\n")
+    assert contract.read("mine.py:soft").sha256 == plain != own.UNKNOWN
+    assert contract.read("mine.py:soft", {"tau": 0.3}).sha256 == plain
+    mine.write_text(FILE + "\nHELPER = 3\n")
     assert contract.read("mine.py:soft").sha256 != plain
 
 
-def test_a_rule_without_a_source_is_unknown_and_the_experiments_refuse_it(own):
+def test_a_rule_without_a_source_is_unknown_and_the_experiments_refuse_it(mine):
     def hides(eps_p):
         return eps_p * len([secret])
 
     secret = object()
-    for rule in (hides, contract.find("mine.py:hidden"), functools.partial(pull, tau=object())):
+    for rule in (hides, contract.find("mine.py:hidden")):
         assert contract.read(rule).sha256 == own.UNKNOWN
-        with pytest.raises(SettingsError, match="cannot be read"):
-            compared.parse("cfg:rule=mine.py:hidden")
+    with pytest.raises(SettingsError, match="cannot be told from another's"):
+        compared.parse("cfg:rule=mine.py:hidden")
     assert dnp.generate(Counted(), 0, rule=hides, steps=STEPS).settings["rule_sha256"] == "unknown"
 
 
-def test_a_record_of_the_experiments_is_keyed_by_rule_options_and_file(own, mini):
+def test_a_record_of_the_experiments_is_keyed_by_rule_options_and_file(mine, mini):
     def settings(label):
         return compared.settled(compared.parse(label), None, 2, mini)
 
     one = settings("answer:rule=mine.py:soft,o.tau=0.3")
     assert (one["rule"], one["rule_options"]) == ("mine.py:soft", {"tau": 0.3})
-    assert one["rule_sha256"] == contract.read("mine.py:soft", {"tau": 0.3}).sha256
-    assert "form" not in one and "form" in settings("answer")
+    assert one["rule_sha256"] == contract.read("mine.py:soft").sha256
     assert settings("answer:rule=mine.py:soft,o.tau=0.4") != one
-    own.write_text(FILE + "\n# another line\n")
+    mine.write_text(FILE + "\n# another line\n")
     assert settings("answer:rule=mine.py:soft,o.tau=0.3")["rule_sha256"] != one["rule_sha256"]
 
 
-def test_a_file_s_own_rule_leaves_no_name_of_another_module_behind(own):
+def test_a_file_s_own_rule_leaves_no_name_of_another_module_behind(mine):
     contract.find("mine.py:soft")
     assert "mine" not in sys.modules

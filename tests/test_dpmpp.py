@@ -6,15 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from dnp.settings import SETTINGS
 from torch.testing import assert_close
 
 import dnp
 from conftest import MINI, slow_but
+from dnp import sampling
 from dnp.errors import SettingsError
 from dnp.methods import METHODS
+from dnp.methods import rule as contract
+from dnp.methods.chain import Chain
+from dnp.methods.fields import table
+from dnp.methods.words import NegativePrompt
 from dnp.rules import RULES
-from dnp.sampling import SAMPLERS, ddim_sample, ddim_step, dpmpp2m_sample, dpmpp2m_step
+from dnp.sampling import ddim_sample, ddim_step, dpmpp2m_sample, dpmpp2m_step
 from dnp.schedule import Schedule
 from dnp.toy import Gaussian, Mixture, PointMass
 
@@ -136,8 +140,9 @@ def test_parity_with_diffusers_in_the_same_spacing(spacing, steps, end):
     assert_close(ours, theirs.to(F64), rtol=0, atol=2e-5)  # its tables are float32
 
 
-def test_the_two_lists_of_samplers_agree():
-    assert tuple(SAMPLERS) == SETTINGS["sampler"].choices
+def test_a_sampler_is_a_function_of_its_name():
+    made = {name.removesuffix("_sample") for name in vars(sampling) if name.endswith("_sample")}
+    assert made == set(table(Chain)["sampler"].metadata["choices"])
 
 
 def test_noise_is_refused():
@@ -160,11 +165,9 @@ def toy(schedule=SD):
 def test_every_rule_runs_under_it_and_nears_its_own_limit(rule):
     """On levels even in log-SNR, 80 of its steps go where 640 of DDIM's go, nearer than 80 do."""
     if rule == "dng":
-        with pytest.raises(SettingsError, match="eta 1"):
+        with pytest.raises(SettingsError, match="choose eta=1 and sampler=ddim"):
             dnp.generate(toy(), 0, method="np", rule=rule, negative=1, sampler="dpmpp2m")
         return
-    from dnp.methods import rule as contract
-
     needs = contract.read(rule).needs
     given = {"negative": 2} if "eps_n" in needs else {}
     given |= {"s": 2.0} if "s" in needs else {}
@@ -192,12 +195,10 @@ def test_dng_with_an_exact_posterior_runs_under_it():
     assert torch.isfinite(made.latents[1]).all()
 
 
-@pytest.mark.parametrize(
-    "method", slow_but(("cfg", "answer"), [m for m in METHODS if m not in ("dnp", "auto-dnp")])
-)
+@pytest.mark.parametrize("method", slow_but(("cfg", "answer"), METHODS))
 def test_every_method_runs_on_the_miniature_at_its_usual_cost(method):
     model = dnp.load(MINI)
-    given = {"negative": "a dog"} if METHODS[method].negative == "given" else {}
+    given = {"negative": "a dog"} if issubclass(METHODS[method], NegativePrompt) else {}
     ours = dnp.generate(model, "a red car", method, **given, **SOUND)
     ddim = dnp.generate(model, "a red car", method, **given, **{**SOUND, "sampler": "ddim"})
     assert ours.nfe == ddim.nfe and ours.settings["sampler"] == "dpmpp2m"

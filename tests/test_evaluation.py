@@ -147,8 +147,8 @@ def test_methods_are_parsed_and_unknown_ones_refused():
     m = contestants.parse("auto-dnp:negative_scale=1,dns_images=2")
     assert (m.name, dict(m.options)) == ("auto-dnp", {"negative_scale": 1.0, "dns_images": 2})
     for wrong, sentence in [
-        ("dnq", "did you mean dns"), ("cfg:stepz=3", "is no option"),
-        ("answer:K=two", "is no option"), ("np:rule=bounded", "needs words for each prompt"),
+        ("dnq", "did you mean dns"), ("cfg:stepz=3", "is not an option"),
+        ("answer:K=two", "is not an option"), ("np:rule=bounded", "needs words for each prompt"),
         ("dnp", "choose auto-dnp"), ("nd", "choose cfg"),
     ]:  # fmt: skip
         with pytest.raises(SettingsError, match=sentence):
@@ -160,15 +160,15 @@ def test_methods_are_parsed_and_unknown_ones_refused():
     [
         ("semantic", "nobody has written"),
         ("random", "give more prompts"),
-        ("universal:K=1", "belongs to method answer"),
-        ("cfg:eta=3", "choose 0 to 1"),
-        ("cfg:steps=0", "choose 1 to 1000"),
-        ("cnp:K=2", "no option of cnp"),
-        ("cnp:s=nan", "not finite"),
-        ("unconditional:s=2", "no option of unconditional"),
-        ("negative-alone:negative_scale=1", "no option of negative-alone"),
-        ("answer:tensor=x", "last, next"),
-        ("auto-dnp:dns_images=0", "choose 1 to 100"),
+        ("universal:K=1", "is not an option"),
+        ("cfg:eta=3", "from 0 to 1"),
+        ("cfg:steps=0", "of at least 1"),
+        ("cnp:K=2", "is not an option"),
+        ("cnp:s=nan", "s = nan is not possible"),
+        ("unconditional:s=2", "is not an option"),
+        ("negative-alone:negative_scale=1", "is not an option"),
+        ("answer:normalize=x", "is not an option"),
+        ("auto-dnp:dns_images=0", "from 1 to 100"),
     ],
 )
 def test_a_method_that_cannot_run_is_refused_before_anything_is_made(model, label, sentence):
@@ -178,7 +178,7 @@ def test_a_method_that_cannot_run_is_refused_before_anything_is_made(model, labe
 
 def test_every_method_that_can_run_passes_the_check(model):
     prompts = list(contestants.SEMANTIC)
-    for name in contestants.METHODS:
+    for name in contestants.NAMES:
         contestants.check(contestants.parse(name), 2.0, 3, model, prompts, prompts)
     benchmarks.require_drawable(
         [benchmarks.Prompt(n, "n") for n in contestants.SEMANTIC.values()], model.config.words

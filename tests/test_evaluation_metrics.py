@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from conftest import MINI, ROOT
 from dnp.errors import WeightsError
 from dnp.evaluation import measure, metrics, tables
-from dnp.evaluation.recogniser import Found, load_recogniser
+from dnp.sd.recogniser import Found, load_recogniser
 
 sys.path.append(str(ROOT / "weights" / "mini" / "training"))
 

@@ -61,7 +61,7 @@ def test_eq4_lands_on_the_affine_combination():
     model.schedule = type(model.schedule)(model.schedule.abar, 1.0)
     z_T = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     entry = exact.ENTRIES[1]
-    *_, (_, z_0, _) = exact.chain(model, entry, 0, 1, 3.0, z_T, 20)
+    z_0 = exact.ends(model, entry, 0, 1, 3.0, z_T, 20)
     assert_close(z_0, (mu[0] + 3 * (mu[1] - mu[2])).expand(5, 2))
 
 
@@ -69,7 +69,7 @@ def test_a_negative_outside_its_interval_is_cfg_bit_for_bit():
     model, cfg = exact.toy("square"), exact.ENTRIES[0]
     z_T = model.sample(20, 999, generator=torch.Generator().manual_seed(0))
     never = exact.Entry("", exact.ENTRIES[1].rule, within=(1e9, 2e9))
-    ends = [[z for _, z, _ in exact.chain(model, e, 0, 1, 3.0, z_T, 9)][-1] for e in (never, cfg)]
+    ends = [exact.ends(model, e, 0, 1, 3.0, z_T, 9) for e in (never, cfg)]
     assert torch.equal(*ends)
 
 
@@ -114,6 +114,21 @@ def test_command_writes_the_table_and_the_picture(tmp_path, capsys):
     with Image.open(out / "exact.png") as picture:
         assert picture.width > 900
     assert sorted(p.name for p in out.iterdir()) == ["exact.csv", "exact.md", "exact.png"]
+
+
+def test_a_rule_of_ones_own_gets_a_row(tmp_path, capsys, monkeypatch):
+    """Also one with a memory, which observe() tells the noises that it names."""
+    (tmp_path / "mine.py").write_text(
+        "class Heavy:\n"
+        "    def reset(self, z_T):\n        self.last = 0.0\n"
+        "    def __call__(self, eps_phi, eps_p, eps_n, s):\n"
+        "        return eps_phi + s * (eps_p - eps_n) - self.last\n"
+        "    def observe(self, z_t, z_next, t, t_next, eps_phi, eps_p, eps_n):\n"
+        "        self.last = 0.1 * (eps_n - eps_phi)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    exact.main(["--samples", "100", "--steps", "4", "--rule", "mine.py:Heavy"])
+    assert capsys.readouterr().out.count("| mine.py:Heavy |") == 7
 
 
 @pytest.mark.parametrize("bad", [["--samples", "3"], ["--steps", "0"], ["--steps", "x"]])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dnp
-import train_free_sample
+from dnp.app.command_line import main
 from dnp.errors import WeightsError
 from dnp.evaluation import contestants, runner
 from dnp.evaluation.benchmarks import Prompt
@@ -294,7 +294,7 @@ def test_from_tells_other_weights(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def cli(*words):
-        train_free_sample.main([str(w) for w in words])
+        main([str(w) for w in words])
         return "other weights" in capsys.readouterr().err
 
     assert not cli("a cat", "--steps", 1, "--weights", folder)

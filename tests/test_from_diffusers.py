@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 import dnp
 from conftest import MINI, ROOT, slow_but
-from dnp import cli
 from dnp.app import png
+from dnp.app.command_line import main
+from dnp.app.options import parse
 from dnp.errors import SettingsError, WeightsError
 from dnp.evaluation import contestants
 from dnp.sd import speed
@@ -170,11 +171,11 @@ def test_a_png_of_a_pipeline_says_so_when_it_is_asked_from(pair, tmp_path, capsy
     assert made.settings["fingerprint"] == ours.config.fingerprint
     path = png.save(made.images[0], tmp_path, "a", made.settings)
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["--from", str(path), "--out", str(tmp_path / "out")])
+        main(["--from", str(path), "--out", str(tmp_path / "out")])
     told = capsys.readouterr().err
     assert stopped.value.code == 2 and "came from a diffusers pipeline" in told
     assert "pipe.save_pretrained" in told and not (tmp_path / "out").exists()
-    cli.main(["--from", str(path), "--out", str(tmp_path / "out"), "--weights", str(MINI)])
+    main(["--from", str(path), "--out", str(tmp_path / "out"), "--weights", str(MINI)])
     assert "not known whether these are the same" in capsys.readouterr().err
     (again,) = (tmp_path / "out").glob("*.png")
     from PIL import Image
@@ -268,7 +269,7 @@ def test_the_python_of_weights_readme_runs_and_its_two_pictures_are_one(
 
 def test_the_commands_of_weights_readme_parse():
     text = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^python train_free_sample\.py (.*)$", text, re.M)
+    commands = re.findall(r"^python -m dnp (.*)$", text, re.M)
     assert sum("--captioner" in command for command in commands) == 4
     for command in commands:
-        assert cli.parse(shlex.split(command))
+        assert parse(shlex.split(command))

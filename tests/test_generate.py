@@ -16,8 +16,8 @@ import dnp
 from conftest import MINI, ROOT
 from dnp import sampling
 from dnp.energy import eps_from_v
+from dnp.generation import prepared
 from dnp.guidance import cfg
-from dnp.methods import answer
 from dnp.methods.conditions import guided_model
 from dnp.sd import speed
 
@@ -54,10 +54,10 @@ def test_nfe_counts_the_network_evaluations_of_a_picture(model, monkeypatch, met
 
 
 def test_scale_defaults_to_the_recommendation_then_to_seven_and_a_half(model, tiny):
-    assert dnp.generate(model, "a", "dns", steps=1).settings["scale"] == model.config.scales["dns"]
+    assert dnp.generate(model, "a", "dns", steps=1).settings["s"] == model.config.scales["dns"]
     other = dnp.load(tiny)
     assert other.config.scales == {}
-    assert dnp.generate(other, "a", steps=1).settings["scale"] == 7.5
+    assert dnp.generate(other, "a", steps=1).settings["s"] == 7.5
 
 
 def test_negative_scale_is_the_two_scale_form(model):
@@ -106,11 +106,11 @@ def test_settings_of_the_wrong_kind_are_named(model, bad):
 
 
 def test_what_is_no_model_no_prompt_or_no_number_is_named(model):
-    with pytest.raises(dnp.SettingsError, match=r"str is no model; open one with dnp\.load"):
+    with pytest.raises(dnp.SettingsError, match=r"str is not a model \(it has no schedule\); open one with dnp\.load"):
         dnp.generate("weights/mini", "a cat")
-    with pytest.raises(dnp.SettingsError, match="a list is no prompt"):
+    with pytest.raises(dnp.SettingsError, match="a list is not a prompt"):
         dnp.generate(model, ["a cat", "a dog"])
-    with pytest.raises(dnp.SettingsError, match="'3' is no number"):
+    with pytest.raises(dnp.SettingsError, match="s = '3' is not possible; give a number"):
         dnp.generate(model, "a cat", s="3")
     with pytest.raises(dnp.SettingsError, match="rule perp_neg needs a negative prompt"):
         dnp.generate(model, "a cat", rule="perp_neg")
@@ -228,8 +228,9 @@ def test_no_float64_reaches_a_device(tiny, method):
         c_phi, c_p = (model.encode([text]) for text in ("", "a cat"))
         pairs = model.schedule.pairs(4)
         if method == "answer":
-            options = dict(tensor="jump", K_until=1.0)
-            rule = answer.answer(model.eps, c_phi, c_p, 2.0, model.schedule, pairs, **options)
+            given = dict(s=2.0, steps=4, K_until=1.0)
+            call, rule = prepared(model, "a cat", "answer", None, None, None, given)
+            rule.begin(call, [None], torch.zeros(1, *model.latent_shape(), device="meta"))
         else:
             rule = guided_model(model.eps, [c_phi, c_p], lambda a, b: cfg(a, b, 2.0))
         levels = iter(pairs)

@@ -1,4 +1,4 @@
-"""What the equations, the contract and the package import."""
+"""The rooms of the package: what may import what, and how large a file may be."""
 
 import ast
 import subprocess
@@ -8,27 +8,24 @@ import pytest
 
 from conftest import ROOT
 
-EQUATIONS = (
-    "schedule", "energy", "guidance", "sampling", "toy", "answer", "readings", "rules",
-)  # fmt: skip
-# Bottom to top: a module imports from its own floor and those below.
+EQUATIONS = ("schedule", "energy", "guidance", "sampling", "toy", "rules")
+# Bottom to top, by longest prefix: a module imports from its own floor and those below.
 FLOORS = (
     ("errors",),
     EQUATIONS,
-    (
-        "methods", "settings", "validation", "contract", "folders", "command", "checks",
-        "prompting", "pictures", "attend_excite", "guided", "neglect", "options",
-    ),
-    ("sd",),
-    ("plan", "generation"),
-    ("evaluation", "cli", "pipelines", "benchmark", "contestants", "random_weights"),
-)  # fmt: skip
-MODULES = {
-    ".".join(path.relative_to(ROOT / "dnp").with_suffix("").parts).removesuffix(".__init__"): path
+    ("methods",),
+    ("generation", "sd"),
+    ("diffusers", "app"),
+    ("checks", "evaluation", "__main__"),
+)
+ROOMS = {"methods", "sd", "sd.files", "diffusers", "app", "evaluation"}
+AT_THE_TOP = {*EQUATIONS, "__init__", "__main__", "errors", "checks", "generation"}
+FILES = {
+    ".".join(path.relative_to(ROOT / "dnp").with_suffix("").parts): path
     for path in (ROOT / "dnp").rglob("*.py")
     if path != ROOT / "dnp" / "__init__.py"
 }
-PACKAGES = ("sd", "evaluation")
+MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 PURE = {"__future__", "collections", "dataclasses", "functools", "math", "torch", "typing"}
 
 
@@ -38,18 +35,31 @@ def imported(name):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            inside = node.module == "dnp" or node.module.removeprefix("dnp.") in PACKAGES
-            yield from (f"{node.module}.{a.name}" for a in node.names) if inside else [node.module]
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole.removeprefix("dnp.") in MODULES else node.module
 
 
 def own(name):
     """The modules of dnp among them, without `dnp.`."""
-    names = (module.removeprefix("dnp.") for module in imported(name))
+    names = (module.removeprefix("dnp.") for module in imported(name) if module[:4] == "dnp.")
     return {n for n in names if n in MODULES and n != name}
 
 
 def floor(name):
-    return next(i for i, names in enumerate(FLOORS) if name.split(".")[0] in names)
+    fits = [
+        (len(prefix), i)
+        for i, prefixes in enumerate(FLOORS)
+        for prefix in prefixes
+        if f"{name}.".startswith(f"{prefix}.")
+    ]
+    return max(fits)[1]
+
+
+def test_the_rooms_are_these():
+    folders = {p.parent.relative_to(ROOT / "dnp").as_posix() for p in FILES.values()}
+    assert folders == {".", *(name.replace(".", "/") for name in ROOMS)}
+    assert {name for name in FILES if "." not in name} | {"__init__"} == AT_THE_TOP
 
 
 def test_nothing_imports_upwards():
@@ -57,13 +67,33 @@ def test_nothing_imports_upwards():
     assert up == [] and ("sd.model", "errors") in [(a, b) for a in MODULES for b in own(a)]
 
 
-def test_imports_have_no_circle():
-    """Those inside of functions too: what imports nothing that is left is taken away, in turns."""
-    left = {name: own(name) for name in MODULES}
-    while ready := [name for name, needs in left.items() if not needs & left.keys()]:
-        for name in ready:
-            del left[name]
-    assert left == {}
+def peeled(needs):
+    """The floors of a graph of imports: what imports nothing that is left is taken away, in turns.
+
+    Those inside of functions count too. What is left at the end is a circle."""
+    floors = []
+    while ready := [name for name, of in needs.items() if not of & needs.keys()]:
+        floors.append(ready)
+        needs = {name: of for name, of in needs.items() if name not in ready}
+    return floors, needs
+
+
+def test_files_import_each_other_in_no_circle():
+    assert peeled({name: own(name) for name in MODULES})[1] == {}
+
+
+def test_rooms_and_files_stand_on_at_most_8_floors_without_a_circle():
+    house = lambda name: name.split(".")[0]
+    needs = {house(a): set() for a in MODULES}
+    for a in MODULES:
+        needs[house(a)] |= {house(b) for b in own(a)} - {house(a)}
+    floors, circle = peeled(needs)
+    assert circle == {} and len(floors) <= 8, floors
+
+
+def test_no_file_is_longer_than_320_lines():
+    long = {name: n for name, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 320}
+    assert long == {}
 
 
 def test_no_function_takes_14_positional_arguments():
@@ -81,15 +111,14 @@ def test_the_equations_import_torch_alone(name):
         assert top in PURE or (top == "dnp" and rest[0] in EQUATIONS), f"{name}.py: {module}"
 
 
-def test_the_contract_imports_python_alone_and_the_equations():
-    for module in imported("contract"):
-        top, *rest = module.split(".")
-        own = top == "dnp" and rest[0] in ("errors", "rules")
-        assert top in sys.stdlib_module_names or own, module
+def test_a_method_reaches_a_model_only_through_its_contract():
+    for name in MODULES:
+        if name.split(".")[0] == "methods":
+            assert not any(n.startswith(("sd", "app", "generation")) for n in own(name)), name
 
 
 def test_import_is_light():
-    code = "import sys, dnp, dnp.methods, dnp.settings; print('torch' in sys.modules);"
+    code = "import sys, dnp, dnp.methods, dnp.app.options; print('torch' in sys.modules);"
     code += (
         "import dnp.generation; print('transformers' in sys.modules, 'diffusers' in sys.modules)"
     )

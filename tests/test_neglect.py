@@ -9,12 +9,14 @@ from torch.testing import assert_close
 import dnp
 import mutants
 from conftest import MINI
-from dnp import options, plan, toy
+from dnp import toy
+from dnp.app import options
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, contestants, dry, strength
 from dnp.evaluation.grid import Grid, Run
 from dnp.evaluation.measure import Instruments
 from dnp.methods import attend_excite, neglect
+from dnp.methods.neglect import without
 from dnp.sampling import ddim_step
 from dnp.schedule import Schedule
 
@@ -74,7 +76,7 @@ def by_hand(model, z_t, t):
         eps_p = model.eps(z_t, t, model.encode(TRIO))
     tokens, count = model.places(TRIO, ["cat", "car", "chair"])
     peaks = attend_excite.peaks(attend_excite.over_words(maps.mean(), count), tokens, (8, 8))
-    n_t = neglect.without(TRIO, ["cat", "car", "chair"])[int(peaks[0].argmin())]
+    n_t = without(TRIO, ["cat", "car", "chair"])[int(peaks[0].argmin())]
     eps_phi, eps_n = (model.eps(z_t, t, model.encode(c)) for c in ("", n_t))
     return eps_phi + 2.0 * (eps_p - eps_phi) - 1.0 * (eps_n - eps_phi)
 
@@ -111,12 +113,13 @@ def test_a_picture_does_not_depend_on_its_batch_mates(model, chains):
 @pytest.mark.parametrize("name", ["peaks_of_prompt", "without"])
 def test_mutants_of_the_wiring_are_noticed(name, model, monkeypatch):
     """Peaks or texts in another order than the subjects."""
-    right = getattr(plan, name)
+    owner = {"peaks_of_prompt": attend_excite, "without": neglect}[name]
+    right = getattr(owner, name)
     wrong = {
         "peaks_of_prompt": lambda *a: lambda maps, z_t: right(*a)(maps, z_t).flip(1),
         "without": lambda *a: right(*a)[::-1],
     }[name]
-    monkeypatch.setattr(plan, name, wrong)
+    monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(AssertionError):
         chain = list(dnp.trajectory(model, TRIO, "neglect", seed=3, images=2, **HERE))
         test_the_chain_is_the_three_equations(model, chain)
@@ -165,20 +168,24 @@ def test_it_takes_no_gradient_so_inference_mode_is_allowed(single):
 
 
 def test_a_prompt_of_one_part_is_cfg_and_says_so(single):
-    with pytest.warns(UserWarning, match="nothing without its subject, so method neglect is CFG"):
+    with pytest.warns(UserWarning, match="leaves an empty prompt, so method neglect equals CFG"):
         dnp.generate(single, "a red car", "neglect", steps=1)
 
 
 def test_from_a_picture_h_follows_a_new_scale_and_a_given_h_stays(cli):
     cli("a cat and a dog", "--method", "neglect", "--steps", 1)
     png = "outputs/a-cat-and-a-dog-neglect-0.png"
-    typed = {"from": png, "scale": 3.0}
-    assert options.resolve(typed).negative_scale is None  # s / 2 again
-    assert options.resolve({"from": png, "rule": "perp_neg"}).negative_scale is None
-    assert options.resolve({"from": png}).negative_scale == 2.5
-    assert options.resolve(typed | {"negative_scale": 1.0}).negative_scale == 1.0
+
+    def h(**typed):
+        return options.resolve({"from_": png, **typed}).settings.get("negative_scale")
+
+    assert h(s=3.0) is None  # s / 2 again
+    assert h(rule="perp_neg") is None
+    assert h() == 2.5
+    assert h(s=3.0, negative_scale=1.0) == 1.0
     cli("a cat", "--method", "np", "--negative", "a dog", "--negative-scale", 0, "--steps", 1)
-    assert options.resolve({"from": "outputs/a-cat-np-0.png", "scale": 3.0}).negative_scale == 0
+    png = "outputs/a-cat-np-0.png"
+    assert h(s=3.0) == 0
 
 
 def test_limits(single):
@@ -210,14 +217,16 @@ def test_any_rule_takes_its_negative(single):
     [
         (TRIO, {"negative": "a dog"}, "method neglect takes no negative prompt"),
         (TRIO, {"subjects": "cat, bird"}, 'the subject "bird" is not in the prompt'),
-        ("the grass", {}, "needs the subjects of the prompt; add them, as in --subjects"),
+        ("the grass", {}, 'needs the subjects of the prompt; add them, as in subjects="cat, dog"'),
         (TRIO, {"ae_step": 1.0}, "ae_step belongs to method ae or ae.auto-dnp, not neglect"),
         (TRIO, {"ae_level": 3}, "choose 0 to 2"),
         (TRIO, {"rule": "cfg"}, "rule cfg has no eps_n"),
-        (TRIO, {"subjects": ["cat", "car"]}, 'subjects are one text; write them as in "cat, dog"'),
+        (TRIO, {"subjects": ["cat", "car"]}, "subjects = .* is not possible; give a text"),
         ("a cat and a red car", {"subjects": "cat and a red car"}, "is no part of the prompt betw"),
         ("a cat's hat and a dog", {"subjects": "cat 's"}, "is no part of the prompt between comm"),
-        (None, {}, "a prompt is a text, not NoneType; give one."),
+        (None, {}, 'a prompt is a text, not None; the empty one is ""'),
+        (["a cat"], {}, "a list is not a prompt"),
+        (3, {}, "a prompt is a text, not int; give one"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_sentence(single, prompt, given, sentence):

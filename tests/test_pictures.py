@@ -255,44 +255,44 @@ def test_a_png_of_178_million_pixels_is_read_in_a_few_kilobytes(tmp_path):
     ("settings", "text"),
     [
         (
-            {"prompt": "a cat", "method": "cfg", "scale": 7.5, "steps": 20, "seed": 3},
+            {"prompt": "a cat", "method": "cfg", "s": 7.5, "steps": 20, "seed": 3},
             "a cat\nSteps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 3, Size: 40x24",
         ),
         (
-            {"prompt": "a cat", "method": "np2", "negative": "a dog, a bear", "scale": 2.0,
+            {"prompt": "a cat", "method": "np2", "negative": "a dog, a bear", "s": 2.0,
              "steps": 9, "seed": 0, "sampler": "dpmpp2m"},
             "a cat\nNegative prompt: a dog, a bear\n"
             "Steps: 9, Sampler: DPM++ 2M, CFG scale: 2, Seed: 0, Size: 40x24",
         ),
         (
-            {"prompt": "a cat", "method": "dns", "scale": 2.0, "steps": 9, "seed": 0},
+            {"prompt": "a cat", "method": "dns", "s": 2.0, "steps": 9, "seed": 0},
             "\nNegative prompt: a cat\n"
             "Steps: 9, Sampler: DDIM, CFG scale: 3, Seed: 0, Size: 40x24",
         ),
         (
-            {"prompt": "a café", "method": "auto-dnp", "negative": "猫", "scale": 3.0, "steps": 9,
+            {"prompt": "a café", "method": "auto-dnp", "negative": "猫", "s": 3.0, "steps": 9,
              "seed": 1},
             "a café\nNegative prompt: 猫\nSteps: 9, Sampler: DDIM, CFG scale: 3, Seed: 1, "
             "Size: 40x24, Rule: phi + s (p - n*)",
         ),
         (
-            {"prompt": "a cat", "method": "neglect", "scale": 3.0, "steps": 9, "seed": 1,
+            {"prompt": "a cat", "method": "neglect", "s": 3.0, "steps": 9, "seed": 1,
              "negative_scale": 1.5},
             "a cat\nSteps: 9, Sampler: DDIM, CFG scale: 3, Seed: 1, Size: 40x24, "
             "Rule: phi + s (p - phi) - h (n_t - phi)",
         ),
         (
-            {"prompt": "a cat", "method": "answer", "scale": 3.0, "steps": 9, "seed": 1,
+            {"prompt": "a cat", "method": "answer", "s": 3.0, "steps": 9, "seed": 1,
              "negative_scale": 1.5},
             "a cat\nSteps: 9, Sampler: DDIM, CFG scale: 3, Seed: 1, Size: 40x24, "
             "Rule: phi + s (p - phi) - h (n - phi)",
         ),
         (
-            {"prompt": "a cat", "method": "cfg", "scale": None, "steps": 9, "seed": 1,
+            {"prompt": "a cat", "method": "cfg", "s": None, "steps": 9, "seed": 1,
              "rule": "FILE.py:mine"},
             'a cat\nSteps: 9, Sampler: DDIM, Seed: 1, Size: 40x24, Rule: "FILE.py:mine"',
         ),
-        ({"prompt": "a cat", "method": "cfg", "scale": 2.0, "compare": True}, None),
+        ({"prompt": "a cat", "method": "cfg", "s": 2.0, "compare": True}, None),
         ({"anything": 1}, None),
     ],
 )  # fmt: skip

@@ -12,8 +12,9 @@ from torch.testing import assert_close
 import dnp
 from conftest import MINI
 from dnp.errors import SettingsError, WeightsError
-from dnp.generation import FAR
-from dnp.sd import captioner
+from dnp.evaluation import answer_readings as readings
+from dnp.methods.words import APART
+from dnp.sd.captioner import load_captioner
 
 PICTURES = [Image.new("RGB", (64, 64), c) for c in ("red", "green", "blue")]
 
@@ -57,7 +58,7 @@ def test_one_caption_per_prompt_and_several_dns_images(model):
     options = {"dns_images": 2, "caption_per": "prompt", "steps": 2, "seed": 3}
     r = dnp.generate(model, "a cat", "auto-dnp", captioner=captioner, images=3, **options)
     assert asked == [2] and r.negatives == ["a dog, a bear"] * 3
-    second = dnp.generate(model, "a cat", "dns", seed=3 + FAR, steps=2)
+    second = dnp.generate(model, "a cat", "dns", seed=3 + APART, steps=2)
     assert r.dns_images[1].tobytes() == second.images[0].tobytes()
 
 
@@ -108,13 +109,13 @@ def test_a_caption_over_the_token_limit_is_cut_and_says_so(model):
         ({"method": "dnp"}, "needs words"),
         ({"method": "cfg", "s_dns": 1.0}, "belongs to method dnp or auto-dnp or answer"),
         ({"method": "np", "negative": "a", "dns_images": 2}, "belongs to method dnp"),
-        ({"method": "auto-dnp", "dns_images": 0}, "choose 1 to 100"),
+        ({"method": "auto-dnp", "dns_images": 0}, "choose a whole number from 1 to 100"),
         ({"method": "auto-dnp", "caption_per": "picture"}, "seed or prompt"),
         ({"method": "cfg", "K": 2}, "K belongs to method answer"),
         ({"method": "answer", "K": -1}, "0 to 1000"),
-        ({"method": "answer", "tensor": "x"}, "last, next"),
+        ({"method": "answer", "normalize": "x"}, "True or False"),
         ({"method": "answer", "negative": "a"}, "takes no negative prompt"),
-        ({"method": "answer", "colour": 1}, "colour is no setting"),
+        ({"method": "answer", "colour": 1}, "colour is not a setting"),
     ],
     ids=str,
 )
@@ -130,10 +131,10 @@ def test_answer_without_inner_steps_is_cfg_and_counts_what_it_asks_for(model, mo
     counted, forward = [], model.unet.forward
     counting = lambda z, *a: (counted.append(len(z)), forward(z, *a))[1]
     monkeypatch.setattr(model.unet, "forward", counting)
-    for tensor in ("last", "next", "unconditional", "jump"):
+    for kind in ("answer", readings.Unconditional, readings.Jump, readings.PerChannel):
         counted.clear()
-        r = dnp.generate(model, "a cat", "answer", steps=4, tensor=tensor, K=3)
-        assert sum(counted) == r.nfe and r.settings["tensor"] == tensor
+        r = dnp.generate(model, "a cat", kind, steps=4, K=3)
+        assert sum(counted) == r.nfe and r.settings["method"] == getattr(kind, "name", kind)
         assert r.images[0].tobytes() != cfg.images[0].tobytes()
 
 
@@ -204,7 +205,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["blip", "blip-2", "git"])
 def test_a_captioner_of_each_kind_loads_and_answers_in_batches(folders, kind):
-    captioner = captioner.load_captioner(folders / kind, batch=2, most_tokens=6)
+    captioner = load_captioner(folders / kind, batch=2, most_tokens=6)
     captions = captioner(PICTURES)
     assert len(captions) == 3 and all(isinstance(c, str) for c in captions)
     known = {"a", "cat", "red", "bowl", "and", "dog"}
@@ -213,20 +214,21 @@ def test_a_captioner_of_each_kind_loads_and_answers_in_batches(folders, kind):
 
 
 def test_the_miniature_has_a_captioner_of_its_own(model):
-    captioner = captioner.load_captioner(MINI / "captioner")
+    captioner = load_captioner(MINI / "captioner")
     r = dnp.generate(model, "a cat", "auto-dnp", steps=2)
     assert r.negatives == captioner(r.dns_images) and model.captioner is model.captioner
 
 
 def test_weights_without_a_captioner_ask_for_one(tiny):
-    with pytest.raises(SettingsError, match="--captioner FOLDER"):
+    with pytest.raises(SettingsError, match="captioner=FOLDER") as told:
         dnp.generate(dnp.load(tiny), "a cat", "auto-dnp", steps=1)
+    assert "--captioner FOLDER" in told.value.typed
 
 
 def test_folders_that_are_no_captioner_are_refused(folders, tmp_path, tiny):
     def refused(folder, sentence):
         with pytest.raises(WeightsError, match=sentence):
-            captioner.load_captioner(folder)
+            load_captioner(folder)
 
     refused(tmp_path / "none", "no captioner is there")
     refused(tiny, "no captioner is there")
@@ -242,7 +244,7 @@ def test_a_captioner_with_a_missing_weight_is_refused(folders, tmp_path):
     weights.pop("vision_model.post_layernorm.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match="post_layernorm"):
-        captioner.load_captioner(tmp_path)
+        load_captioner(tmp_path)
 
 
 def test_a_captioner_that_is_a_pickle_is_refused(folders, tmp_path):
@@ -251,18 +253,18 @@ def test_a_captioner_that_is_a_pickle_is_refused(folders, tmp_path):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(WeightsError, match="not a captioner"):
-        captioner.load_captioner(tmp_path)
+        load_captioner(tmp_path)
 
 
 def test_nothing_is_downloaded_without_the_flag(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(WeightsError, match="--allow-download"):
-        captioner.load_captioner("Salesforce/blip-image-captioning-base")
+        load_captioner("Salesforce/blip-image-captioning-base")
 
 
 def test_notes_of_transformers_on_itself_are_not_shown(folders, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        captioner.load_captioner(folders / "blip")
+        load_captioner(folders / "blip")
     assert "torchvision" not in capfd.readouterr().err
     assert json.loads((folders / "blip" / "config.json").read_text())["model_type"] == "blip"

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from conftest import MINI, ROOT
-from dnp import cli, guidance
+from dnp import guidance
+from dnp.app import command_line, options
 from dnp.checks import rules_table
 
 sys.path.append(str(ROOT / "weights" / "mini" / "training"))
@@ -88,10 +89,10 @@ def test_rules_table_is_what_check_rule_finds():
 
 
 def test_commands_parse_and_the_ci_runs_them():
-    commands = re.findall(r"^python train_free_sample\.py (.*?)(?:  +#.*)?$", README, re.M)
+    commands = re.findall(r"^python -m dnp (.*?)(?:  +#.*)?$", README, re.M)
     assert len(commands) >= 6
     for command in commands:
-        assert cli.parse(shlex.split(command))
+        assert options.parse(shlex.split(command))
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert commands[0] in ci
     assert "pip install -q -r requirements-test.txt && python -m pytest" in ci
@@ -99,7 +100,7 @@ def test_commands_parse_and_the_ci_runs_them():
 
 def test_help_names_every_method_and_option(capsys):
     with pytest.raises(SystemExit) as done:
-        cli.main(["--help"])
+        command_line.main(["--help"])
     text = capsys.readouterr().out
     assert done.value.code == 0
     for word in ("cfg", "np2", "dns", "--negative", "--scale", "--compare", "--from", "--weights"):
@@ -108,7 +109,7 @@ def test_help_names_every_method_and_option(capsys):
 
 def test_readme_is_short_and_shows_its_picture_and_command_first():
     assert len(README.encode()) < 10_000
-    assert README.index("pictures/front.webp") < README.index("train_free_sample.py") < 2_500
+    assert README.index("pictures/front.webp") < README.index("python -m dnp") < 2_500
 
 
 def anchors(page):
@@ -139,7 +140,7 @@ def test_one_command_draws_every_picture_of_the_weights_and_every_one_is_linked(
 
 
 def test_sheets_draw_the_readmes_first_command():
-    first = re.findall(r"^python train_free_sample\.py (.*)$", README, re.M)[0]
+    first = re.findall(r"^python -m dnp (.*)$", README, re.M)[0]
     assert shlex.split(first) == sheets.COMPARE
 
 

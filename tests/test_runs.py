@@ -14,7 +14,6 @@ from PIL import Image
 import dnp
 from conftest import MINI, ROOT
 from dnp.evaluation import record_keys
-from dnp.sd import captioner
 from runs import evaluate, of, rows_of, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from dnp.app import png
 from dnp.app import sheet as sheet_room
 from dnp.evaluation import metrics, plots, sheets
 from dnp.sd import captioner

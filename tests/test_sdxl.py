@@ -11,6 +11,7 @@ import dnp
 from conftest import MINI, agrees_with_pipeline, exact_tables, slow_but
 from dnp.errors import SettingsError, WeightsError
 from dnp.methods import METHODS
+from dnp.methods.attend_excite import OfSubjects
 from dnp.sd import families
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.unet import UNet
@@ -60,7 +61,7 @@ def test_complete_run_agrees(sdxl, method):
 def test_every_method_runs(sdxl, method):
     model = dnp.load(sdxl[1])
     negative = NEGATIVE if method in ("np2", "auto-dnp") else None
-    reads_maps = METHODS[method].has_subjects
+    reads_maps = issubclass(METHODS[method], OfSubjects)
     own = {"subjects": "car, cat", "ae_level": 1} if reads_maps else {}
     made = dnp.generate(model, PROMPT, method, negative, steps=2, s=2.0, size=(64, 64), **own)
     assert len(made.images) == 1 and made.settings["phi"] == "zeros"

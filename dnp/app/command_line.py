@@ -12,13 +12,16 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from dnp.app.options import find_weights, jobs, parse, warn_of_other_code
+from dnp.app.from_png import warn_of_other_code
+from dnp.app.options import jobs, parse
+from dnp.app.settings import find_weights
 from dnp.app.terminal import ask, fail, printable, streams
 from dnp.errors import DnpError, SettingsError, memory_is_full
 from dnp.methods import METHODS
 from dnp.methods.chain import Chain
+from dnp.methods.cnp import CNP
 from dnp.methods.fields import table
-from dnp.methods.method import Method, formula
+from dnp.methods.method import Method
 from dnp.methods.words import DNP, AutoDNP, dns_seeds
 from dnp.sd import OF_PIPELINE
 
@@ -37,15 +40,17 @@ def run(asked: list[SimpleNamespace]) -> None:
 
     import dnp
     from dnp.app import png
-    from dnp.generation import prepared, sorted_out
+    from dnp.generation import prepared
+    from dnp.methods import sorted_out
     from dnp.sd import speed
     from dnp.sd.captioner import load_captioner
     from dnp.sd.device import choose_device, choose_dtype
 
-    chosen = [methods_of(a) for a in asked]
+    chosen, kinds = [methods_of(a) for a in asked], set()
     for a, methods in zip(asked, chosen):  # before the weights are loaded
         for method, settings in methods.items():
             kind, _, _ = sorted_out(method, negative_for(a, method), settings)
+            kinds.add(kind)
             if a.negative is None and kind.takes_words and not issubclass(kind, AutoDNP):
                 who = f"rule {settings['rule']}" if "rule" in settings else f"method {kind.name}"
                 raise SettingsError(f"{who} needs a negative prompt; add `negative=TEXT`.")
@@ -67,7 +72,7 @@ def run(asked: list[SimpleNamespace]) -> None:
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
     for text in (text for a in asked for text in (a.prompt, a.negative or "")):
         tell_what_is_not_read(text, model.config.words)
-    if args.captioner is not None:
+    if args.captioner is not None and any(map(asks_captioner, kinds)):
         folder = args.captioner if args.allow_download else find_weights(args.captioner)
         model.captioner = load_captioner(folder, device, args.allow_download)
     for a, methods in zip(asked, chosen):
@@ -83,6 +88,12 @@ def run(asked: list[SimpleNamespace]) -> None:
                 )
     for a, methods in zip(asked, chosen):
         draw(model, a, methods)
+
+
+def asks_captioner(kind: type[Method]) -> bool:
+    """Whether a method may ask a captioner; one of your own may."""
+    captions = issubclass(kind, AutoDNP | CNP) and not issubclass(kind, DNP)
+    return captions or kind not in METHODS.values()
 
 
 def methods_of(args: SimpleNamespace) -> dict[str | None, dict]:
@@ -122,7 +133,8 @@ def draw(model, args: SimpleNamespace, methods: dict[str | None, dict]) -> None:
 
     import dnp
     from dnp.app import png
-    from dnp.generation import chosen
+    from dnp.app.sheet import compare_sheet
+    from dnp.methods import chosen
     from dnp.methods.attend_excite import OfSubjects, things
 
     kinds = {m: chosen(m, settings, args.negative) for m, settings in methods.items()}
@@ -149,9 +161,10 @@ def draw(model, args: SimpleNamespace, methods: dict[str | None, dict]) -> None:
                 if not args.compare:
                     save(result, model, args, kind, first == 0, bar)
     if args.compare:
+        of_cfg = table(METHODS["cfg"])  # each row has its own: a sheet holds those that are given
         made = results["cfg"][0].settings
-        used = {k: v for k, v in made.items() if k in table(METHODS["cfg"]) or k in table(Chain)}
-        used |= {**made, **args.settings, "negative": args.negative, "compare": True}
+        used = {k: None if k in of_cfg else v for k, v in made.items()}
+        used |= {**args.settings, "negative": args.negative, "compare": True}
         used |= {k: getattr(args, k) for k in ("weights", "captioner", "prediction")}
         sheet = compare_sheet(args, results)
         stem, seed = png.slug(args.prompt), args.settings.get("seed", 0)
@@ -161,6 +174,7 @@ def draw(model, args: SimpleNamespace, methods: dict[str | None, dict]) -> None:
 def save(result, model, args: SimpleNamespace, kind: type[Method], first: bool, bar) -> None:
     """Writes the pictures of a batch, and the DNS images that auto-DNP captioned beside them."""
     from dnp.app import png
+    from dnp.app.sheet import cost
 
     made, stem, name = result.settings, png.slug(args.prompt), kind.name
     if first:
@@ -242,43 +256,6 @@ def ask_person(model, args, settings: dict, seed: int, count: int, bar):
             print(f"{len(words.split())} words; give 1 to {MOST_WORDS - 1}.")
 
     return asked
-
-
-def compare_sheet(args: SimpleNamespace, results: dict):
-    """Methods in rows, seeds in columns; one column has one initial noise. Under the cells n*, and
-    what a picture lacks, where the weights have a recogniser of their world."""
-    from dnp.app.sheet import contact_sheet
-    from dnp.evaluation import metrics, recogniser
-    from dnp.evaluation.benchmarks import subjects
-
-    wanted = subjects(args.prompt)
-    judge = recogniser.of_weights(find_weights(args.weights), len(wanted)) if wanted else None
-    judge = judge and recogniser.load_recogniser(judge)
-    rows = []
-    for method, parts in results.items():
-        kind, s = METHODS[method], parts[0].settings["s"]
-        text, source = formula(kind)
-        label = f"{method}\n{text}\n{source}, s = {s:g}\n{cost(parts)}"
-        made = [picture for part in parts for picture in part.images]
-        stars = [f"n* = {n}" for part in parts for n in part.negatives]
-        words = stars if issubclass(kind, AutoDNP) else [""] * len(made)
-        if judge and kind.positive == "p":
-            missing = metrics.lacking(judge, made, args.prompt)
-            lacks = [f"lacks {', '.join(m)}" if m else "lacks nothing" for m in missing]
-            words = [f"{n}\n{text}".lstrip() for n, text in zip(words, lacks)]
-        rows.append((label, made, words))
-    seed, images = args.settings.get("seed", 0), args.settings.get("images", 1)
-    title = f'p = "{args.prompt}"'
-    title += f'    n = "{args.negative}"' if args.negative is not None else ""
-    return contact_sheet(rows, [f"seed {seed + i}" for i in range(images)], title)
-
-
-def cost(parts: list) -> str:
-    """The network evaluations of a picture, and its gradient passes if it has any: their means."""
-    gradients = [g for part in parts for g in part.gradients]
-    nfe = round(sum(p.nfe * len(p.gradients) for p in parts) / len(gradients), 1)
-    passes = f", {sum(gradients) / len(gradients):g} gradients" if any(gradients) else ""
-    return f"{nfe:g} network evaluations{passes}"
 
 
 def tell_what_is_not_read(text: str, words: tuple[str, ...]) -> None:

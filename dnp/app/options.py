@@ -7,75 +7,17 @@ of the application itself.
 from __future__ import annotations
 
 import argparse
-import warnings
-from contextlib import suppress
-from dataclasses import Field, dataclass, fields
-from pathlib import Path
+from dataclasses import Field, fields
 from types import SimpleNamespace
 
+from dnp.app.from_png import RECORDED, from_png
+from dnp.app.settings import Once, Picture, Weights, method_of
 from dnp.app.terminal import Parser
 from dnp.errors import SettingsError, meant
 from dnp.methods import METHODS, own
 from dnp.methods.chain import Chain
-from dnp.methods.fields import check_value, from_text, kind, metavar, option, setting, table
+from dnp.methods.fields import check_value, from_text, kind, metavar, option, table
 from dnp.methods.method import Method, formula
-from dnp.methods.words import AutoDNP
-from dnp.sd import OF_PIPELINE
-
-ROOT = Path(__file__).resolve().parents[2]
-RECORDED = ("fingerprint", "rule_sha256", "method_sha256", "device")  # in a PNG, not settings
-# What leaves the words n* of a PNG true: they belong to its prompt, seed and DNS image.
-KEEPS_WORDS = {"s", "negative_scale", "rule", "rule_options", "interval", "negative_interval",
-               "ae_step", "ae_until", "ae_thresholds", "ae_refinements", "ae_level"}  # fmt: skip
-
-
-@dataclass(kw_only=True)
-class Picture:
-    """What is drawn."""
-
-    method: str | None = setting(
-        None, "default: cfg, or np2 where a negative is given; your own is FILE.py:NAME",
-        metavar="METHOD",
-    )  # fmt: skip
-    negative: str | None = setting(None, "negative prompt n, or n* for dnp and auto-dnp")
-    compare: bool = setting(False, "one sheet: methods in rows, seeds in columns")
-
-
-@dataclass(kw_only=True)
-class Weights:
-    """Whose weights."""
-
-    weights: str = setting(
-        "weights/mini", "a diffusers folder or a .safetensors file", metavar="PATH"
-    )
-    prediction: str | None = setting(
-        None, "epsilon or v_prediction; default: what PATH says", metavar="KIND"
-    )
-    captioner: str | None = setting(
-        None, "for auto-dnp: BLIP or its like; default: the weights' own", metavar="FOLDER"
-    )
-    dtype: str = setting(
-        "auto", "auto, float32, float64, bfloat16, on a GPU float16", metavar="NAME"
-    )
-
-
-@dataclass(kw_only=True)
-class Once:
-    """This run alone."""
-
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", metavar="NAME")
-    allow_download: bool = setting(False, "--captioner may be a name to download")
-    show: bool = setting(False, "open the DNS image of dnp in a viewer")
-    info: bool = setting(False, "print what --weights holds, and stop")
-    out: str = setting("outputs", "where pictures are written; default outputs", metavar="FOLDER")
-    prompts: str | None = setting(
-        None, "prompts of a text file, one a line; TAB and a negative may follow", metavar="FILE"
-    )
-    from_: str | None = setting(
-        None, "take every setting from a PNG made here; other options override them",
-        metavar="FILE.png",
-    )  # fmt: skip
-
 
 ABOUT = """Pictures from a prompt by diffusion-negative sampling and its neighbours.
 
@@ -150,8 +92,8 @@ def add(group, f: Field, who: str) -> None:
             try:
                 return from_text(f, text)
             except ValueError:
-                wrong = f"{text!r} is not possible; give {metavar(f)}"
-                raise argparse.ArgumentTypeError(wrong) from None
+                check_value(f, text)  # SettingsError: a text is not what it should be
+                raise
 
         group.add_argument(*names, dest=f.name, type=value, metavar=metavar(f), help=said)
 
@@ -166,11 +108,10 @@ def help_text(f: Field) -> str:
 
 def method_typed(argv: list[str]) -> list[type[Method]]:
     """The class of --method FILE.py:NAME, whose settings are options too."""
-    for word, following in zip(argv, argv[1:]):
+    for word, following in zip(argv, [*argv[1:], ""]):
         name = following if word == "--method" else word.removeprefix("--method=")
-        if name != word or word == "--method":
-            found = own.find(name, "method") if own.is_file(name) else None
-            return [found] if isinstance(found, type) and issubclass(found, Method) else []
+        if own.is_file(name) and word.startswith("--method"):
+            return method_of(name)
     return []
 
 
@@ -230,88 +171,6 @@ def resolve(typed: dict) -> SimpleNamespace:
     return args
 
 
-def method_of(name: str | None) -> list[type[Method]]:
-    if own.is_file(name):
-        return method_typed(["--method", name])
-    return [METHODS[name]] if name in METHODS else []
-
-
-def from_png(typed: dict) -> dict:
-    """What --from adds: the settings of a PNG that what was typed leaves true."""
-    from dnp.app import png
-
-    file = typed["from_"]
-    recorded = png.read_settings(Path(file))
-    if "scale" in recorded:  # its name until version 0.2
-        recorded["s"] = recorded.pop("scale")
-    for what in ("method", "rule"):
-        name = recorded.get(what)
-        if own.is_file(name) and what not in typed:
-            raise SettingsError(
-                f"{file} was made with the {what} {name}, and no picture makes a file run; add "
-                f"--{what} {name} if you trust it."
-            )
-    before = method_of(recorded.get("method") if typed.get("method") is None else typed["method"])
-    known = table(*METHODS.values(), *before, Chain, Picture, Weights)
-    for key, value in recorded.items():
-        if key in ("prompt", *RECORDED) and isinstance(value, str | None):
-            continue
-        if key not in known:
-            raise SettingsError(
-                f"{file} holds {key} = {value!r:.40}, which this version does not know, so its "
-                "picture cannot be made again; take another PNG."
-            )
-        if value is not None:
-            try:
-                check_value(known[key], value)
-            except SettingsError:
-                raise SettingsError(
-                    f"{file}: {key} = {value!r:.60} was never written here; take another PNG."
-                ) from None
-    recorded.pop("device", None)
-    if str(recorded.get("fingerprint")).startswith(OF_PIPELINE) and "weights" not in typed:
-        raise SettingsError(
-            f"{file}: its weights came from a diffusers pipeline that was open in Python "
-            "(dnp.from_diffusers), and no file is named; save it with pipe.save_pretrained(FOLDER) "
-            "and add --weights FOLDER."
-        )
-    return still_true(recorded, typed)
-
-
-def still_true(recorded: dict, typed: dict) -> dict:
-    """The recorded settings without those that belong to something that was typed anew."""
-    was = METHODS.get(recorded.get("method"), Method)
-    if "method" in typed or "compare" in typed:  # the recorded ones belong to another method
-        of_methods = set(table(*METHODS.values())) - {"interval"}
-        for key in (*of_methods, "compare", "rule_sha256", "method_sha256"):
-            recorded.pop(key, None)
-    now = next(iter(method_of(typed.get("method", recorded.get("method")))), None)
-    if "method" in typed and now and not now.takes_words:
-        recorded.pop("negative", None)
-    if "prompt" in typed:
-        recorded.pop("subjects", None)
-    followed = was.h_of_s != 1 and bool(typed.keys() & {"s", "rule"})
-    if followed and recorded.get("negative_scale") == was.h_of_s * (recorded.get("s") or 0):
-        recorded["negative_scale"] = None  # it followed from s, as it is to again
-    if "rule" in typed and recorded.pop("rule", None) != typed["rule"]:
-        recorded.pop("rule_options", None)
-    dns = now is not None and issubclass(now, AutoDNP)
-    changed = typed.keys() - KEEPS_WORDS - table(Once).keys()
-    if dns and (changed or not issubclass(was, AutoDNP)):  # any other n is not n*
-        recorded.pop("negative", None)
-    return recorded
-
-
-def warn_of_other_code(args: SimpleNamespace, made: dict) -> None:
-    """A note where the PNG's rule or method was other code than what draws now."""
-    for what in ("rule", "method"):
-        was, now = getattr(args, f"{what}_sha256"), made.get(f"{what}_sha256")
-        if "from_" in args.typed and was is not None and now is not None and was != now:
-            warnings.warn(
-                f"this {what}'s code is not that which the PNG was made with", stacklevel=1
-            )
-
-
 def jobs(typed: dict) -> list[SimpleNamespace]:
     """What is to be drawn: one prompt, or those of --prompts FILE, all checked before the first."""
     if "prompts" not in typed:
@@ -345,11 +204,3 @@ def read_prompts(file: str) -> list[dict[str, str]]:
     if not prompts:
         raise SettingsError(f"{file} does not hold a prompt; write one on each line.")
     return prompts
-
-
-def find_weights(name: str) -> Path:
-    """A relative path is looked for here and then beside the package."""
-    here, beside = Path(name), ROOT / name
-    with suppress(OSError):  # a name too long for a path: `dnp.load` says so
-        return beside if not here.exists() and beside.exists() else here
-    return here

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from PIL import Image, ImageDraw, ImageFont
+
+from dnp.app.settings import find_weights
+from dnp.methods import METHODS
+from dnp.methods.method import formula
+from dnp.methods.words import AutoDNP
 
 GREY = (90, 90, 90)
 LABEL = 320  # pixels of the widest label of a row
@@ -85,3 +91,39 @@ def _broken(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
             longer = longer[n:]
         line = longer
     return [*lines, line]
+
+
+def compare_sheet(args: SimpleNamespace, results: dict):
+    """Methods in rows, seeds in columns; one column has one initial noise. Under the cells n*, and
+    what a picture lacks, where the weights have a recogniser of their world."""
+    from dnp.sd import recogniser
+    from dnp.sd.world import subjects
+
+    wanted = subjects(args.prompt)
+    judge = recogniser.of_weights(find_weights(args.weights), len(wanted)) if wanted else None
+    judge = judge and recogniser.load_recogniser(judge)
+    rows = []
+    for method, parts in results.items():
+        kind, s = METHODS[method], parts[0].settings["s"]
+        text, source = formula(kind)
+        label = f"{method}\n{text}\n{source}, s = {s:g}\n{cost(parts)}"
+        made = [picture for part in parts for picture in part.images]
+        stars = [f"n* = {n}" for part in parts for n in part.negatives]
+        words = stars if issubclass(kind, AutoDNP) else [""] * len(made)
+        if judge and kind.positive == "p":
+            missing = recogniser.lacking(judge, made, args.prompt)
+            lacks = [f"lacks {', '.join(m)}" if m else "lacks nothing" for m in missing]
+            words = [f"{n}\n{text}".lstrip() for n, text in zip(words, lacks)]
+        rows.append((label, made, words))
+    seed, images = args.settings.get("seed", 0), args.settings.get("images", 1)
+    title = f'p = "{args.prompt}"'
+    title += f'    n = "{args.negative}"' if args.negative is not None else ""
+    return contact_sheet(rows, [f"seed {seed + i}" for i in range(images)], title)
+
+
+def cost(parts: list) -> str:
+    """The network evaluations of a picture, and its gradient passes if it has any: their means."""
+    gradients = [g for part in parts for g in part.gradients]
+    nfe = round(sum(p.nfe * len(p.gradients) for p in parts) / len(gradients), 1)
+    passes = f", {sum(gradients) / len(gradients):g} gradients" if any(gradients) else ""
+    return f"{nfe:g} network evaluations{passes}"

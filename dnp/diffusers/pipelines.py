@@ -21,8 +21,7 @@ from PIL import Image
 
 from dnp.errors import SettingsError, is_finite
 from dnp.methods.method import SCALE
-from dnp.methods.words import SEEDS
-from dnp.sd import captioner
+from dnp.methods.words import SEEDS, Captioner, describe
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def dns(pipe, prompt: str | Sequence[str], s: float = SCALE, **call):
 
 
 def auto_dnp(
-    pipe, prompt: str, captioner: captioner.Captioner, s: float = SCALE,
+    pipe, prompt: str, captioner: Captioner, s: float = SCALE,
     s_dns: float | None = None, seed: int = 0, **call,
 ) -> AutoDNP:  # fmt: skip
     """Auto-DNP, arXiv:2411.05473: a DNS image, a captioner's words n* for it, and the prompt
@@ -122,7 +121,7 @@ def auto_dnp(
         warnings.simplefilter("ignore", DistilledNote)  # it was told
         first = {**same(), "output_type": "pil", "return_dict": True, "num_images_per_prompt": k}
         dns_images = dns(pipe, prompt, s if s_dns is None else s_dns, **first).images
-    words = captioner.describe(captioner, dns_images)
+    words = describe(captioner, dns_images)
     made = pipe(
         prompt=[prompt] * k, negative_prompt=words, **{family.scale: float(s)},
         **{**same(), "return_dict": True},

@@ -91,7 +91,6 @@ def main(argv: list[str] | None = None) -> None:
         controls,
         metrics,
         presets,
-        recogniser,
         report,
         runner,
     )
@@ -101,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.evaluation.measure import Instruments
     from dnp.evaluation.records import writing
     from dnp.methods.words import SEEDS
-    from dnp.sd import speed
+    from dnp.sd import recogniser, speed
     from dnp.sd.captioner import load_captioner
     from dnp.sd.device import choose_device, choose_dtype
     from dnp.sd.files.fingerprint import Fingerprint, of_folder

@@ -17,8 +17,8 @@ from itertools import combinations, product
 from pathlib import Path
 
 from dnp.errors import SettingsError
-from dnp.evaluation.trio import trio
-from dnp.evaluation.world import ANIMALS, COLOURS, OBJECTS, WORN, Prompt
+from dnp.evaluation.trio import Prompt, trio
+from dnp.sd.world import ANIMALS, COLOURS, OBJECTS, WORN, subjects
 
 
 def attend_excite() -> list[Prompt]:
@@ -205,17 +205,6 @@ def require_drawable(prompts: Sequence[Prompt], words: Sequence[str]) -> None:
                 f'these weights cannot draw "{prompt.text}": {unknown[0]!r} is no word of their '
                 "world; choose benchmark ae, or weights that know more."
             )
-
-
-def subjects(text: str) -> list[tuple[str | None, str]]:
-    """The (colour, thing) of each of the 24 things in a text of the miniature's world, in order;
-    the colour is None where none is named."""
-    words = re.findall(r"[a-z]+", text.lower())
-    return [
-        (before if before in COLOURS else None, word)
-        for before, word in zip(["", *words], words)
-        if word in ANIMALS or word in OBJECTS
-    ]
 
 
 def parts(text: str) -> list[str]:

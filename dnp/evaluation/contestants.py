@@ -26,7 +26,7 @@ from PIL import Image
 from dnp import generation
 from dnp.errors import SettingsError, meant
 from dnp.evaluation.benchmarks import SEMANTIC, subjects
-from dnp.methods import METHODS, own, rule
+from dnp.methods import METHODS, chosen, own, rule
 from dnp.methods.attend_excite import OfSubjects
 from dnp.methods.chain import Chain
 from dnp.methods.fields import from_text, option, table
@@ -39,8 +39,8 @@ BASELINES = {  # the method that each is made with
     "unconditional": "cfg", "universal": "np", "universal2": "np2", "random": "np",
     "random2": "np2", "semantic": "np", "negative-alone": "auto-dnp", "shuffled": "auto-dnp",
 }  # fmt: skip
-# The methods that ask nobody and are given no words, and the baselines.
-NAMES = (*(m for m in METHODS if m not in ("np", "np2", "dnp")), *BASELINES)
+ASKED = ("np", "np2", "dnp")  # these need words of a person
+NAMES = (*(m for m in METHODS if m not in ASKED), *BASELINES)
 OF_CHAIN = ("sampler", "steps", "eta")  # fields of the chain that a contestant may have of its own
 FEW = {"unconditional": ("steps", "eta"), "negative-alone": ("steps", "s", "s_dns", "eta")}
 # Their n* are words for DNS images, which all variants share.
@@ -63,7 +63,7 @@ class Contestant:
 
     @property
     def kind(self) -> type[Method]:
-        return generation.chosen(self.method, {}, None)
+        return chosen(self.method, {}, None)
 
 
 @dataclass
@@ -91,6 +91,11 @@ def parse(text: str) -> Contestant:
     name, _, rest = text.partition(":")
     if file:
         name, rest = file[1], file[2] or ""
+    elif name in ASKED:
+        raise SettingsError(
+            f"method {name!r} needs words for each prompt, and nobody gives them here; choose "
+            "auto-dnp, whose words a captioner gives, or universal, random or semantic."
+        )
     elif name not in NAMES:
         raise SettingsError(f"method {name!r} is unknown; {meant(name, NAMES)}")
     contestant = Contestant(text, name)

@@ -10,8 +10,8 @@ from PIL import Image
 from dnp.evaluation import record_keys
 from dnp.evaluation.benchmarks import parts
 from dnp.evaluation.metrics import CLIPScorer, clip_score, diversity, presence
-from dnp.evaluation.recogniser import Recogniser
 from dnp.sd.captioner import Captioner
+from dnp.sd.recogniser import Recogniser
 
 PROTOCOL = {
     "full": "cosine of picture and prompt; no factor, no clipping; mean over pictures",

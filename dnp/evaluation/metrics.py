@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dnp.errors import WeightsError
 from dnp.evaluation.benchmarks import subjects
-from dnp.evaluation.recogniser import Recogniser
 from dnp.sd.captioner import quiet_transformers, refuse_random
 from dnp.sd.files.data_only import DATA_ONLY, check_folder
 from dnp.sd.files.fingerprint import of_folder
+from dnp.sd.recogniser import Recogniser
 
 # The 80 templates of Radford et al. 2021 (github.com/openai/CLIP, MIT) for ImageNet's classes.
 TEMPLATES = (
@@ -188,19 +188,6 @@ def presence(
             }
         )
     return rows
-
-
-def lacking(recogniser: Recogniser, images: Sequence[Image.Image], prompt: str) -> list[list[str]]:
-    """The things that `prompt` asks for and each picture does not show in their colours, by the
-    recogniser, as the prompt has them: ["red clock"]. One of each word is looked for."""
-    missing = []
-    for found in recogniser.find(images):
-        colour = {f.word: f.colour for f in found}
-        missing.append(
-            [f"{c} {w}" if c else w for c, w in subjects(prompt)
-             if w not in colour or c not in (None, colour[w])]
-        )  # fmt: skip
-    return missing
 
 
 # ------------------------------------------------------------------------------------- intervals

@@ -16,9 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = 2  # rises where the settings of a record are others; 2: they have their Python names
-# What no picture of an experiment depends on. All else in dnp/ does, also a file that is new.
-APART = {"__init__", "__main__", "benchmark", "checks", "contestants", "errors", "pictures",
-         "pipelines", "random_weights", "toy"}  # fmt: skip
+# What no picture of an experiment depends on. All else does, also a file that is new.
+APART = {"__init__", "__main__", "checks", "errors", "toy"}
 # What may differ between two records of one picture as it was asked for, in plain words.
 CIRCUMSTANCES = ("code", "weights", "captioner", "device", "dtype")
 
@@ -28,7 +27,7 @@ def code_hash() -> str:
     """Of everything that samples: the equations, rules, methods, networks, weights' readers and
     captions. Comments, docstrings and the layout of a file do not change it."""
     files = [f for f in ROOT.glob("*.py") if f.stem not in APART]
-    files += [*ROOT.glob("methods/*.py"), *ROOT.glob("sd/*.py")]
+    files += [*ROOT.glob("methods/*.py"), *ROOT.glob("sd/**/*.py"), *ROOT.glob("diffusers/*.py")]
     files.append(ROOT / "evaluation" / "contestants.py")
     return source_hash(files)
 
@@ -36,8 +35,8 @@ def code_hash() -> str:
 @cache
 def metrics_code() -> str:
     """Of what looks at the pictures and says what a prompt asks for."""
-    names = ("metrics", "recogniser", "benchmarks", "scores", "things")
-    return source_hash([ROOT / "evaluation" / f"{name}.py" for name in names])
+    files = [ROOT / "evaluation" / f"{x}.py" for x in ("metrics", "benchmarks", "trio", "measure")]
+    return source_hash([*files, ROOT / "sd" / "recogniser.py", ROOT / "sd" / "world.py"])
 
 
 def source_hash(files: list[Path]) -> str:

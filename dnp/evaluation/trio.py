@@ -7,10 +7,20 @@ of the miniature (`weights/mini/training/world.py`) leaves out the same combinat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import combinations
 
-from dnp.evaluation.world import ANIMALS, COLOURS, OBJECTS, Prompt
+from dnp.sd.world import ANIMALS, COLOURS, OBJECTS
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the category whose mean it belongs to."""
+
+    text: str
+    category: str
+
 
 HELD_OUT_PAIRS = {
     frozenset(pair.split())

@@ -38,7 +38,7 @@ class Answer(Method):
 
     def negative(self, z_t: Tensor, t: Tensor, eps_phi: Tensor, eps_p: Tensor) -> Tensor:
         """The noise of the last of K_t DNS steps from z_t; where K_t = 0 it is eps_phi."""
-        inner = inner_pairs(int(t), self.pairs, self.K, self.K_until)
+        inner = self.inner(int(t))
         if not inner:
             return eps_phi
         scale = next(x for x in (self.s_dns, self.s, SCALE) if x is not None)
@@ -47,6 +47,10 @@ class Answer(Method):
         )
         eps = self.reading(eps, z_t, int(t), z_n, t_n)
         return match(eps, eps_phi) if self.normalize else eps
+
+    def inner(self, t: int) -> Pairs:
+        """The K_t steps of the inner chain."""
+        return inner_pairs(t, self.pairs, self.K, self.K_until)
 
     def reading(self, eps: Tensor, z_t: Tensor, t: int, z_n: Tensor, t_n: int) -> Tensor:
         """Which noise is the negative, where the inner chain went from z_t to z_n."""

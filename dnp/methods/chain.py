@@ -20,6 +20,12 @@ class Chain:
         None, "SDXL: the empty prompt is zeros, or its text; default: as PATH says",
         choices=("zeros", "text"),
     )  # fmt: skip
-    original_size: Sides | None = setting(None, "SDXL: original size; default: SIZE")
-    crop: Sides | None = setting(None, "SDXL: crop; default 0 0", metavar="TOP LEFT")
-    target_size: Sides | None = setting(None, "SDXL: target size; default: SIZE")
+    original_size: Sides | None = setting(
+        None, "SDXL: original size; default: SIZE", low=0, high=100_000
+    )
+    crop: Sides | None = setting(
+        None, "SDXL: crop; default 0 0", low=0, high=100_000, metavar="TOP LEFT"
+    )
+    target_size: Sides | None = setting(
+        None, "SDXL: target size; default: SIZE", low=0, high=100_000
+    )

@@ -151,8 +151,9 @@ def _wrong(field: dataclasses.Field, value: object) -> str:
         )
         fix = "give two numbers 0 <= LO <= HI of sqrt((1 - abar)/abar), such as 0.3 5"
     elif what == "Sides":
-        good = many and len(value) == 2 and all(type(v) is int and 0 <= v <= 10**5 for v in value)
-        fix = "give two whole numbers of pixels, height and width"
+        good = many and len(value) == 2 and all(type(v) is int and low <= v <= high for v in value)
+        bounds = f" {_range(low, high)}" if high < math.inf else ""
+        fix = f"give two whole numbers of pixels{bounds}, height and width"
     elif what == "Numbers":
         good = (
             many and 1 <= len(value) <= 5 and all(is_finite(v) and low <= v <= high for v in value)

@@ -151,7 +151,7 @@ def read(rule: str | Callable, options: Mapping[str, object] | None = None) -> R
                 f"the option {k} of rule {name} is a {type(value).__name__}, which a record cannot "
                 "hold; make it a number, a text or a list of those."
             ) from None
-    sha256 = own.identity(source)
+    sha256 = own.UNKNOWN if _binds_reserved(source) else own.identity(_bare(source))
     return Rule(name, function, needs, made | passed, passed, sha256, make)
 
 
@@ -230,6 +230,15 @@ def _bare(rule: Callable) -> Callable:
     """A rule without torch.compile around it."""
     rule = getattr(rule, "_orig_mod", rule)
     return getattr(rule, "_torchdynamo_orig_callable", rule)
+
+
+def _binds_reserved(rule: Callable) -> bool:
+    """Whether it is a partial that holds what a sampler gives, such as s, which no record tells."""
+    while isinstance(rule, functools.partial):
+        if set(rule.keywords) & set(RESERVED):
+            return True
+        rule = rule.func
+    return False
 
 
 def _name(rule: Callable) -> str:

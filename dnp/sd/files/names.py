@@ -267,7 +267,7 @@ def clip_tokenizer(config: TextConfig):
     pads with the end token, OpenCLIP (2.x, and SDXL's second) with token 0."""
     from transformers import CLIPTokenizer  # slow to import, so not before it is needed
 
-    path = Path(__file__).parent / "vocabulary" / "bpe_simple_vocab_16e6.txt.gz"
+    path = Path(__file__).parents[1] / "vocabulary" / "bpe_simple_vocab_16e6.txt.gz"
     merges, symbols = read_merges(path), byte_symbols()
     tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

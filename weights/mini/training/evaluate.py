@@ -26,7 +26,7 @@ from common import HERE
 from data import pixels
 from dnp.evaluation import benchmarks
 from dnp.evaluation.metrics import ONE_TEMPLATE, CLIPScorer, bootstrap, presence
-from dnp.evaluation.recogniser import load_recogniser
+from dnp.sd.recogniser import load_recogniser
 from perception import changed
 from samples import Draw, ae_prompts, held_out_prompt, held_out_prompts, singles, some
 

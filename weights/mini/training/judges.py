@@ -16,7 +16,7 @@ from torch import Tensor
 import world
 from common import Trainer, write
 from data import NOTHING, cell_loss, cells, degrade, pixels, scenes
-from dnp.evaluation.recogniser import Recogniser, load_recogniser
+from dnp.sd.recogniser import Recogniser, load_recogniser
 
 TRIOS, EMPTY = 24, 6  # scenes of three things, and of none, in the judge's batches of 64
 

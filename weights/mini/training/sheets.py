@@ -20,21 +20,20 @@ import re
 import tempfile
 from pathlib import Path
 
-from dnp.cli import main as command
 from PIL import Image
 from tqdm import tqdm
 
 from common import HERE
 from dnp import guidance
+from dnp.app.command_line import main as command
 from dnp.app.sheet import contact_sheet
 from dnp.evaluation import benchmarks, exact, panels
-from dnp.evaluation.metrics import lacking
 from dnp.evaluation.plots import plot
-from dnp.evaluation.recogniser import Recogniser, load_recogniser, of_weights
 from dnp.evaluation.sheets import file_name
 from dnp.generation import generate
 from dnp.sd import speed
 from dnp.sd.load import load
+from dnp.sd.recogniser import Recogniser, lacking, load_recogniser, of_weights
 from world import ANIMALS, OBJECTS, caption, scene_at
 
 MINI = HERE.parent

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dnp.errors import WeightsError
 from dnp.sd.files.data_only import open_regular
+from dnp.sd.world import subjects
 
 SIZE = 64  # pixels along each side
 
@@ -115,3 +116,16 @@ def load_recogniser(path: str | Path) -> Recogniser:
             f"{path}: no recogniser ({reason}); give the file that train.py recogniser wrote."
         ) from None
     return model.eval()
+
+
+def lacking(recogniser: Recogniser, images: Sequence[Image.Image], prompt: str) -> list[list[str]]:
+    """The things that `prompt` asks for and each picture does not show in their colours, by the
+    recogniser, as the prompt has them: ["red clock"]. One of each word is looked for."""
+    missing = []
+    for found in recogniser.find(images):
+        colour = {f.word: f.colour for f in found}
+        missing.append(
+            [f"{c} {w}" if c else w for c, w in subjects(prompt)
+             if w not in colour or c not in (None, colour[w])]
+        )  # fmt: skip
+    return missing

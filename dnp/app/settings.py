@@ -1,0 +1,77 @@
+"""The application's own settings: what is drawn, with whose weights, and of one run alone."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dnp.methods import METHODS, own
+from dnp.methods.fields import setting
+from dnp.methods.method import Method
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(kw_only=True)
+class Picture:
+    """What is drawn."""
+
+    method: str | None = setting(
+        None, "default: cfg, or np2 where a negative is given; your own is FILE.py:NAME",
+        metavar="METHOD",
+    )  # fmt: skip
+    negative: str | None = setting(None, "negative prompt n, or n* for dnp and auto-dnp")
+    compare: bool = setting(False, "one sheet: methods in rows, seeds in columns")
+
+
+@dataclass(kw_only=True)
+class Weights:
+    """Whose weights."""
+
+    weights: str = setting(
+        "weights/mini", "a diffusers folder or a .safetensors file", metavar="PATH"
+    )
+    prediction: str | None = setting(
+        None, "epsilon or v_prediction; default: what PATH says", metavar="KIND"
+    )
+    captioner: str | None = setting(
+        None, "for auto-dnp: BLIP or its like; default: the weights' own", metavar="FOLDER"
+    )
+    dtype: str = setting(
+        "auto", "auto, float32, float64, bfloat16, on a GPU float16", metavar="NAME"
+    )
+
+
+@dataclass(kw_only=True)
+class Once:
+    """This run alone."""
+
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps", metavar="NAME")
+    allow_download: bool = setting(False, "--captioner may be a name to download")
+    show: bool = setting(False, "open the DNS image of dnp in a viewer")
+    info: bool = setting(False, "print what --weights holds, and stop")
+    out: str = setting("outputs", "where pictures are written; default outputs", metavar="FOLDER")
+    prompts: str | None = setting(
+        None, "prompts of a text file, one a line; TAB and a negative may follow", metavar="FILE"
+    )
+    from_: str | None = setting(
+        None, "take every setting from a PNG made here; other options override them",
+        metavar="FILE.png",
+    )  # fmt: skip
+
+
+def method_of(name: str | None) -> list[type[Method]]:
+    """The class of a method by its name or FILE.py:NAME, in a list; else an empty list."""
+    if own.is_file(name):
+        found = own.find(name, "method")
+        return [found] if isinstance(found, type) and issubclass(found, Method) else []
+    return [METHODS[name]] if name in METHODS else []
+
+
+def find_weights(name: str) -> Path:
+    """A relative path is looked for here and then beside the package."""
+    here, beside = Path(name), ROOT / name
+    with suppress(OSError):  # a name too long for a path: `dnp.load` says so
+        return beside if not here.exists() and beside.exists() else here
+    return here
