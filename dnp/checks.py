@@ -96,12 +96,16 @@ class Rule:
     ) -> Tensor:
         """The rule's value before its first step, at the level T."""
         z_t = self.z_t if z_t is None else z_t
+        return self.rule.begin(z_t)(self.available(phi, p, n, s, z_t))
+
+    def available(self, phi: Tensor, p: Tensor, n: Tensor, s: float, z_t: Tensor) -> dict:
+        """What the sampler offers to a rule at the level T."""
         sigma_t, sigma_next = ((1 - self.toy.schedule.level(t)).sqrt() for t in (T, T_NEXT))
-        return self.rule.begin(z_t)({
+        return {
             "eps_phi": phi, "eps_p": p, "eps_n": n, "s": s, "h": s, "z_t": z_t,
             "t": torch.tensor(T), "t_next": torch.tensor(T_NEXT), "sigma_t": sigma_t,
             "sigma_next": sigma_next,
-        })  # fmt: skip
+        }  # fmt: skip
 
     def form(self, phi: Tensor, p: Tensor, n: Tensor, s: float, words: bool = True) -> str:
         """The value as a combination of phi, p, n with the same coefficients for all samples."""
@@ -155,6 +159,8 @@ class Rule:
             [self(*(x[i : i + 1] for x in before), z_t=self.z_t[i : i + 1]) for i in range(len(p))]
         )
         finite = all(self(*x).isfinite().all() for x in ((phi, phi, n), (phi, p, phi), (p, p, p)))
+        rule, given = self.rule.begin(self.z_t), self.available(*self.noises, 3.0, self.z_t)
+        rule.function(**{k: given[k] for k in rule.needs}, **rule.passed)  # not on copies
         kept = all(torch.equal(x, y) for x, y in zip(before, self.noises))
         same = torch.allclose(whole, alone, 1e-9, 1e-9)
         return [

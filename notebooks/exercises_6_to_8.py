@@ -15,10 +15,11 @@ from exercise import (
 )  # fmt: skip
 from torch import Tensor
 
-from dnp import readings, rules
+from dnp import rules
 from dnp.guidance import cfg
 from dnp.guidance import negative_prompt as np3
 from dnp.methods import answer
+from dnp.methods.answer import match
 from dnp.schedule import Schedule, column
 
 SHARE = torch.tensor([0.1, 0.3, 0.5, 0.8], dtype=torch.float64)  # P(n | z_t) of each sample
@@ -82,7 +83,7 @@ EXERCISES = {
     ),
     # ------------------------------------------------------------------------- notebook 7
     "my_match": Exercise(
-        lambda e, ref: readings.match(e, ref, "sample"), (3 * N + 1, PHI),
+        lambda e, ref: match(e, ref), (3 * N + 1, PHI),
         [
             ("a noise matched to itself is itself", lambda f: same(f(PHI, PHI), PHI)),
             ("the result has the reference's mean",
@@ -94,26 +95,24 @@ EXERCISES = {
             ("a mean goes over the batch. Each sample has its own mean and deviation.",
              lambda e, r: (e - e.mean()) / e.std() * r.std() + r.mean()),
             ("the deviation of the reference is missing: multiply by it.",
-             lambda e, r: readings.match(e, (r - sample_mean(r)) / sample_std(r) + sample_mean(r), "sample")),
+             lambda e, r: match(e, (r - sample_mean(r)) / sample_std(r) + sample_mean(r))),
             ("the mean of the reference is missing: add it.",
-             lambda e, r: readings.match(e, r - sample_mean(r), "sample")),
+             lambda e, r: match(e, r - sample_mean(r))),
             ("both deviations are missing: divide by that of eps, multiply by the reference's.",
              lambda e, r: e - sample_mean(e) + sample_mean(r)),
             ("it does not divide by the deviation of eps.",
              lambda e, r: (e - sample_mean(e)) * sample_std(r) + sample_mean(r)),
             ("this matches each channel; the exercise matches each sample as a whole.",
-             lambda e, r: readings.match(e, r, "channel")),
+             lambda e, r: match(e, r, 2)),
             ("the two are swapped: eps gets the mean and deviation of the reference.",
-             lambda e, r: readings.match(r, e, "sample")),
+             lambda e, r: match(r, e)),
             ("the mean of eps is not taken away first.",
              lambda e, r: e / sample_std(e) * sample_std(r) + sample_mean(r)),
         ],
         points=False,
     ),
     "my_evaluations": Exercise(
-        lambda T, K, until: answer.evaluations(
-            Schedule.stable_diffusion().pairs(T), K, until, "last"
-        ),
+        lambda T, K, until: answer.evaluations(Schedule.stable_diffusion().pairs(T), K, until),
         (20, 4, 0.25),
         [("K_until = 0 is CFG, 2 T evaluations", lambda f: f(20, 3, 0.0) == 40),
          ("K = 1 costs nothing more: its two noises are known", lambda f: f(20, 1, 0.5) == 40),

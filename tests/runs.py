@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+import dnp.sd.load as opening
 from dnp.evaluation import contestants, metrics
 from dnp.evaluation.__main__ import main
 from dnp.sd import captioner, recogniser
@@ -31,7 +32,7 @@ def once(load):
 @contextmanager
 def opened_once():
     """The runs here open the same weights about a hundred times, and change none of them."""
-    rooms = {load: "load", captioner: "load_captioner", metrics: "CLIPScorer"}
+    rooms = {opening: "load", captioner: "load_captioner", metrics: "CLIPScorer"}
     rooms[recogniser] = "load_recogniser"
     with pytest.MonkeyPatch.context() as patch:
         for room, name in rooms.items():

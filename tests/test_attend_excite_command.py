@@ -75,13 +75,14 @@ def test_a_damaged_recommendation_is_refused(command, tmp_path):
         if part.is_dir():
             (tmp_path / "mini" / part.name).symlink_to(part)
     for excite, sentence in (
-        ({"step": 1}, "choose ae_step"),
-        ([1], "choose ae_step"),
-        ({"ae_step": "1"}, "is not possible"),
+        ({"step": 1}, "attend_excite in dnp.json of these weights: step is not a setting; "),
+        ({"ae_step": "1"}, "of these weights: ae_step = '1' is not possible; choose a number"),
+        ({"ae_step": -1}, "of these weights: ae_step = -1 is not possible; choose a number of at"),
+        ([1], "attend_excite must map settings to values"),
     ):
         (tmp_path / "mini" / "dnp.json").write_text(json.dumps({"attend_excite": excite}))
-        made, told = command(PAIR, "--weights", tmp_path / "mini")
-        assert made == [] and "attend_excite is not possible" in told.err and sentence in told.err
+        made, told = command(PAIR, "--method", "ae", "--weights", tmp_path / "mini")
+        assert made == [] and sentence in told.err
     (tmp_path / "mini" / "dnp.json").write_text(json.dumps({"things": "cat"}))
     assert "things must be a list of words" in command(PAIR, "--weights", tmp_path / "mini")[1].err
 
@@ -91,7 +92,7 @@ def test_the_experiments_count_a_gradient_as_two_evaluations(single):
         "a cat and a red car",
         contestants.parse("ae:ae_thresholds=0.1,ae_refinements=1"),
     )
-    own = contestants.settled(method, 2.0, 4, single)
+    own = contestants.settled(method, 2.0, 4, single, prompt=prompt)
     assert own["ae_thresholds"] == (0.1,) and own["ae_until"] == 0.5  # published, or of the weights
     contestants.check(method, 2.0, 4, single, [prompt], [])
     made = contestants.sample(single, method, prompt, [0, 1], own, [None] * 2)

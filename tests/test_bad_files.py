@@ -5,10 +5,12 @@ import os
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dnp.errors import DnpError, SettingsError
 from dnp.evaluation import answers, controls, pairs, strength, study_design
 from dnp.evaluation.records import RunError
+from dnp.schedule import Schedule
 from dnp.sd.files.fingerprint import Fingerprint
 from dnp.sd.recogniser import load_recogniser
 from study import make_run, make_study
@@ -103,7 +105,9 @@ def test_strengths_that_no_run_has_written_are_refused_and_run_nothing(tmp_path,
 
 
 def test_a_strength_of_a_method_without_a_scale_is_of_another_method(tmp_path):
-    model = SimpleNamespace(config=SimpleNamespace(fingerprint="w", scales={"answer": 3.0}))
+    config = SimpleNamespace(fingerprint="w", scales={"answer": 3.0})
+    of_cpu = {"device": torch.device("cpu"), "dtype": torch.float32, "eps": None}
+    model = SimpleNamespace(config=config, schedule=Schedule.stable_diffusion(), **of_cpu)
     changed = json.loads(json.dumps(STRENGTHS))
     changed["methods"]["answer"]["s"] = None
     (tmp_path / "strength.json").write_text(json.dumps(changed))

@@ -121,5 +121,5 @@ def test_whatever_is_a_rule_can_be_checked():
     for rule in ("cfg", Module(), partial(guidance.cfg), Module):
         check = check_rule(rule, show=False)
         assert check.ok and check["s = 1"] == "p" and check["n = phi"] == "has no n"
-    with pytest.raises(SettingsError, match="takes no noise"):
+    with pytest.raises(SettingsError, match="does not take a noise"):
         check_rule(lambda s: s, show=False)

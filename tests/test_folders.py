@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import MINI, ROOT
 from dnp.errors import WeightsError
-from dnp.sd import captioner
+from dnp.sd.captioner import load_captioner
 from dnp.sd.files import data_only
 
 CODE, ELSEWHERE, OUTSIDE = "which is never run", "from elsewhere", "no file in its folder"
@@ -104,14 +104,14 @@ asked = builtins.input
 builtins.input = lambda *question: (touched.append("input"), "y")[1]
 sys.stdin = io.StringIO("y\\n" * 999)
 import dnp
-from dnp.sd import captioner
+from dnp.sd.captioner import load_captioner
 from dnp.evaluation import metrics
 results = {}
 for name, (kind, folder) in json.load(open(sys.argv[1])).items():
     touched.clear()
     try:
         if kind == "captioner":
-            captioner.load_captioner(folder)
+            load_captioner(folder)
         elif kind == "clip":
             metrics.CLIPScorer(folder, ["{}"])
         elif kind == "weights' captioner":
@@ -239,7 +239,7 @@ def test_a_pipe_in_a_captioner_folder_does_not_hang(tmp_path, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(WeightsError, match=r"no regular file|no captioner is there"):
-        captioner.load_captioner(folder)
+        load_captioner(folder)
 
 
 def test_json_nested_without_end_and_damaged_json_are_refused(tmp_path):
@@ -275,12 +275,12 @@ def test_a_captioner_that_is_fetched_is_checked_before_its_weights_are(tmp_path,
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    captioner.load_captioner("some/one", allow_download=True)
+    load_captioner("some/one", allow_download=True)
     assert asked == [("some/one", None, False), ("some/one", "c0ffee", True)]
     change(Path(fetch("some/two")) / "config.json", {"auto_map": REMOTE})
     asked.clear()
     with pytest.raises(WeightsError, match=CODE):
-        captioner.load_captioner("some/two", allow_download=True)
+        load_captioner("some/two", allow_download=True)
     assert asked == [("some/two", None, False)]
 
 
@@ -289,6 +289,6 @@ def test_configs_that_do_not_fit_each_other_are_told_when_a_caption_is_asked_for
     processor = json.loads((folder / "processor_config.json").read_text())
     processor["image_processor"]["image_mean"] = [0.5] * 4
     (folder / "processor_config.json").write_text(json.dumps(processor))
-    captioner = captioner.load_captioner(folder)
+    describes = load_captioner(folder)
     with pytest.raises(WeightsError, match="it cannot caption"):
-        captioner([Image.new("RGB", (64, 64))])
+        describes([Image.new("RGB", (64, 64))])

@@ -156,17 +156,24 @@ def test_a_misspelt_setting_is_led_to_its_own(cli, mine, mini):
 
 
 def test_no_picture_makes_a_method_run(cli, mine):
-    _, (made,), _, _ = cli("a cat", "--method", NAME, "--radius", 2, "--steps", 1, "--s", 3)
+    _, (made,), _, _ = cli("a cat", "--method", NAME, "--radius", 2, "--steps", 1, "--s", 2)
     kept = made.rename(mine.with_name("kept.png"))
     mine.write_text(FILE + "\nopen('marker', 'w')\n")
     refused(cli("--from", kept), f"no picture makes a file run; add --method {NAME} if you trust")
     refused(cli("--from", kept, "--seed", 3), "no picture makes a file run")
     assert not mine.with_name("marker").exists()
-    mine.write_text(FILE)
+
+
+def test_a_picture_is_made_again_where_its_file_is_trusted(cli, mine):
+    _, (made,), _, _ = cli("a cat", "--method", NAME, "--radius", 2, "--steps", 1, "--s", 2)
+    kept = made.rename(mine.with_name("kept.png"))
     code, (again,), _, err = cli("--from", kept, "--method", NAME)
     held, now = (png.read_settings(path) for path in (kept, again))
-    assert code == 0 and held == now and (now["radius"], now["s"]) == (2, 3.0)
+    assert code == 0 and held == now and (now["radius"], now["s"]) == (2, 2.0)
     assert (pixels(again) == pixels(kept)).all() and "code is not that" not in err
     mine.write_text(FILE + "# another line\n")
     _, _, _, err = cli("--from", kept, "--method", NAME, "--seed", 1)
     assert "this method's code is not that which the PNG was made with" in err
+    code, (other,), _, _ = cli("--from", kept, "--method", "cfg")
+    held = png.read_settings(other)
+    assert code == 0 and held["method"] == "cfg" and not {"radius", "method_sha256"} & held.keys()

@@ -137,6 +137,8 @@ class Backwards(rules.DNG):
 
 
 class Unclamped(rules.DNG):
+    __signature__ = inspect.signature(rules.DNG)
+
     def __init__(self, **options):
         super().__init__(**options)
         self.clamp = (1e-300, None)

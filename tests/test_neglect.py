@@ -242,7 +242,7 @@ def test_a_toy_has_no_attention():
 
 def test_the_experiments_run_and_count_it(single, tmp_path, monkeypatch):
     method, prompt = contestants.parse("neglect"), "a cat and a red car"
-    settings = contestants.settled(method, 3.0, 5, single)
+    settings = contestants.settled(method, 3.0, 5, single, prompt=prompt)
     assert settings["negative_scale"] == 1.5 and settings["ae_level"] == 1
     contestants.check(method, 3.0, 5, single, [prompt], [])
     (made,) = contestants.sample(single, method, prompt, [0], settings, [None])

@@ -9,7 +9,9 @@ from torch.testing import assert_close
 
 from dnp import guidance, rules
 from dnp.energy import v_from_eps, z0_from_eps
+from dnp.errors import SettingsError
 from dnp.evaluation import exact
+from dnp.generation import begun, prepared
 from dnp.sampling import ddim_step
 from dnp.schedule import Schedule
 from test_guidance import noises
@@ -204,12 +206,15 @@ def test_rules_cfg_plus_plus_guides_z0_and_puts_phis_noise_back():
 def along_a_chain(seed=0, eta=1.0, steps=200, n=300, **options):
     """The tracked posteriors at the start and after every step, and the exact ones."""
     model = exact.toy("square")
-    entry = exact.Entry("", rules.DNG, tuple(options.items()), eta=eta)
     first = model.schedule.pairs(steps, "trailing")[0][0]
     z_T = model.sample(n, first, generator=torch.Generator().manual_seed(seed))
-    for t_next, z, rule in exact.chain(model, entry, 0, 1, 1.0, z_T, steps, seed):
-        if t_next >= 0:
-            yield rule.P, model.posterior(z, t_next, 1)
+    given = dict(rule=rules.DNG, rule_options=options, eta=eta, steps=steps, s=1.0, seed=seed)
+    call, guided = prepared(exact.Trailing(model), 0, "np", 1, None, None, given)
+    _, chain = begun(call, guided, range(n), [1] * n, z_T)
+    next(chain)  # its row comes before the step that follows it
+    for t, z_t, _, _ in chain:
+        if t >= 0:
+            yield guided.rule.function.P, model.posterior(z_t, t, 1)
 
 
 def test_rules_dng_tracks_the_posterior_along_the_ancestral_chain():
@@ -240,7 +245,7 @@ def test_rules_dng_offset_by_hand():
 
 
 def test_rules_dng_refuses_a_chain_without_noise():
-    with pytest.raises(ValueError, match="choose eta = 1"):
+    with pytest.raises(SettingsError, match="choose eta=1 and sampler=ddim"):
         list(along_a_chain(eta=0.0, steps=10))
     assert rules.DNG.chain_eta == 1.0
     assert rules.DNG(posterior=lambda z, t: 0.5).chain_eta is None

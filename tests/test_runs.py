@@ -14,6 +14,7 @@ from PIL import Image
 import dnp
 from conftest import MINI, ROOT
 from dnp.evaluation import record_keys
+from dnp.sd import captioner
 from runs import evaluate, of, rows_of, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
@@ -76,7 +77,7 @@ def test_settings_as_resolved_are_the_key_and_not_what_was_typed(finished, copy,
         "--method",
         f"cfg:s={s['cfg']}",
         f"auto-dnp:s={s['auto-dnp']:.3f}",
-        "answer:K=1,form=three-term",
+        "answer:K=1,K_until=0.5",
     )
     evaluate(copy, *typed)
     assert made == []
@@ -85,7 +86,7 @@ def test_settings_as_resolved_are_the_key_and_not_what_was_typed(finished, copy,
 def test_variants_share_dns_images_and_captions(made, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        prompting, "load_captioner", lambda *a: lambda images: (asked.append(1), ["a cat"])[1]
+        captioner, "load_captioner", lambda *a: lambda images: (asked.append(1), ["a cat"])[1]
     )
     variants = ("auto-dnp", "auto-dnp:s=1", "auto-dnp:negative_scale=1", "auto-dnp:dns_images=2")
     evaluate(tmp_path, "--method", *variants, "negative-alone", "dns", "--seeds", 1)
@@ -141,7 +142,7 @@ def test_dtype_size_and_seeds_are_those_that_are_asked_for(tmp_path, model):
         (["--recogniser", "nowhere"], "no recogniser"),
         (["--clip", "nowhere"], "no CLIP model"),
         (["--method", "semantic"], "nobody has written"),
-        (["--what"], "--help"),
+        (["--what"], "unrecognized arguments: --what; did you mean"),
         (["--seed-from", "-1"], "choose 0 to"),
         (["--seed-from", str(2**32 - 1)], "choose 0 to"),
         (["--size", "61", "64"], "multiples of"),

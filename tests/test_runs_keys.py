@@ -64,7 +64,7 @@ def test_the_hash_of_the_code_sees_code_and_no_comments(tmp_path, monkeypatch):
     monkeypatch.setattr(record_keys, "ROOT", tmp_path / "dnp")
     now = record_keys.code_hash.__wrapped__
     first, metrics_first = now(), record_keys.metrics_code.__wrapped__()
-    for name in ("guidance.py", "sd/unet.py", "evaluation/methods.py"):
+    for name in ("guidance.py", "sd/unet.py", "evaluation/contestants.py"):
         path = tmp_path / "dnp" / name
         text = path.read_text()
         path.write_text("# a comment\n" + text.replace('"""', '"""More words. ', 1))
@@ -76,25 +76,24 @@ def test_the_hash_of_the_code_sees_code_and_no_comments(tmp_path, monkeypatch):
     (tmp_path / "dnp" / "rules_of_ours.py").write_text("x = 1\n")
     assert now() != first  # a file that is new may be used by any
     (tmp_path / "dnp" / "rules_of_ours.py").unlink()
-    for name in ("evaluation/report.py", "evaluation/metrics.py", "command.py"):
+    for name in ("evaluation/report.py", "evaluation/metrics.py", "app/terminal.py"):
         (tmp_path / "dnp" / name).write_text("x = 1\n")
     assert now() == first and record_keys.metrics_code.__wrapped__() != metrics_first
 
 
 def test_all_that_is_imported_to_sample_is_in_the_hash():
-    told = "import sys, dnp.evaluation.contestants; print(*(m for m in sys.modules if m[:4] == 'dnp.'))"
+    told = "import sys, dnp.evaluation.contestants; "
+    told += "print(*(m for m in sys.modules if m[:4] == 'dnp.'))"
     done = subprocess.run(
         [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     used = {name.removeprefix("dnp.") for name in done.stdout.split()}
     apart = {name for name in used if name in record_keys.APART}
-    assert "guidance" in used and apart <= {"errors", "validation"}  # they refuse, and draw nothing
+    assert "generation" in used and apart <= {"errors"}  # they refuse, and draw nothing
     beyond = {
-        name
-        for name in used
-        if name.startswith("evaluation") and name not in ("evaluation.methods", "evaluation.cnp")
+        name for name in used if name.startswith("evaluation") and name != "evaluation.contestants"
     }
-    words = {"evaluation", *(f"evaluation.{m}" for m in ("benchmarks", "things", "trio"))}
+    words = {"evaluation", *(f"evaluation.{m}" for m in ("benchmarks", "trio"))}
     assert beyond <= words  # of prompts, which are in the key
 
 

@@ -146,6 +146,8 @@ def settled(
         options["rule_options"] = dict(options["rule_options"])
     if c.name == "unconditional":
         s, prompt = 1.0, ""
+    if issubclass(c.kind, OfSubjects) and subjects is None:  # no other setting depends on them
+        prompt, subjects = (prompt, subjects_of(c, prompt)) if prompt else ("a cat", "cat")
     if "s" not in options and s is None and c.name in BASELINES:
         recommended = getattr(model.config, "scales", {})
         s = recommended.get(c.name, recommended.get(c.method))

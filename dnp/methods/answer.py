@@ -89,6 +89,13 @@ def inner_pairs(t: int, pairs: Pairs, K: int, K_until: float) -> list[tuple[int,
     return [(t, inner[0][1]), *inner[1:]] if inner else []
 
 
+def evaluations(pairs: Pairs, K: int, K_until: float) -> int:
+    """Network evaluations per sample: two for a step, and two for each inner step but the first,
+    which shares those of the outer one."""
+    moves = [len(inner_pairs(t, pairs, K, K_until)) for t, _ in pairs]
+    return 2 * len(pairs) + sum(2 * (m - 1) for m in moves if m)
+
+
 def match(eps: Tensor, reference: Tensor, first: int = 1) -> Tensor:
     """`eps` with the mean and standard deviation of `reference`, of each sample.
 

@@ -1,0 +1,64 @@
+"""`train_free_sample.py`, the algorithm to read: its pictures are those of `dnp.generate`."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import dnp
+import train_free_sample
+from conftest import MINI, ROOT
+from dnp import guidance
+
+PROMPT = "a cat and a red car"
+
+
+def script(*words, cwd):
+    line = [sys.executable, ROOT / "train_free_sample.py", *map(str, words)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_it_is_short_enough_to_read():
+    assert len((ROOT / "train_free_sample.py").read_text().splitlines()) < 100
+
+
+def test_its_pictures_are_those_of_generate_to_the_byte(tmp_path):
+    done = script(PROMPT, "--steps", 3, "--seed", 4, "--scale", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    model, how = dnp.load(MINI), dict(s=2.0, steps=3, seed=4)
+    auto = dnp.generate(model, PROMPT, "auto-dnp", s_dns=2.0, **how)
+    assert f'n* = "{auto.negative}"' in done.stdout
+    wanted = {
+        "cfg": dnp.generate(model, PROMPT, "cfg", **how).images[0],
+        "dns": dnp.generate(model, PROMPT, "dns", **how).images[0],
+        "dnp": auto.images[0],
+    }
+    for name, picture in wanted.items():
+        with Image.open(tmp_path / "outputs" / f"{name}.png") as drawn:
+            assert drawn.tobytes() == picture.tobytes(), name
+    assert (tmp_path / "outputs" / "sheet.png").is_file()
+
+
+def test_its_latents_are_those_of_generate_on_v_prediction_and_trailing_levels(tiny):
+    model, how = dnp.load(tiny), dict(s=2.0, steps=3, seed=4)
+    r = dnp.generate(model, PROMPT, "np", "a dog", **how)
+    rule = lambda phi, p, n: guidance.negative_prompt(phi, p, n, 2.0)
+    z_0 = train_free_sample.sample(model, ["", PROMPT, "a dog"], rule, r.latents[0], 3)
+    assert torch.equal(z_0, r.latents[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((PROMPT, "--method", "ae"), "--method"),
+        ((PROMPT, "--steps", 0), "--steps 0 is not possible"),
+        ((PROMPT, "--weights", "nowhere"), "nowhere"),
+        ((PROMPT, "--ask"), "no words came"),
+    ],
+)
+def test_what_it_cannot_do_is_one_sentence(tmp_path, words, sentence):
+    few = [] if "--steps" in words else ["--steps", 1]
+    done = script(*words, *few, cwd=tmp_path)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
