@@ -35,7 +35,8 @@ def sample(model, prompts, rule, z_T, steps):
 
 
 def main() -> None:
-    p = Parser(prog="python -m dnp has every option; this script's", description=__doc__.split("\n")[0])
+    about = __doc__.split("\n")[0]
+    p = Parser(prog="python -m dnp has every option; this script's", description=about)
     p.add_argument("prompt")
     p.add_argument("--weights", default=Path(__file__).parent / "weights" / "mini", metavar="PATH")
     p.add_argument("--scale", type=float, default=3.0, metavar="S", help="s; default 3")
