@@ -1,8 +1,24 @@
-"""dnp: diffusion-negative sampling from scratch. Start at `dnp/guidance.py`.
+"""dnp: diffusion-negative sampling from scratch. These lines are DNS, Eqs. (2) and (19):
 
-model = dnp.load("weights/mini")
-result = dnp.generate(model, "a red car", method="dns", seed=0)
-result.images[0].show()
+    import torch, dnp
+
+    model, s = dnp.load("weights/mini"), 1.0
+    c_phi, c_p = (model.encode([prompt]) for prompt in ("", "a red car"))
+    z_t = torch.randn(1, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
+    for t, t_next in model.schedule.pairs(20):
+        with torch.no_grad():
+            eps_phi, eps_p = model.eps(z_t, t, c_phi), model.eps(z_t, t, c_p)
+        abar_t, abar_next = model.schedule.level(t), model.schedule.level(t_next)
+        z_t, _ = dnp.sampling.ddim_step(z_t, eps_phi + s * (eps_phi - eps_p), abar_t, abar_next)
+    model.decode(z_t)[0].save("opposite.png")
+
+The mathematics stands here: start at `guidance.py`, then `sampling.py`. `generation.py` is the door.
+
+    methods/     what makes a picture: one class for each method
+    sd/          the model, and reading its weights
+    diffusers/   other people's pipelines
+    app/         the command line, PNGs, sheets
+    evaluation/  the laboratory: experiments, exact law, people's study, benchmark of speed
 """
 
 from importlib import import_module

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -13,6 +14,16 @@ from conftest import MINI, ROOT
 from dnp import guidance
 
 PROMPT = "a cat and a red car"
+
+
+def test_the_lines_at_the_head_of_the_package_are_dns(tmp_path, monkeypatch):
+    code = dnp.__doc__.split("\n\n", 1)[1].split("\n\nThe mathematics")[0]
+    monkeypatch.chdir(ROOT)
+    space = {}
+    exec(textwrap.dedent(code).replace("opposite.png", str(tmp_path / "opposite.png")), space)
+    made = dnp.generate(space["model"], "a red car", "dns", s=1.0, steps=20)
+    assert torch.allclose(space["z_t"], made.latents[1], atol=1e-3)
+    assert (tmp_path / "opposite.png").is_file()
 
 
 def script(*words, cwd):

@@ -7,6 +7,8 @@
     python weights/mini/training/train.py recogniser --minutes 15 --out runs/mini   # needs nothing
     python weights/mini/training/train.py judge --minutes 8 --out runs/mini         # recogniser
     python weights/mini/training/train.py captioner --minutes 20 --out runs/mini    # vae, clip
+    python weights/mini/training/train.py decoder --warm weights/mini --out runs/decoder \\
+        --minutes 95 --scenes 40000 --seed 77 --batch 16 --lr 1.5e-3  # the decoder alone
     python weights/mini/training/train.py unet --minutes 120 --out runs/mini        # vae, clip
     python weights/mini/training/train.py export --out runs/mini --to weights/mini  # all
 
@@ -30,6 +32,7 @@ from torch import Tensor
 import world
 from common import Trainer, new_unet, take, text_tower, tokenizer
 from data import latents, pixels, scenes
+from decoder import train_decoder
 from dnp.schedule import Schedule, noise_error
 from dnp.sd.config import MINI_VAE
 from dnp.sd.vae import VAE
@@ -158,6 +161,7 @@ PARTS = {
     "captioner": train_captioner,
     "recogniser": train_recogniser,
     "judge": train_judge,
+    "decoder": train_decoder,
     "unet": train_unet,
     "export": export,
 }
@@ -184,6 +188,7 @@ def main() -> None:
         "--lock-text", action="store_true", help="clip: go on without the text tower"
     )
     parser.add_argument("--drop", type=float, default=0.1, help="share of prompts dropped, Eq. 1")
+    parser.add_argument("--layers", type=int, default=4, help="decoder: blocks of a level, less 1")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in the U-Net")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
