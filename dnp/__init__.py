@@ -8,11 +8,12 @@
     for t, t_next in model.schedule.pairs(20):
         with torch.no_grad():
             eps_phi, eps_p = model.eps(z_t, t, c_phi), model.eps(z_t, t, c_p)
-        abar_t, abar_next = model.schedule.level(t), model.schedule.level(t_next)
-        z_t, _ = dnp.sampling.ddim_step(z_t, eps_phi + s * (eps_phi - eps_p), abar_t, abar_next)
+        eps = eps_phi + s * (eps_phi - eps_p)
+        abar = model.schedule.level
+        z_t, _ = dnp.sampling.ddim_step(z_t, eps, abar(t), abar(t_next))
     model.decode(z_t)[0].save("opposite.png")
 
-The mathematics stands here: start at `guidance.py`, then `sampling.py`. `generation.py` is the door.
+The mathematics stands here: start at `guidance.py`. `generation.py` is the door.
 
     methods/     what makes a picture: one class for each method
     sd/          the model, and reading its weights

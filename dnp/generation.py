@@ -274,11 +274,7 @@ def record(call: Call, guided: Method) -> dict:
 
 
 def batch_size(device: torch.device) -> int:
-    """How many pictures are sampled together.
-
-    On a CPU more gain little, and one at a time its last bits are the same in any batch; a GPU
-    gains much.
-    """
+    """How many pictures are sampled together: on a CPU more gain little, on a GPU much."""
     return 1 if device.type == "cpu" else 16
 
 
