@@ -30,9 +30,10 @@ def from_png(typed: dict) -> dict:
     recorded = read_settings(Path(file))
     if "scale" in recorded:  # its name until version 0.2
         recorded["s"] = recorded.pop("scale")
-    for what in ("method", "rule"):
+    other = typed.keys() & {"method", "compare"}  # another method drops the recorded one's
+    for what, anew in (("method", other), ("rule", other | typed.keys() & {"rule"})):
         name = recorded.get(what)
-        if own.is_file(name) and what not in typed:
+        if own.is_file(name) and not anew:
             raise SettingsError(
                 f"{file} was made with the {what} {name}, and no picture makes a file run; add "
                 f"--{what} {name} if you trust it."
@@ -41,6 +42,8 @@ def from_png(typed: dict) -> dict:
     known = table(*METHODS.values(), *before, Chain, Picture, Weights)
     for key, value in recorded.items():
         told = key in ("prompt", *RECORDED)
+        if not told and key not in known and other and own.is_file(recorded.get("method")):
+            continue  # a setting of that method, which goes with it
         if not told and key not in known:
             raise SettingsError(
                 f"{file} holds {key} = {value!r:.40}, which this version does not know, so its "
@@ -73,9 +76,11 @@ def could_be(field: Field, value: object) -> bool:
 def still_true(recorded: dict, typed: dict) -> dict:
     """The recorded settings without those that belong to something that was typed anew."""
     was = METHODS.get(recorded.get("method"), Method)
-    if "method" in typed or "compare" in typed:  # the recorded ones belong to another method
+    trusted = own.is_file(typed.get("method")) and typed["method"] == recorded.get("method")
+    if ("method" in typed and not trusted) or "compare" in typed:  # these belong to another method
         of_methods = set(table(*METHODS.values())) - {"interval"}
-        for key in (*of_methods, "compare", "rule_sha256", "method_sha256"):
+        of_methods |= recorded.keys() - table(*METHODS.values(), Chain, Picture, Weights).keys()
+        for key in (of_methods | {"compare"}) - {"prompt", "fingerprint"}:
             recorded.pop(key, None)
     now = next(iter(method_of(typed.get("method", recorded.get("method")))), None)
     if "method" in typed and now and not now.takes_words:
