@@ -28,6 +28,8 @@ _UNET = "the U-Net of a diffusers folder: give the folder above it"
 GGUF = f"this is GGUF, quantised weights, {_PLAIN}, as .safetensors"
 # By a name in a file; the first that fits.
 _FILES = {
+    r"^edm_vpred\.": f"CosXL, which has EDM's noise levels, {_OTHER}",
+    r"^edm_(mean|std)$": f"Playground v2.5, which has EDM's noise levels, {_OTHER}",
     r"\.quant_state\.|\.absmax$|\.qweight$|(^|\.)scaled_fp8$": f"quantised weights, {_PLAIN}",
     r"^(ip_adapter|image_proj)\.": f"an IP-Adapter, {_STEERS}",
     r"(^|[._])lokr_": f"a LoKr (LyCORIS), {_LAYER}",

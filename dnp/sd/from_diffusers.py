@@ -75,7 +75,8 @@ class FromPipeline(StableDiffusion):
         self.pipe = pipe
         _refuse_what_is_no_eps(pipe)
         config, where = pipe.unet.config, f"{type(pipe).__name__}'s scheduler"
-        schedule_parts = layouts.read_schedule(dict(pipe.scheduler.config), where)
+        said = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+        schedule_parts = layouts.read_schedule(said, where)
         self.schedule, predicts, spacing, levels = schedule_parts
         size = config.sample_size
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)

@@ -17,7 +17,7 @@ import torch
 from dnp import folders
 from dnp.errors import WeightsError
 from dnp.schedule import Schedule
-from dnp.sd import foreign, original, recommendations, weights
+from dnp.sd import foreign, original, recommendations, schedulers, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.fingerprint import small_files
 from dnp.sd.parts import Parts
@@ -77,9 +77,10 @@ def folder(path: Path) -> Parts:
         entries = weights.without_harmless(weights.open_files(found))
         tensors[part] = (weights.renamed(entries, weights.rename, path / part), what)
         files += found
+    levels = _schedule(path / "scheduler" / "scheduler_config.json", not second)
     captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
     return Parts(
-        *configs.values(), tensors, files, *_schedule(path / "scheduler" / "scheduler_config.json"),
+        *configs.values(), tensors, files, *levels,
         _tokenizer(path / "tokenizer", configs["text_encoder"]), small_files(path / "tokenizer"),
         recommendations.read(path), captioner, **second,
     )  # fmt: skip
@@ -91,8 +92,10 @@ def _index(path: Path) -> dict:
     return weights.read_json(indices[0]) if indices else {}
 
 
-def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
-    return read_schedule(weights.read_json(path), path)
+def _schedule(path: Path, one_later: bool) -> tuple[Schedule, str, str, dict[str, object]]:
+    """`one_later`: StableDiffusionPipeline, unlike SDXL's, makes a missing steps_offset 1."""
+    offset = {"steps_offset": 1} if one_later else {}
+    return read_schedule({**offset, **weights.read_json(path)}, path)
 
 
 def read_schedule(d: dict, path: Path | str) -> tuple[Schedule, str, str, dict[str, object]]:
@@ -100,9 +103,10 @@ def read_schedule(d: dict, path: Path | str) -> tuple[Schedule, str, str, dict[s
 
     Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM
     over explicit pairs. (diffusers' own DDIM steps by a constant stride, which is another walk for
-    trailing and linspace spacing.) Keys that only some schedulers write have Stable Diffusion's
-    values: steps_offset 1, set_alpha_to_one false.
+    trailing and linspace spacing.) A key that is missing has the default of the scheduler's class
+    (`dnp/sd/schedulers.py`); what no class says has Stable Diffusion's value.
     """
+    d = schedulers.filled(d, path)
     kinds = {
         "beta_schedule": ("linear", "scaled_linear"),  # the first is diffusers' default
         "prediction_type": ("epsilon", "v_prediction"),
