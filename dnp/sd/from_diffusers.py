@@ -19,13 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from dnp.errors import SettingsError, WeightsError
-from dnp.sd import layouts
+from dnp.sd import layouts, probe
 from dnp.sd.finite import require_finite
 from dnp.sd.model import StableDiffusion
 from dnp.sd.sdxl import StableDiffusionXL
 from dnp.settings import OF_PIPELINE
-
-NAMES_OF_FILES = ("_name_or_path", "_diffusers_version", "transformers_version")
 
 
 def from_diffusers(pipe) -> StableDiffusion:
@@ -86,7 +84,7 @@ class FromPipeline(StableDiffusion):
             SimpleNamespace(
                 factor=pipe.vae_scale_factor, scaling_factor=pipe.vae.config.scaling_factor
             ),
-            predicts, spacing, phi, Identity(pipe, [predicts, spacing, phi, levels]),
+            predicts, spacing, phi, Identity(self, [predicts, spacing, phi, levels]),
         )  # fmt: skip
 
     @property
@@ -120,6 +118,7 @@ class FromPipeline(StableDiffusion):
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
         """tau(c) by the pipeline: prompts -> context (B, L, D). It cuts a long prompt, and logs
         that."""
+        require_one_device(self.pipe)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         return self.pipe.encode_prompt(prompts, self.device, 1, False)[0]
 
@@ -134,6 +133,7 @@ class FromPipelineXL(FromPipeline, StableDiffusionXL):
         return self.pipe.tokenizer_2
 
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        require_one_device(self.pipe)
         context, _, pooled, _ = self.pipe.encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
@@ -206,22 +206,32 @@ class _VAE:
 
 
 class Identity:
-    """The name of what a pipeline holds: every tensor with its LoRAs, their scales, the tokenizers.
+    """The name of what a pipeline holds: every tensor with its LoRAs, their scales, the tokenizers,
+    how the modules are wired, and what a small forward returns (`dnp/sd/probe.py`).
 
-    Hashed when it is asked for, by all cores (0.6 s of one core for a GB), and again when a tensor
-    was replaced or written to, or a LoRA was loaded, scaled, fused or put off. What somebody writes
-    through `.data` is not seen.
+    Tensors are hashed when the name is asked for, by all cores (0.6 s of one core for a GB), and
+    again when one was replaced or written to, or a LoRA was loaded, scaled, fused or put off. The
+    forward is run at every call, so at the start of every run, and a change through `.data`, by a
+    hook or by a patched method is seen where it changes its numbers by 1e-6 of their size.
+    WeightsError where they are not the same twice.
     """
 
-    def __init__(self, pipe, settings: object):
-        self.pipe, self.settings, self.fingerprint = pipe, settings, ""
+    def __init__(self, model: FromPipeline, settings: object):
+        self.model, self.settings, self.fingerprint = model, settings, ""
         self.seen: tuple[str, dict] = "", {}
 
     def name(self) -> str:
         """OF_PIPELINE and 32 hexadecimal digits."""
-        tensors = dict(_tensors(self.pipe))
-        beside = json.dumps([self.settings, _beside(self.pipe)], sort_keys=True, default=str)
+        pipe = self.model.pipe
+        numbers = probe.numbers(self.model)
+        tensors = dict(_tensors(pipe))
+        beside = json.dumps([self.settings, _beside(pipe), numbers], sort_keys=True, default=str)
         if not self._same(beside, tensors):
+            if numbers != probe.numbers(self.model, seed=1):
+                raise WeightsError(
+                    "this pipeline gives two results for one input, so its pictures have no name; "
+                    "remove what draws or remembers: dropout (pipe.unet.eval()), a hook, a cache."
+                )
             with ThreadPoolExecutor() as pool:
                 digests = dict(zip(tensors, pool.map(_digest, tensors.values())))
             fingerprint = json.dumps([beside, digests], sort_keys=True)
@@ -245,6 +255,16 @@ def networks(pipe) -> dict[str, nn.Module]:
     return {k: part for k, part in parts.items() if part is not None}
 
 
+def require_one_device(pipe) -> None:
+    """WeightsError if some networks were moved and others not. (An offloaded one moves itself.)"""
+    where = {k: n.device.type for k, n in networks(pipe).items() if not hasattr(n, "_hf_hook")}
+    if len(set(where.values())) > 1:
+        said = ", ".join(f"{part} on {device}" for part, device in where.items())
+        raise WeightsError(
+            f"this pipeline has its {said}; move it as a whole, with pipe.to(DEVICE)."
+        )
+
+
 def _tensors(pipe) -> Iterator[tuple[str, Tensor]]:
     for part, network in networks(pipe).items():
         for kind in (network.named_parameters(), network.named_buffers()):
@@ -252,18 +272,25 @@ def _tensors(pipe) -> Iterator[tuple[str, Tensor]]:
 
 
 def _beside(pipe) -> list:
-    """All beside tensors that changes a picture: class, configs, tokenizers, LoRAs in force."""
+    """All beside tensors that changes a picture: classes, configs, wiring, tokenizers, LoRAs."""
     content: list = [type(pipe).__name__, sorted(getattr(pipe, "fused_loras", ()))]
     for part, network in networks(pipe).items():
         config = getattr(network.config, "to_dict", lambda c=network.config: dict(c))()
-        content.append([part, {k: v for k, v in config.items() if k not in NAMES_OF_FILES}])
+        content.append(
+            [part, {k: v for k, v in config.items() if k not in probe.NAMES and k[0] != "_"}]
+        )
+        content.append(probe.wiring(network))
         for name, module in network.named_modules():
             if hasattr(module, "scaling") and hasattr(module, "active_adapters"):  # a LoRA's layer
                 adapters = [module.active_adapters, module.disable_adapters, module.merged_adapters]
                 content.append([part, name, dict(module.scaling), adapters])
     for name in ("tokenizer", "tokenizer_2"):
-        if getattr(pipe, name, None) is not None:
-            content.append([name, getattr(pipe, name).get_vocab()])
+        if (tokenizer := getattr(pipe, name, None)) is not None:
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            said = json.loads(backend.to_str()) if backend else {}
+            said = {k: v for k, v in said.items() if k not in ("padding", "truncation")}
+            ends = [tokenizer.model_max_length, tokenizer.special_tokens_map]
+            content.append([name, tokenizer.get_vocab(), said, ends])
     return content
 
 
