@@ -65,6 +65,8 @@ def load_captioner(
     WeightsError says what is wrong with it.
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
+        if inside := folders.lies_in(folder, "config.json"):
+            raise WeightsError(f"{folder} is a folder of the hub's cache; give {inside}.")
         if not allow_download:
             raise WeightsError(
                 f"{folder}: no captioner is there (no config.json); give a transformers "

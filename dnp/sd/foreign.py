@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dnp.sd.config import UNetConfig
@@ -100,6 +100,22 @@ def of_folder(path: Path, says: Mapping[str, object]) -> str:
     if second_alone or says.get("requires_aesthetics_score"):
         looks = looks or _REFINER
     return looks and f"this looks like {looks}"
+
+
+_ADAPTED = (
+    "a LoRA lies in it beside the network: in the open pipeline call pipe.fuse_lora() and then "
+    "pipe.unload_lora_weights(), and save it again with pipe.save_pretrained(FOLDER)"
+)
+
+
+def of_names(names: Iterable[str]) -> str:
+    """What a network of a folder holds beside its own tensors: a LoRA as peft names it."""
+    return _ADAPTED if any(re.search(r"\.(base_layer|lora_\w+)\.", k) for k in names) else ""
+
+
+def of_part(path: Path) -> str:
+    """The same of a part of which transformers saved the LoRA alone."""
+    return _ADAPTED if (path / "adapter_config.json").is_file() else ""
 
 
 def of_unet(unet: UNetConfig) -> str:

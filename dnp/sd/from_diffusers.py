@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,8 +119,9 @@ class FromPipeline(StableDiffusion):
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
         """tau(c) by the pipeline: prompts -> context (B, L, D). It cuts a long prompt, and logs
         that."""
-        require_one_device(self.pipe)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        require_one_device(self.pipe)
+        note_padding(self.pipe, prompts)
         return self.pipe.encode_prompt(prompts, self.device, 1, False)[0]
 
 
@@ -134,6 +136,7 @@ class FromPipelineXL(FromPipeline, StableDiffusionXL):
 
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         require_one_device(self.pipe)
+        note_padding(self.pipe, prompts)
         context, _, pooled, _ = self.pipe.encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
@@ -263,6 +266,19 @@ def require_one_device(pipe) -> None:
         raise WeightsError(
             f"this pipeline has its {said}; move it as a whole, with pipe.to(DEVICE)."
         )
+
+
+def note_padding(pipe, prompts: Sequence[str]) -> None:
+    """A note where a prompt has the text of the padding token, which "!" is in 2.x and SDXL."""
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = getattr(pipe, name, None)
+        text, end = (getattr(tokenizer, f"{kind}_token", None) for kind in ("pad", "eos"))
+        if text not in (None, end) and any(text in p for p in prompts):
+            warnings.warn(
+                f'the pipeline\'s {name} reads "{text}" in a prompt as padding; the original code '
+                "and dnp.load read it as a word",
+                stacklevel=3,
+            )
 
 
 def _tensors(pipe) -> Iterator[tuple[str, Tensor]]:

@@ -17,7 +17,7 @@ import torch
 from dnp import folders
 from dnp.errors import WeightsError
 from dnp.schedule import Schedule
-from dnp.sd import foreign, original, recommendations, schedulers, weights
+from dnp.sd import foreign, original, recommendations, schedulers, single_file, weights
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.fingerprint import small_files
 from dnp.sd.parts import Parts
@@ -38,6 +38,8 @@ def read(path: Path, predicts: str | None = None) -> Parts:
             "folder that holds unet/, or a .safetensors file."
         ) from None
     if path.is_dir():
+        if inside := folders.lies_in(path, "unet"):
+            raise WeightsError(f"{path} is a folder of the hub's cache; give {inside}.")
         parts = folder(path)
         return replace(parts, prediction_type=predicts or parts.prediction_type)
     if not path.is_file():
@@ -50,6 +52,9 @@ def folder(path: Path) -> Parts:
     index = _index(path)
     if foreign_kind := foreign.of_folder(path, index):
         raise WeightsError(f"{path}: {foreign_kind}.")
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        if foreign_kind := foreign.of_part(path / part):
+            raise WeightsError(f"{path / part}: {foreign_kind}.")
     stem = "diffusion_pytorch_model"
     kinds = {"text_encoder": TextConfig, "unet": UNetConfig, "vae": VAEConfig}
     configs = {
@@ -75,6 +80,8 @@ def folder(path: Path) -> Parts:
         config = path / part / "config.json"
         what = f"{found[0]} does not belong to the network that {config} describes"
         entries = weights.without_harmless(weights.open_files(found))
+        if foreign_kind := foreign.of_names(entries):
+            raise WeightsError(f"{found[0]}: {foreign_kind}.")
         tensors[part] = (weights.renamed(entries, weights.rename, path / part), what)
         files += found
     levels = _schedule(path / "scheduler" / "scheduler_config.json", not second)
@@ -190,4 +197,4 @@ def _open_tokenizer(path: Path, config: TextConfig):
             f"{path}: its tokens go up to {most} and its start, end and padding are {ends}, but "
             f"the text encoder knows 0 to {config.vocab_size - 1}; take both from one model."
         )
-    return tokenizer
+    return single_file.with_padding_apart(tokenizer)

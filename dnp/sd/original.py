@@ -37,7 +37,7 @@ def read(path: Path, predicts: str | None = None) -> Parts:
         k.startswith(single_file.TEXT_2) and not single_file.HARMLESS.search(k) for k in entries
     )
     own = _parted(path, entries, xl, openclip, hint)
-    whole = single_file.TEXT_2 + "text_projection" in entries
+    whole = any(k.startswith(single_file.TEXT_2 + "text_projection") for k in entries)
     text, text_2, unet, vae, second = _configs(path, own, xl, openclip, whole, hint)
     if kind := foreign.of_unet(unet):
         raise WeightsError(f"{path}: {kind}.")
