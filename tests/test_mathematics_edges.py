@@ -269,3 +269,34 @@ def test_gaussians_that_are_no_law_are_told():
     with pytest.raises(ValueError, match="variances of 0 or more"):
         toy.Gaussian(bad, [one])
     toy.PointMass(torch.zeros(2), [torch.ones(2)])  # variances of 0 are a point
+
+
+# ------------------------------------------------------------------------ the README's table
+
+
+def test_two_scales_at_n_equal_p_are_phi_for_h_equal_s_only():
+    phi, p, _ = noises((2, 3))
+    assert_close(guidance.negative_prompt_two_scale(phi, p, p, 3.0, 3.0), phi)
+    rest = guidance.negative_prompt_two_scale(phi, p, p, 3.0, 1.0) - phi
+    assert_close(rest, 2.0 * (p - phi))
+
+
+def test_dng_is_a_function_of_z_t_with_the_exact_posterior_and_not_when_it_is_tracked():
+    model, t, s = square(), torch.tensor(300), 2.0
+    z, sigmas = torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=F64), []
+    for t_i in (300, 280):
+        sigmas.append((1 - model.schedule.level(t_i)).sqrt())
+    eps = [model.eps(z, t, c) for c in (None, 0, 1)]
+
+    def after(rule, past):
+        """The noise at z, after a step to `past` or none."""
+        rule.reset(z)
+        if past is not None:
+            rule(*eps, s, z, t, *sigmas)
+            rule.observe(z, past, 300, 280, eps_phi=eps[0], eps_n=eps[2])
+        return rule(*eps, s, z, t, *sigmas)
+
+    exact = rules.DNG(g=1.0, posterior=lambda z, t: model.posterior(z, t, 1))
+    tracked = rules.DNG()
+    assert_close(after(exact, None), after(exact, z + 0.5))
+    assert (after(tracked, None) - after(tracked, z + 0.5)).abs().max() > 1e-3
