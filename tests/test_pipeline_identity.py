@@ -226,6 +226,27 @@ def test_a_pipeline_that_cannot_be_seen_is_refused():
         dnp.generate(model, "a cat", steps=1)
 
 
+def test_what_a_wrapped_pipeline_may_not_become_is_told():
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+    pipe, _ = build("1.x")
+    model, own = dnp.from_diffusers(pipe), pipe.scheduler
+    for other in (
+        EulerDiscreteScheduler.from_config(own.config, timestep_spacing="trailing"),
+        DDIMScheduler.from_config(own.config, prediction_type="v_prediction"),
+        DDIMScheduler.from_config(own.config, beta_end=0.02),
+    ):
+        pipe.scheduler = other
+        with pytest.raises(WeightsError, match="scheduler was changed after it was read"):
+            dnp.generate(model, "a cat", steps=1)
+    own.set_timesteps(5)  # its own steps are not used
+    pipe.scheduler = own
+    assert model.config.fingerprint
+    pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    with pytest.raises(WeightsError, match="IP-Adapter"):
+        dnp.generate(model, "a cat", steps=1)
+
+
 def test_a_run_after_a_change_makes_new_pictures(tmp_path):
     pipe, _ = build("1.x")
     model = dnp.from_diffusers(pipe)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dnp.errors import SettingsError, WeightsError
 from dnp.sd import layouts, probe
@@ -73,10 +73,8 @@ class FromPipeline(StableDiffusion):
     def __init__(self, pipe):
         self.pipe = pipe
         _refuse_what_is_no_eps(pipe)
-        config, where = pipe.unet.config, f"{type(pipe).__name__}'s scheduler"
-        said = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
-        schedule_parts = layouts.read_schedule(said, where)
-        self.schedule, predicts, spacing, levels = schedule_parts
+        config = pipe.unet.config
+        self.schedule, predicts, spacing, levels = read_schedule(pipe)
         size = config.sample_size
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)
         phi = "zeros" if getattr(pipe.config, "force_zeros_for_empty_prompt", False) else "text"
@@ -113,7 +111,7 @@ class FromPipeline(StableDiffusion):
         return self.pipe.vae.dtype
 
     def check_finite(self) -> None:
-        for network in networks(self.pipe).values():
+        for network in probe.networks(self.pipe).values():
             require_finite(network, {})
 
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
@@ -144,6 +142,12 @@ class FromPipelineXL(FromPipeline, StableDiffusionXL):
 
 
 KINDS = {"StableDiffusionXLPipeline": FromPipelineXL, "StableDiffusionPipeline": FromPipeline}
+
+
+def read_schedule(pipe) -> tuple:
+    """Schedule, prediction type, spacing and levels of a pipeline's scheduler."""
+    said = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    return layouts.read_schedule(said, f"{type(pipe).__name__}'s scheduler")
 
 
 def _refuse_what_is_no_eps(pipe) -> None:
@@ -219,16 +223,26 @@ class Identity:
     WeightsError where they are not the same twice.
     """
 
-    def __init__(self, model: FromPipeline, settings: object):
+    def __init__(self, model: FromPipeline, settings: list):
         self.model, self.settings, self.fingerprint = model, settings, ""
         self.seen: tuple[str, dict] = "", {}
 
     def name(self) -> str:
         """OF_PIPELINE and 32 hexadecimal digits."""
         pipe = self.model.pipe
+        _refuse_what_is_no_eps(pipe)
+        with warnings.catch_warnings(action="ignore"):  # what it notes was noted
+            now = read_schedule(pipe)[1:]
+        if now != (*self.settings[:2], self.settings[-1]):
+            raise WeightsError(
+                "the pipeline's scheduler was changed after it was read; call "
+                "dnp.from_diffusers(pipe) again."
+            )
         numbers = probe.numbers(self.model)
         tensors = dict(_tensors(pipe))
-        beside = json.dumps([self.settings, _beside(pipe), numbers], sort_keys=True, default=str)
+        beside = json.dumps(
+            [self.settings, probe.beside(pipe), numbers], sort_keys=True, default=str
+        )
         if not self._same(beside, tensors):
             if numbers != probe.numbers(self.model, seed=1):
                 raise WeightsError(
@@ -252,17 +266,12 @@ class Identity:
         return self.name()
 
 
-def networks(pipe) -> dict[str, nn.Module]:
-    """The networks that make a picture, by their names in the pipeline."""
-    parts = {k: getattr(pipe, k, None) for k in ("unet", "vae", "text_encoder", "text_encoder_2")}
-    return {k: part for k, part in parts.items() if part is not None}
-
-
 def require_one_device(pipe) -> None:
     """WeightsError if some networks were moved and others not. (An offloaded one moves itself.)"""
-    where = {k: n.device.type for k, n in networks(pipe).items() if not hasattr(n, "_hf_hook")}
-    if len(set(where.values())) > 1:
-        said = ", ".join(f"{part} on {device}" for part, device in where.items())
+    parts = {k: n for k, n in probe.networks(pipe).items() if not hasattr(n, "_hf_hook")}
+    where = {k: sorted({str(p.device) for p in n.parameters()}) for k, n in parts.items()}
+    if len({device for devices in where.values() for device in devices}) > 1:
+        said = ", ".join(f"{part} on {' and '.join(devices)}" for part, devices in where.items())
         raise WeightsError(
             f"this pipeline has its {said}; move it as a whole, with pipe.to(DEVICE)."
         )
@@ -282,32 +291,9 @@ def note_padding(pipe, prompts: Sequence[str]) -> None:
 
 
 def _tensors(pipe) -> Iterator[tuple[str, Tensor]]:
-    for part, network in networks(pipe).items():
+    for part, network in probe.networks(pipe).items():
         for kind in (network.named_parameters(), network.named_buffers()):
             yield from ((f"{part}.{name}", x) for name, x in kind)
-
-
-def _beside(pipe) -> list:
-    """All beside tensors that changes a picture: classes, configs, wiring, tokenizers, LoRAs."""
-    content: list = [type(pipe).__name__, sorted(getattr(pipe, "fused_loras", ()))]
-    for part, network in networks(pipe).items():
-        config = getattr(network.config, "to_dict", lambda c=network.config: dict(c))()
-        content.append(
-            [part, {k: v for k, v in config.items() if k not in probe.NAMES and k[0] != "_"}]
-        )
-        content.append(probe.wiring(network))
-        for name, module in network.named_modules():
-            if hasattr(module, "scaling") and hasattr(module, "active_adapters"):  # a LoRA's layer
-                adapters = [module.active_adapters, module.disable_adapters, module.merged_adapters]
-                content.append([part, name, dict(module.scaling), adapters])
-    for name in ("tokenizer", "tokenizer_2"):
-        if (tokenizer := getattr(pipe, name, None)) is not None:
-            backend = getattr(tokenizer, "backend_tokenizer", None)
-            said = json.loads(backend.to_str()) if backend else {}
-            said = {k: v for k, v in said.items() if k not in ("padding", "truncation")}
-            ends = [tokenizer.model_max_length, tokenizer.special_tokens_map]
-            content.append([name, tokenizer.get_vocab(), said, ends])
-    return content
 
 
 def _written(x: Tensor) -> tuple:

@@ -8,6 +8,7 @@ change those in the last digits, so they are computed in float64 and rounded.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import torch
@@ -20,6 +21,33 @@ from dnp.errors import WeightsError, memory_is_full, reason
 NAMES = {"transformers_version", "name_or_path", "architectures", "dtype", "torch_dtype"}
 _APART = {*NAMES, "config", "generation_config", "gradient_checkpointing", "warnings_issued"}
 _DRAWS = 8  # numbers of each result; float64 is sure of 6 of their digits, MPS's float32 of 3
+
+
+def networks(pipe) -> dict[str, nn.Module]:
+    """The networks that make a picture, by their names in the pipeline."""
+    parts = {k: getattr(pipe, k, None) for k in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    return {k: part for k, part in parts.items() if part is not None}
+
+
+def beside(pipe) -> list:
+    """All beside tensors that changes a picture: classes, configs, wiring, tokenizers, LoRAs."""
+    content: list = [type(pipe).__name__, sorted(getattr(pipe, "fused_loras", ()))]
+    for part, network in networks(pipe).items():
+        config = getattr(network.config, "to_dict", lambda c=network.config: dict(c))()
+        content.append([part, {k: v for k, v in config.items() if k not in NAMES and k[0] != "_"}])
+        content.append(wiring(network))
+        for name, module in network.named_modules():
+            if hasattr(module, "scaling") and hasattr(module, "active_adapters"):  # a LoRA's layer
+                adapters = [module.active_adapters, module.disable_adapters, module.merged_adapters]
+                content.append([part, name, dict(module.scaling), adapters])
+    for name in ("tokenizer", "tokenizer_2"):
+        if (tokenizer := getattr(pipe, name, None)) is not None:
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            said = json.loads(backend.to_str()) if backend else {}
+            said = {k: v for k, v in said.items() if k not in ("padding", "truncation")}
+            ends = [tokenizer.model_max_length, tokenizer.special_tokens_map]
+            content.append([name, tokenizer.get_vocab(), said, ends])
+    return content
 
 
 def wiring(network: nn.Module) -> list:
