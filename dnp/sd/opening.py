@@ -83,8 +83,9 @@ def load(
     entries = {part: of_part for part, (of_part, _) in parts.tensors.items()}
     if parts.text_2:
         *networks, text_encoder_2 = networks
-        projection = text_encoder_2.text_projection.weight  # transposed in a single file: products
-        projection.data = projection.data.contiguous()  #     of two layouts differ in the last bits
+        # Transposed in some files, and at any byte of a mapped one: both change a product's last bits.
+        projection = text_encoder_2.text_projection.weight
+        projection.data = projection.data.clone(memory_format=torch.contiguous_format)
         return StableDiffusionXL(
             *networks, parts.tokenizer, parts.schedule, config, entries,
             text_encoder_2=text_encoder_2, open_tokenizer_2=parts.tokenizer_2,
