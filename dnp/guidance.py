@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from inspect import signature
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ def per_sample(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     ValueError if there is not one for each.
     """
-    names = list(signature(rule).parameters)
+    names = rule.__code__.co_varnames[: rule.__code__.co_argcount]
 
     @wraps(rule)
     def each(*args: Tensor, **kw: object) -> Tensor:
