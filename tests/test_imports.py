@@ -9,14 +9,15 @@ import pytest
 from conftest import ROOT
 
 EQUATIONS = (
-    "schedule", "energy", "guidance", "sampling", "toy", "answer", "readings", "rules",
+    "schedule", "energy", "guidance", "sampling", "toy", "answer", "readings", "rules", "theorems",
+    "particles",
 )  # fmt: skip
 # Bottom to top: a module imports from its own floor and those below.
 FLOORS = (
     ("errors",),
     EQUATIONS,
     (
-        "methods", "settings", "validation", "contract", "folders", "command", "checks",
+        "methods", "settings", "validation", "contract", "folders", "command", "checks", "testing",
         "prompting", "pictures", "attend_excite", "guided", "neglect", "options",
     ),
     ("sd",),
@@ -28,7 +29,7 @@ MODULES = {
     for path in (ROOT / "dnp").rglob("*.py")
     if path != ROOT / "dnp" / "__init__.py"
 }
-PACKAGES = ("sd", "evaluation")
+PACKAGES = ("sd", "evaluation", "testing")
 PURE = {"__future__", "collections", "dataclasses", "functools", "math", "torch", "typing"}
 
 
