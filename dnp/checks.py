@@ -118,7 +118,8 @@ def properties(
     def form(when: str) -> tuple:
         if when[0] not in f.needs and f"eps_{when[0]}" not in f.needs:
             return (f"has no {when[0]}",)
-        held = float(when[4:]) if when in ("s = 0", "s = 1") else None
+        only = some[0].s if scales and len(set(scales)) == 1 else None
+        held = float(when[4:]) if when in ("s = 0", "s = 1") else only
         words = forms.form(f, some[:16], when).words(held)
         if words.startswith("not ") and "h" in f.needs:
             tied = forms.form(f, [replace(d, h=d.s) for d in some[:16]], when).words(held)
@@ -207,13 +208,16 @@ def rules_table() -> str:
     heads = "rule|formula|evaluations|s = 0|s = 1|n = phi|n = p|same in x0, v|bounded in n|energy"
     lines = [f"| {heads.replace('|', ' | ')} |", "|---" * 10 + "|"]
     for name, rule in RULES.items():
-        check = check_rule(rule, show=False)
+        f = Subject(rule)
+        found = properties(f, draws(36), None, None, 0)
+        row = {k: found[k]()[0] for k in ("s = 0", "s = 1", "n = phi", "n = p", "bounded in n")}
         formula = re.search(r"^ *eps = (.*?)$", inspect.getdoc(rule), re.M)[1].split(",  ")[0]
-        space = " / ".join(check[f"same in {x}"] for x in ("x0", "v"))
-        found = [check[x] for x in ("s = 0", "s = 1", "n = phi", "n = p")]
-        rest = [space, check["bounded in n"], re.split(r" \(|:", check["energy"])[0]]
-        cells = [f"`{name}`", f"`{formula}`".replace("|", "\\|"), check["evaluations"][0]]
-        lines.append("| " + " | ".join(cells + found + rest) + " |")
+        space = " / ".join(found[f"same in {x}"]()[0] for x in ("x0", "v"))
+        energy = re.split(r" \(|:", found["energy"]()[0])[0]
+        evaluations = str(len(set(NOISES) & set(f.needs)))
+        cells = [f"`{name}`", f"`{formula}`".replace("|", "\\|"), evaluations]
+        cells += [*list(row.values())[:4], space, row["bounded in n"], energy]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -96,7 +96,7 @@ def loop_sums(field: Field, centre: Tensor, a: Tensor, b: Tensor) -> tuple[Tenso
 
 def energy(
     f: Subject, ts: Sequence[int] | None = None, ss: Sequence[float] | None = None, seed: int = 0,
-    count: int = 32, axes: tuple[int, ...] = (),
+    count: int = 24, axes: tuple[int, ...] = (),
 ) -> Sign:  # fmt: skip
     """The worst sign against an energy over levels, scales, points and loops, or the first found.
 
@@ -105,7 +105,7 @@ def energy(
     """
     g, D = generator(seed), f.toy.means.shape[-1]
     ts = list(ts or levels(count, seed))
-    ts = mixed(ts, len(ts), g)
+    ts = mixed(ts, max(len(ts), 4), g)
     ss = mixed(ss or [s for s in scales(3 * len(ts) // 2, seed) if s not in (0, 1)], len(ts), g)
     hs = mixed(scales(len(ts), seed + 1), len(ts), g)
     worst = Sign(0.0, False)

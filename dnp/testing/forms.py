@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dnp.energy import u_from_eps, v_from_eps, z0_from_eps
 from dnp.testing.identities import LIMIT, changed
-from dnp.testing.inputs import F64, Draw, draws
+from dnp.testing.inputs import F64, Draw, draws, noises
 from dnp.testing.subject import Subject, error
 
 MONOMIALS = {"": (0, 0), "s": (1, 0), "h": (0, 1), "s^2": (2, 0), "s h": (1, 1), "h^2": (0, 2)}
@@ -94,9 +94,12 @@ def form(f: Subject, some: Sequence[Draw], when: str | None = None) -> Form:
         places.append((s, h))
     if residual > LIMIT:
         return Form(None, residual)
+    free = {"s": "s" in f.needs and not held, "h": "h" in f.needs}
+    free["h"] &= any(s != h for s, h in places)  # else h is tied to s
+    values = {k: {place[i] for place in places} for i, k in enumerate("sh")}
     powers = [
         k for k, (i, j) in MONOMIALS.items()
-        if (not i or ("s" in f.needs and not held)) and (not j or "h" in f.needs)
+        if all(n == 0 or (free[x] and len(values[x]) > n) for x, n in (("s", i), ("h", j)))
     ]  # fmt: skip
     Y = torch.stack(found)
     for few in ([k for k in powers if sum(MONOMIALS[k]) < 2], powers):
@@ -105,8 +108,8 @@ def form(f: Subject, some: Sequence[Draw], when: str | None = None) -> Form:
         B = torch.linalg.lstsq(X, Y).solution
         off = ((X @ B - Y).abs() / (1 + Y.abs())).max().item()
         if off < LIMIT:
-            values = [{k: round(x, 9) for k, x in zip(few, column)} for column in B.T.tolist()]
-            terms = [{k: v for k, v in x.items() if v} for x in values]
+            rounded = [{k: round(x, 9) for k, x in zip(few, column)} for column in B.T.tolist()]
+            terms = [{k: v for k, v in x.items() if v} for x in rounded]
             empty = {} if when else {"phi": {}, "p": {}, "n": {}}
             return Form({**empty, **dict(zip(names, terms))}, residual, off)
     return Form(None, residual, off)
@@ -130,11 +133,12 @@ def growth(f: Subject, seed: int = 0) -> float:
     found = []
     for draw in draws(4, seed, f.ranks[-1:]):
         draw = replace(draw, s=3.0, h=1.2, norm=1.0)
-        phi, p, n = draw.noises()
+        phi, p, n = noises(draw.shape, draw.seed)
         base = f.at(draw, (phi, p, phi))
         for d in (n - phi, p - phi, phi - p):
             push = [(f.at(draw, (phi, p, phi + k * d)) - base).norm().item() for k in (1e8, 1e12)]
-            found.append(math.log(push[1] / push[0], 1e4) if min(push) > 0 else -math.inf)
+            seen = push[1] > 1e-2 * d.norm()  # more than rounding
+            found.append(math.log(push[1] / push[0], 1e4) if seen else -math.inf)
     return max(found)
 
 

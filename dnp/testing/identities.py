@@ -144,7 +144,7 @@ def same_level(f: Subject, seed: int = 0) -> Finding:
     """A rule that reads neither a level nor z_t has one value at every level."""
     if f.remembers or set(LEVEL) & set(f.needs):
         return Finding(True, "reads it")
-    worst, where, some = 0.0, None, draws(COUNT, seed, f.ranks)
+    worst, where, some = 0.0, None, draws(COUNT // 2, seed, f.ranks)
     for draw in some:
         moved = replace(draw, t=some[0].t)
         if (e := error(f.at(draw), f.at(moved))) > worst:
