@@ -61,6 +61,7 @@ def test_numbers_stand_beside_the_words_and_an_unknown_row_is_a_key_error():
     )
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("rule", EIGHT, ids=lambda f: f.__name__)
 def test_the_eight_kinds_of_false_energy_are_told(rule):
     check = quiet(rule)
