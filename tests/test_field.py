@@ -70,4 +70,4 @@ def test_guiders_with_a_weak_branch_jump_at_scale_1():
     three = torch.randn(3, 2, 4, 5, 6, generator=torch.Generator().manual_seed(0))
     for name in ("SkipLayer", "PerturbedAttention", "SmoothedEnergy"):
         one, near = (found[name](*three, s) for s in (1.0, 1.0 + 1e-6))
-        assert (one - near).norm() > 0.5 * one.norm(), name
+        assert (one - near).norm() > 0.2 * one.norm(), name
