@@ -205,7 +205,8 @@ def memory(f: Subject, draw: Draw) -> tuple:
 
 def rules_table() -> str:
     """The Markdown table of `RULES`: the formula of each docstring and what `check_rule` found."""
-    heads = "rule|formula|evaluations|s = 0|s = 1|n = phi|n = p|same in x0, v|bounded in n|energy"
+    heads = "rule|formula|evaluations|s = 0|s = 1|n = phi|n = p|same in x0, v|bounded in n"
+    heads += "|curl"  # of an energy there is none
     lines = [f"| {heads.replace('|', ' | ')} |", "|---" * 10 + "|"]
     for name, rule in RULES.items():
         f = Subject(rule)
@@ -213,10 +214,10 @@ def rules_table() -> str:
         row = {k: found[k]()[0] for k in ("s = 0", "s = 1", "n = phi", "n = p", "bounded in n")}
         formula = re.search(r"^ *eps = (.*?)$", inspect.getdoc(rule), re.M)[1].split(",  ")[0]
         space = " / ".join(found[f"same in {x}"]()[0] for x in ("x0", "v"))
-        energy = re.split(r" \(|:", found["energy"]()[0])[0]
+        curl = "yes" if found["energy"]()[0].startswith("no:") else "no"
         evaluations = str(len(set(NOISES) & set(f.needs)))
         cells = [f"`{name}`", f"`{formula}`".replace("|", "\\|"), evaluations]
-        cells += [*list(row.values())[:4], space, row["bounded in n"], energy]
+        cells += [*list(row.values())[:4], space, row["bounded in n"], curl]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -245,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.field:
         from dnp.testing.field import field_table
 
-        print(field_table())
+        print(field_table(check_rule, args.seed))
     else:
         print(rules_table())
 

@@ -148,10 +148,8 @@ def field() -> Iterator[tuple[str, str, Callable | None, str]]:
             yield "diffusers", short, None, why
 
 
-def field_table(seed: int = 0) -> str:
+def field_table(check_rule: Callable, seed: int = 0) -> str:
     """The Markdown table, and what was skipped. In words, so that it is the same anywhere."""
-    from dnp.checks import check_rule
-
     heads = "source|rule|noises|s = 1|n = phi|linear|jump in s|same in x0|growth in n|energy|"
     heads += "harmless if unrelated|faults"
     lines = [f"| {heads.replace('|', ' | ')} |", "|---" * 12 + "|"]
