@@ -39,6 +39,8 @@ from dnp.testing.subject import Fault, Subject, error
 from dnp.toy import Mixture
 
 NOISES = {"eps_phi": "phi", "eps_p": "p", "eps_n": "n"}
+CALM = ("energy", "dtype", "batch mates", "at every level")  # say nothing about chance
+NOT = "not deterministic"
 SQUARE = 0.05  # of the shares on the data, what is told from chance
 
 
@@ -74,7 +76,7 @@ class Check:
 
     def __str__(self) -> str:
         marks = {None: "", True: "ok", False: "FAULT"}
-        lines = [f"{r.identity:22} {r.found:40}{marks[r.ok]}".rstrip() for r in self.rows]
+        lines = [f"{r.identity:22} {r.found:40} {marks[r.ok]}".rstrip() for r in self.rows]
         return "\n".join([self.name, *lines])
 
 
@@ -91,21 +93,23 @@ def check_rule(
     that are drawn. SettingsError for what is not a rule; what a rule does wrong is a row.
     """
     f = Subject(rule, {**(options or {}), **more}, toy)
-    f.ranks = identities.working_ranks(f, seed)
+    works = identities.working_ranks(f, seed)
+    f.ranks = works or f.ranks
     uses = [word for name, word in NOISES.items() if name in f.needs]
     rows = [Row("evaluations", f"{len(uses)}: {', '.join(uses)}", None, len(uses))]
-    if not f.ranks:
-        found = identities.find("shape", f, seed)
-        return shown(Check(f.name, (*rows, Row("shape", found.words, False))), show)
     some = draws(36, seed, f.ranks, levels, scales)
-    for name, what in properties(f, some, levels, scales, seed).items():
+    names = identities.IDENTITIES if works else ("shape", "dtype")  # nothing else can be said
+    found = {name: identities.find(name, f, seed) for name in names}
+    what = properties(f, some, levels, scales, seed) if works else {}
+    chance = works and found["deterministic"].number > 0
+    for name, row in what.items():
         try:
-            rows.append(Row(name, *what()))
+            rows.append(Row(name, NOT) if chance and name in CALM else Row(name, *row()))
         except Fault as e:
             rows.append(Row(name, str(e), False))
-    for name in identities.IDENTITIES:
-        found = identities.find(name, f, seed)
-        rows.append(Row(name, found.words, found.ok, found.number))
+    for name, x in found.items():
+        words = Row(name, x.words, x.ok, x.number)
+        rows.append(Row(name, NOT) if chance and name in CALM else words)
     rows.append(Row("looked at", identities.seen(some)))
     return shown(Check(f.name, tuple(rows)), show)
 

@@ -114,6 +114,7 @@ def test_T3_a_mixture_is_proper_by_its_widest_components():
     for s in (0.5, 0.9, 1.1, 2.0):  # one component each: the known line, improper from s = 1 on
         assert proper((1 + s, -s), [one(2.0), one(1.0)]) == (s < 1)
     assert proper((3.0, -2.0), [one(1.0, 2.0), one(2.0, 0.5)])  # p's widest is as wide as phi's
+    assert proper((3.0, -2.0), [one(1.0, 2.0), one(1.9, 0.1)])  # its mean component is narrow
     assert not proper((3.0, -2.0), [one(1.0, 2.0), one(1.0, 0.5)])
     eye = torch.eye(2, dtype=F64)
     slanted = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=F64)

@@ -13,7 +13,7 @@ from dnp import contract  # the one import of what reads a rule; a method's woul
 from dnp.errors import DnpError
 from dnp.sampling import ddim_step, noise_like
 from dnp.testing.inputs import RANKS, Draw, generator, oblique
-from dnp.toy import Mixture
+from dnp.toy import Gaussian, Mixture
 
 NOISES = ("eps_phi", "eps_p", "eps_n")
 LEVEL = ("t", "t_next", "sigma_t", "sigma_next")
@@ -37,7 +37,8 @@ class Subject:
         found = contract.find(rule) if isinstance(rule, str) else rule
         self.source, self.given, self.toy = found, dict(options or {}), toy or oblique()
         filled = self.given
-        if isinstance(found, type) and "posterior" in inspect.signature(found).parameters:
+        takes = isinstance(found, type) and "posterior" in inspect.signature(found).parameters
+        if takes and not isinstance(self.toy, Gaussian):  # whose prompts have no share in phi
             filled = {"posterior": self.posterior, **filled}
         self.rule = contract.read(found, filled)
         self.name = rule if isinstance(rule, str) and found is not rule else self.rule.name
