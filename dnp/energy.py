@@ -240,16 +240,20 @@ def gaussian_chain(
     Gaussian's law at the first of them. `means` (n, D), `covariances` (n, D, D). `ddim_variance`
     and `ddpm_variance` are its limits for many steps.
     """
-    w = torch.as_tensor(weights, dtype=means.dtype)[:, None, None]
-    eye, zero = torch.eye(len(means[0]), dtype=means.dtype), torch.zeros_like(means[:1])
-    mean, V = levels[0] ** 0.5 * means[:1], levels[0] * covariances[0] + (1 - levels[0]) * eye
-    for a, b in zip(levels, levels[1:]):
-        P = (1 - a) ** 0.5 * w * torch.linalg.inv(a * covariances + (1 - a) * eye)
-        G, g = P.sum(0), (P @ means[..., None]).sum(0).T * a**0.5
-        mean = ddim_step(mean, mean @ G - g, a, b, eta, zero)[0]
-        A = ddim_step(eye, G, a, b, eta, 0 * eye)[0]
-        V = A.T @ V @ A + ddim_step(zero, zero, a, b, eta, zero + 1)[0][0, 0] ** 2 * eye
-    return mean[0], V
+    w, abar = (torch.as_tensor(x, dtype=means.dtype) for x in (weights, levels))
+    w, eye = w[:, None, None], torch.eye(len(means[0]), dtype=means.dtype)
+    a, b = abar[:-1], abar[1:]  #        (L,)
+    c = a[:, None, None, None]
+    P = (1 - c).sqrt() * w * torch.linalg.inv(c * covariances + (1 - c) * eye)  #      (L, n, D, D)
+    pulls, pushes = P.sum(1), (P @ means[..., None]).sum(1)[..., 0] * a.sqrt()[:, None]
+    none = torch.zeros_like(pulls)
+    A = ddim_step(eye + none, pulls, a, b, eta, none)[0]  # of the unit vectors, so A^T
+    moved = ddim_step(0 * pushes, -pushes, a, b, eta, 0 * pushes)[0]
+    tau = ddim_step(0 * a, 0 * a, a, b, eta, 1 + 0 * a)[0]
+    mean, V = abar[0].sqrt() * means[0], abar[0] * covariances[0] + (1 - abar[0]) * eye
+    for A_t, moved_t, tau_t in zip(A, moved, tau):
+        mean, V = mean @ A_t + moved_t, A_t.mT @ V @ A_t + tau_t**2 * eye
+    return mean, V
 
 
 def mixture_is_proper(

@@ -38,6 +38,6 @@ def chain_law(
         off = (A @ apart[0] + b - moved[-1]).norm() / moved[-1].norm().clamp(min=1e-300)
         if not off < 1e-8:
             raise ValueError(f"{f.name} is not affine in z_t at t = {t}: off by {off:.1e}.")
-        tau = ddim_step(z[:1], z[:1], *levels, eta, torch.ones(1, D))[0][0, 0]
+        tau = ddim_step(z[:1], z[:1], *levels, eta, torch.ones(1, D, dtype=F64))[0][0, 0]
         mean, V = A @ mean + b, A @ V @ A.T + tau**2 * eye
     return mean, V
