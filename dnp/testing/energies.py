@@ -87,10 +87,11 @@ def loop_sums(field: Field, centre: Tensor, a: Tensor, b: Tensor) -> tuple[Tenso
         doubt = doubt.index_add(0, i[done], e[done])
         if done.all():
             break
-        m, two = ~done, lambda u, v: torch.cat([u[~done], v[~done]])  # noqa: B023
-        x, width = two(x, x + width / 2), two(width, width) / 2
-        left, middle, right = two(left, middle), two(q1, q3), two(middle, right)
-        i = i[m].repeat(2)
+        parts = [  # (first halves, second halves) of what is not done
+            (i, i), (x, x + width / 2), (width / 2, width / 2), (left, middle), (q1, q3),
+            (middle, right),
+        ]  # fmt: skip
+        i, x, width, left, middle, right = (torch.cat([u[~done], v[~done]]) for u, v in parts)
     size = size.clamp(min=1e-300)
     return (total.abs() / size).nan_to_num(), (doubt / size).nan_to_num(nan=math.inf)
 

@@ -229,5 +229,5 @@ def seen(some: Sequence[Draw]) -> str:
     return (
         f"{len(t)} levels t = {t[0]} to {t[-1]}, {len(s)} scales {s[0]:.3g} to {s[-1]:.3g}, "
         f"batches of {batches[0]} to {max(batches[-1], 12)}, noises of {min(norms):.2g} to "
-        f"{max(norms):.2g}"
+        f"{max(norms):.2g}; the energy at 24 levels or those given, |z| up to 300"
     )
