@@ -92,6 +92,7 @@ def still_true(recorded: dict, typed: dict) -> dict:
         recorded["negative_scale"] = None  # it followed from s, as it is to again
     if "rule" in typed and recorded.pop("rule", None) != typed["rule"]:
         recorded.pop("rule_options", None)
+        recorded.pop("rule_sha256", None)
     dns = now is not None and issubclass(now, AutoDNP)
     changed = typed.keys() - KEEPS_WORDS - table(Once).keys()
     if dns and (changed or not issubclass(was, AutoDNP)):  # any other n is not n*

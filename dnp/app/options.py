@@ -102,7 +102,7 @@ def help_text(f: Field) -> str:
     """What a field is, and its default unless the words say it."""
     said = f.metadata["help"]
     told = f.default is None or f.name in FLAGS or "default" in said
-    default = {True: "yes", False: "no"}.get(f.default, f.default)
+    default = f.default if kind(f) != "bool" else "yes" if f.default else "no"
     return said if told else f"{said}; default {default}"
 
 
