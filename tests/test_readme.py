@@ -88,6 +88,10 @@ def test_rules_table_is_what_check_rule_finds():
     assert rules_table().strip() in README
 
 
+def test_methods_table_is_made_from_the_classes():
+    assert options.methods_markdown() in README
+
+
 def test_commands_parse_and_the_ci_runs_them():
     commands = re.findall(r"^python -m dnp (.*?)(?:  +#.*)?$", README, re.M)
     assert len(commands) >= 6

@@ -34,7 +34,7 @@ class Answer(Method):
     K_until: float = setting(0.5, "the share of the steps that have them", low=0, high=1)
     s_dns: float | None = setting(None, "scale of the inner chain; default s")
     normalize: bool = setting(True, "whether the negative gets eps_phi's mean and deviation")
-    name, own_rule, has_negative = "answer", "negative_prompt", True
+    name, own_rule, has_negative, cost = "answer", "negative_prompt", True, "3T by default"
 
     def negative(self, z_t: Tensor, t: Tensor, eps_phi: Tensor, eps_p: Tensor) -> Tensor:
         """The noise of the last of K_t DNS steps from z_t; where K_t = 0 it is eps_phi."""

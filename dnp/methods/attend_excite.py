@@ -75,7 +75,7 @@ class AttendExcite(OfSubjects):
     ae_refinements: int | None = setting(
         None, "most moves towards a threshold; the weights' own, else 20", low=0, high=1000
     )
-    name, excites = "ae", True
+    name, excites, cost = "ae", True, "2T, and 3 a move"
 
     def start(self) -> None:
         super().start()
@@ -90,7 +90,7 @@ class AttendExcite(OfSubjects):
 class ExcitedAutoDNP(AttendExcite, AutoDNP):
     """phi + s (p - n*), ae with auto-dnp's n*"""
 
-    name, own_rule = "ae+auto-dnp", "negative_prompt"
+    name, own_rule, cost = "ae+auto-dnp", "negative_prompt", "2T + 3T, and 3 a move"
 
 
 # -------------------------------------------------------------------------------- the equations

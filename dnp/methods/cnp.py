@@ -24,7 +24,7 @@ class CNP(Method):
 
     s_dns: float | None = setting(None, "scale of the inner chain; default: the weights', else s")
     name, own_rule, has_negative = "cnp", "negative_prompt_two_scale", True
-    two_scale = True
+    two_scale, cost = True, "T^2 + 2T"
 
     def complete(self, call) -> None:
         super().complete(call)

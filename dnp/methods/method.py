@@ -61,8 +61,8 @@ class Method:
     name: ClassVar[str] = "cfg"
     own_rule: ClassVar[str] = "cfg"
     positive: ClassVar[str] = "p"
-    takes_words: ClassVar[bool] = False  # whether n can be given as words
-    has_negative: ClassVar[bool] = False
+    cost: ClassVar[str] = "2T"  # network evaluations in T steps, for people
+    takes_words = has_negative = False  # whether n can be given as words; whether there is one
     two_scale: ClassVar[bool] = False  # whether a second scale makes its rule the two-scale form
     h_of_s: ClassVar[float] = 1.0  # the scale h of n where none is given, as a share of s
 

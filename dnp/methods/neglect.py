@@ -40,7 +40,7 @@ class Neglect(OfSubjects):
     )
     name, own_rule = "neglect", "negative_prompt"
     has_negative = two_scale = True
-    h_of_s = 0.5
+    h_of_s, cost = 0.5, "2T, and 1 a step with sigma > 1.6"
 
     def complete(self, call) -> None:
         super().complete(call)

@@ -31,7 +31,7 @@ class DNS(Method):
 class NegativePrompt(Method):
     """phi + s (p - n), Eq. 4"""
 
-    name, own_rule = "np", "negative_prompt"
+    name, own_rule, cost = "np", "negative_prompt", "3T"
     takes_words = has_negative = two_scale = True
 
     def words(self, call):
@@ -44,7 +44,7 @@ class NegativePrompt(Method):
 class TwoTerm(NegativePrompt):
     """n + s (p - n), two-term"""
 
-    name, own_rule, two_scale = "np2", "negative_prompt_two_term", False
+    name, own_rule, two_scale, cost = "np2", "negative_prompt_two_term", False, "2T"
 
 
 class AutoDNP(NegativePrompt):
@@ -58,7 +58,7 @@ class AutoDNP(NegativePrompt):
     )
     dns_images: int = setting(1, "DNS images for each n*", low=1, high=100)
     caption_per: str = setting("seed", "one n* for each seed or prompt", choices=("seed", "prompt"))
-    name = "auto-dnp"
+    name, cost = "auto-dnp", "2T + 3T"
 
     def complete(self, call) -> None:
         super().complete(call)
