@@ -173,12 +173,6 @@ class Rule:
 SPACES = {"x0": z0_from_eps, "v": v_from_eps}
 
 
-def call(rule: Callable, **available: object) -> Tensor:
-    """rule(...) with those of the available values that its parameters name."""
-    wants = inspect.signature(rule).parameters
-    return rule(**{k: v for k, v in available.items() if k in wants})
-
-
 def oblique() -> Mixture:
     """Four Gaussians in eight dimensions with unlike covariances; prompts {0, 1} and {1, 2}."""
     roots = torch.eye(8) + 0.4 * randn(4, 8, 8, seed=2)

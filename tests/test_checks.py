@@ -96,14 +96,6 @@ def test_the_command_takes_no_arguments():
         checks.main(["--foo"])
 
 
-def test_call_passes_what_the_parameters_name():
-    def f(eps_p, s, k=2):
-        return eps_p * s * k
-
-    one = torch.ones(1, 1)
-    assert checks.call(f, eps_phi=one, eps_p=one, s=3, h=1).item() == 6
-
-
 def test_a_rule_that_is_not_finite_is_a_fault_and_no_crash():
     def unsafe(eps_phi, eps_p, eps_n, s):
         d = eps_n - eps_phi

@@ -11,7 +11,10 @@ import dnp
 from command_line import pixels, refused
 from dnp.app import png
 from dnp.errors import SettingsError
-from dnp.evaluation import contestants
+from dnp.evaluation import contestants, record_keys
+from dnp.evaluation.grid import Grid, Run
+from dnp.evaluation.measure import Instruments
+from dnp.evaluation.trio import Prompt
 from dnp.generation import prepared
 from dnp.methods import METHODS, own
 from dnp.methods.attend_excite import AttendExcite, ExcitedAutoDNP
@@ -40,6 +43,22 @@ def mine(tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------- the same by all
+
+
+def test_an_own_method_that_captions_has_its_captioner_in_the_key_and_its_words(mine, mini):
+    """Another captioner makes another record, as with the built-in methods."""
+    mine.write_text(
+        "from dnp.methods.words import AutoDNP\n\n\nclass Mine(AutoDNP):\n    name = 'mine'\n"
+    )
+    c, keys = contestants.parse("mine.py:Mine"), []
+    for captioner in ("one", "another"):
+        grid = Grid((Prompt("a cat", "all"),), (c,), (None,), (0,), 2)
+        work = Run(grid, mini, Instruments(None, None, None, captioner), mine.parent / captioner)
+        keys.append(record_keys.key(work.content(c, work.settings(c, None), "a cat", 0)))
+    assert keys[0] != keys[1]
+    settled = contestants.settled(c, None, 2, mini)
+    (made,) = contestants.sample(mini, c, "a cat", [0], settled, [None], lambda images: ["a dog"])
+    assert made.negative == "a dog" and made.nfe == 5 * 2
 
 
 def test_the_doors_make_the_same_picture_and_the_same_record(cli, mine, mini):

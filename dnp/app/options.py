@@ -1,4 +1,4 @@
-"""What was typed, as settings: the parser, what a PNG adds with --from, and lists of prompts.
+"""What was typed, as settings: the parser, the defaults, and lists of prompts.
 
 The options of methods and of the chain are their fields (`dnp/methods/fields.py`); here stand those
 of the application itself.

@@ -87,7 +87,6 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.app.png import write
     from dnp.evaluation import (
         benchmarks,
-        contestants,
         controls,
         metrics,
         presets,
@@ -120,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     if rank == 0:
         print(speed.line(measures, model))
     benchmarks.require_drawable(prompts, model.config.words)
-    needs = [c.label for c in chosen if c.name in contestants.CAPTIONED]
+    needs = [c.label for c in chosen if c.captioned]
     captioner = args.captioner or model.config.captioner
     if needs and captioner is None:
         raise SettingsError(f"{needs[0]} needs a captioner; give --captioner FOLDER.")

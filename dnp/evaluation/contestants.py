@@ -19,6 +19,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -29,9 +30,10 @@ from dnp.evaluation.benchmarks import SEMANTIC, subjects
 from dnp.methods import METHODS, chosen, own, rule
 from dnp.methods.attend_excite import OfSubjects
 from dnp.methods.chain import Chain
+from dnp.methods.cnp import CNP
 from dnp.methods.fields import from_text, option, table
 from dnp.methods.method import Method
-from dnp.methods.words import Captioner, dns_seeds
+from dnp.methods.words import AutoDNP, Captioner, dns_seeds
 
 # Words that people put against any picture. A miniature that never read them sees untrained tokens.
 UNIVERSAL = "ugly, deformed, disfigured, blurry, bad anatomy, low quality"
@@ -45,7 +47,6 @@ OF_CHAIN = ("sampler", "steps", "eta")  # fields of the chain that a contestant 
 FEW = {"unconditional": ("steps", "eta"), "negative-alone": ("steps", "s", "s_dns", "eta")}
 # Their n* are words for DNS images, which all variants share.
 FROM_DNS = ("auto-dnp", "ae+auto-dnp", "negative-alone", "shuffled")
-CAPTIONED = (*FROM_DNS, "cnp")
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,14 @@ class Contestant:
         """The method of `dnp.generate` that it is made with."""
         return BASELINES.get(self.name, self.name)
 
-    @property
+    @cached_property
     def kind(self) -> type[Method]:
         return chosen(self.method, {}, None)
+
+    @property
+    def captioned(self) -> bool:
+        """Whether a captioner has a part in its pictures; also in those of a method of your own."""
+        return issubclass(self.kind, AutoDNP | CNP)
 
 
 @dataclass
@@ -222,7 +228,7 @@ def sample(
             model, positive, method, words, seed=seed, images=k, captioner=captioner,
             subjects=subjects_of(c, prompt), **settings,
         )  # fmt: skip
-        said = r.negatives if c.name == "cnp" else [n] * k
+        said = [n] * k if c.name in BASELINES else r.negatives
         made += [Sample(*row) for row in zip(r.images, said, r.evaluations)]
         pairs = pairs[k:]
     return made
@@ -230,8 +236,7 @@ def sample(
 
 def given(settings: dict) -> dict:
     """`settled` settings as `dnp.generate` takes them: without the identity of the code."""
-    told = {k: v for k, v in settings.items() if k not in ("rule_sha256", "method_sha256")}
-    return told | ({} if told["s"] is not None else {"s": None})
+    return {k: v for k, v in settings.items() if k not in ("rule_sha256", "method_sha256")}
 
 
 def dns_settings(settings: dict) -> dict:

@@ -91,7 +91,7 @@ class Run:
         self, method: contestants.Contestant, settings: dict, prompt: str, seed: int
     ) -> dict:
         """All that a picture depends on; its key is the record's name."""
-        captioned = method.name in contestants.CAPTIONED
+        captioned = method.captioned
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
         shuffled = method.name == "shuffled"
         return {
@@ -255,8 +255,7 @@ class Run:
             "negatives": [r["negative"] for r in rows],
             "failed": [r["failed"] for r in rows],
             "notes": [note for r in rows for note in r["notes"]],
-            "empty": sum(r["negative"] == "" for r in rows)
-            * (method.name in contestants.CAPTIONED),
+            "empty": sum(r["negative"] == "" for r in rows) * (method.captioned),
             "images": [r["image"] for r in rows],
             "sha256": [r["sha256"] for r in rows],
             "seconds": [r["seconds"] for r in rows],
