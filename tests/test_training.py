@@ -5,15 +5,19 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import dnp
 from conftest import ROOT
+from dnp.sd.config import MINI_VAE
+from dnp.sd.vae import VAE
 
 TRAINING = ROOT / "weights" / "mini" / "training"
 sys.path.append(str(TRAINING))
@@ -112,3 +116,17 @@ def test_three_things_lie_in_the_frame_and_hide_one_another_by_a_sixth_at_most()
             w, h = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
             small = min((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b))
             assert max(w, 0) * max(h, 0) < small / 6
+
+
+@torch.no_grad()
+def test_the_deeper_decoder_has_the_latents_of_the_miniature_to_the_bit():
+    states = [load_file(ROOT / "weights" / "mini" / f"{name}.safetensors")
+              for name in ("vae/diffusion_pytorch_model", "training/decoder")]  # fmt: skip
+    vaes = [VAE(replace(MINI_VAE, layers_per_block=layers)) for layers in (1, 4)]
+    for vae, state in zip(vaes, states):
+        vae.load_state_dict(state)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (mean, logvar), deeper = (vae.encode(x) for vae in vaes)
+    assert torch.equal(mean, deeper[0]) and torch.equal(logvar, deeper[1])
+    pictures = [vae.decode(mean) for vae in vaes]
+    assert not torch.equal(*pictures)
