@@ -12,7 +12,6 @@ Levels (`sigma_t`, `abar_t`) are numbers, () or (B,) tensors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -67,7 +66,8 @@ def cfg_energy(E_phi: Energy, E_p: Energy, s: float) -> Energy:
     """The energy that classifier-free guidance follows at one level.
 
     E = E_phi + s * (E_p - E_phi),  the law p(z_t) gamma^s with gamma = p(z_t | p) / p(z_t)
-    Eqs. (7) and (8), arXiv:2411.05473; by Bayes' rule gamma is p(p | z_t) up to a constant.
+    Eqs. (7) and (8), arXiv:2411.05473. By Bayes' rule gamma is p(p | z_t) up to a constant where p
+    is a part of phi, so that gamma is at most 1 / p(p). In a `Gaussian` toy it need not be one.
     """
     return compose_energies((1 - s, s), (E_phi, E_p))
 
@@ -91,10 +91,12 @@ def dns_energy(E_phi: Energy, E_p: Energy, s: float) -> Energy:
 
 
 def log_odds(E_p: Energy, E_n: Energy) -> Energy:
-    """log of the odds that z_t belongs to p and not to n, up to a constant.
+    """log of the odds of p against n, up to a constant.
 
     log o(z) = E_n(z) - E_p(z),  o = p(p | z_t) / p(n | z_t)
-    Eq. (11), arXiv:2411.05473.
+    Eq. (11), arXiv:2411.05473, which calls them the odds that z_t belongs to p and not to n. They
+    are that only where p and n exclude each other: a point that is both has o = 1. This is why
+    Eq. (4) does not sample "p and not n".
     """
     return lambda z: E_n(z) - E_p(z)
 
@@ -173,20 +175,27 @@ def is_proper(weights: Sequence[float], covariances: Tensor) -> bool:
     """Whether prod_i N(., covariances[i])^w_i can be normalised.
 
     L = sum_i w_i C_i^-1 is positive definite
-    The case of Eq. (16), arXiv:2411.05473: 1 / p(z_t | p) alone, w = (-1,), never is. For DNS,
-    w = (1 + s, -s) on (phi, p): in one dimension improper iff var_p < var_phi and
-    s >= var_p / (var_phi - var_p). `covariances` (n, D, D).
+    The case of Eq. (16), arXiv:2411.05473: 1 / p(z_t | p) alone, w = (-1,), never is, nor for any
+    other density. In one dimension, for s > 0, DNS, w = (1 + s, -s) on (phi, p), is improper iff
+    var_p < var_phi and s >= var_p / (var_phi - var_p); CFG, w = (1 - s, s), is improper iff
+    var_p > var_phi and s >= var_p / (var_p - var_phi). `covariances` (n, D, D).
     """
     w = torch.as_tensor(weights, dtype=covariances.dtype)[:, None, None]
-    eigenvalues = torch.linalg.eigvalsh((w * torch.linalg.inv(covariances)).sum(0))
-    return bool(eigenvalues.min() > 1e-12 * eigenvalues.abs().max())  # 0 is flat, so improper
+    if not w.any():
+        return False
+    L, whole = ((x * torch.linalg.inv(covariances)).sum(0) for x in (w, w.abs()))
+    half = torch.linalg.cholesky(whole)  # in its units a flat direction is 0, however wide it is
+    L = torch.linalg.solve_triangular(half, L, upper=False)
+    L = torch.linalg.solve_triangular(half, L.mT, upper=False)
+    return bool(torch.linalg.eigvalsh(L).min() > 1e-12)  # 0 is flat, so improper
 
 
 # -------------------- one line, N(0, v_phi) and N(0, v_p): what is wanted, and what chains sample
 
 
 def tilted_variance(v_phi: float | Tensor, v_p: float | Tensor, s: float | Tensor):
-    """The variance of Eq. (8)'s law, p(z)^(1-s) p(z | p)^s: a harmonic mean with weights.
+    """The variance of Eq. (8)'s law, p(z)^(1-s) p(z | p)^s: a harmonic mean
+    with weights, extrapolated for s outside 0 to 1.
 
     variance = 1 / ((1 - s) / v_phi + s / v_p)
     `product_of_gaussians` in one dimension. Not positive: the law is no density.
@@ -195,7 +204,8 @@ def tilted_variance(v_phi: float | Tensor, v_p: float | Tensor, s: float | Tenso
 
 
 def ddim_variance(v_phi: float | Tensor, v_p: float | Tensor, s: float | Tensor):
-    """The variance that DDIM (eta = 0, many steps) returns under Eq. (3): a geometric mean.
+    """The variance that DDIM (eta = 0, many steps) returns under Eq. (3): a geometric mean,
+    extrapolated for s outside 0 to 1.
 
     variance = v_phi^(1-s) * v_p^s
     The probability-flow ODE, dz / d(sigma^2) = z ((1-s) / (v_phi + sigma^2) + s / (v_p + sigma^2))
@@ -204,12 +214,21 @@ def ddim_variance(v_phi: float | Tensor, v_p: float | Tensor, s: float | Tensor)
     return v_phi ** (1 - s) * v_p**s
 
 
-def ddpm_variance(v_phi: float, v_p: float, s: float) -> float:
-    """The variance that DDPM (eta = 1, many steps) returns under Eq. (3); v_phi and v_p differ.
+def ddpm_variance(v_phi: float | Tensor, v_p: float | Tensor, s: float | Tensor):
+    """The variance that DDPM (eta = 1, many steps) returns under Eq. (3).
 
-    variance = v_phi^(2-2s) v_p^(2s) ((v_phi / v_p)^(2s-1) - 1) / ((v_phi - v_p) (2s-1))
-    The reverse SDE, as `ddim_variance`. At s = 1/2 the fraction is log(v_phi / v_p).
+    variance = v_phi f((1 - 2s) x) / f(x),  x = log(v_phi / v_p),  f(y) = (e^y - 1) / y
+    The reverse SDE, as `ddim_variance`:
+    v_phi^(2-2s) v_p^(2s) ((v_phi / v_p)^(2s-1) - 1) / ((v_phi - v_p) (2s-1)) without its 0 / 0 at
+    s = 1/2 and at v_phi = v_p, where f is 1. Numbers give a number, tensors a tensor.
     """
-    grown, k = v_phi / v_p, 2 * s - 1
-    fraction = math.log(grown) if k == 0 else (grown**k - 1) / k
-    return v_phi ** (2 - 2 * s) * v_p ** (2 * s) * fraction / (v_phi - v_p)
+    given = (v_phi, v_p, s)
+    v_phi, v_p, s = (torch.as_tensor(x, dtype=torch.float64) for x in given)
+    x = (v_phi / v_p).log()
+    variance = v_phi * _growth((1 - 2 * s) * x) / _growth(x)
+    return variance if any(isinstance(x, Tensor) for x in given) else variance.item()
+
+
+def _growth(y: Tensor) -> Tensor:
+    """(e^y - 1) / y, which is 1 at 0."""
+    return torch.where(y == 0, 1.0, torch.expm1(y) / torch.where(y == 0, 1.0, y))

@@ -12,21 +12,54 @@
     E_c        E_c          energy, -log p_t(z_t | c) up to a constant; eps_c = sigma_t grad E_c
     K_t        K_t          inner DNS steps of ANSWER at t; the K of Eq. (15) is `norm_sq`
 
-Every rule takes noise predictions of one shape (B, *S) and returns that shape. `s` is a number,
-or a tensor that broadcasts. Every linear rule is a row of coefficients on (phi, p, n) that sum to
-1 (`coefficients`), so it means the same for noise, z0_hat, velocity and score.
+Every rule takes noise predictions of one shape (B, *S) and returns that shape. A scale is a
+number, or a (B,) tensor with one for each sample. Every linear rule is a row of coefficients on
+(phi, p, n) that sum to 1 (`coefficients`), so it means the same for noise, z0_hat, velocity and
+score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 
+import torch
 from torch import Tensor
 
 from dnp.schedule import column
 
+Scale = float | Tensor  # a number, or (B,)
+SCALES = ("s", "h", "w", "g", "eta")  # what a rule's scales are called, here and in `dnp/rules.py`
 
-def cfg(eps_phi: Tensor, eps_p: Tensor, s: float) -> Tensor:
+
+def per_sample(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A rule each of whose scales may be a (B,) tensor, one for each sample and not for a column.
+
+    ValueError if there is not one for each.
+    """
+    names = rule.__code__.co_varnames[: rule.__code__.co_argcount]
+
+    @wraps(rule)
+    def each(*args: Tensor, **kw: object) -> Tensor:
+        given = {**dict(zip(names, args)), **kw}
+        z = next(x for name, x in given.items() if name.startswith("eps"))
+        given = {k: of_samples(x, z) if k in SCALES else x for k, x in given.items()}
+        return rule(*args[len(names) :], **given)
+
+    return each
+
+
+def of_samples(s: Scale, z: Tensor) -> Scale:
+    """A scale as it multiplies z: a (B,) tensor as a column, a number as it is."""
+    if not isinstance(s, Tensor) or s.ndim != 1:
+        return s
+    if len(s) not in (1, len(z)):
+        raise ValueError(f"{len(s)} scales for {len(z)} samples; give a number, or one for each.")
+    return column(s, z)
+
+
+@per_sample
+def cfg(eps_phi: Tensor, eps_p: Tensor, s: Scale) -> Tensor:
     """Classifier-free guidance towards p.
 
     eps = eps_phi + s * (eps_p - eps_phi)
@@ -36,7 +69,8 @@ def cfg(eps_phi: Tensor, eps_p: Tensor, s: float) -> Tensor:
     return eps
 
 
-def negative_prompt(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float) -> Tensor:
+@per_sample
+def negative_prompt(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale) -> Tensor:
     """Negative prompting with three evaluations: towards p, away from n.
 
     eps = eps_phi + s * (eps_p - eps_n)
@@ -46,7 +80,8 @@ def negative_prompt(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float) -> 
     return eps
 
 
-def negative_prompt_two_term(eps_p: Tensor, eps_n: Tensor, s: float) -> Tensor:
+@per_sample
+def negative_prompt_two_term(eps_p: Tensor, eps_n: Tensor, s: Scale) -> Tensor:
     """Negative prompting with two evaluations, as pipelines do it: n takes the place of phi.
 
     eps = eps_n + s * (eps_p - eps_n)
@@ -56,8 +91,9 @@ def negative_prompt_two_term(eps_p: Tensor, eps_n: Tensor, s: float) -> Tensor:
     return eps
 
 
+@per_sample
 def negative_prompt_two_scale(
-    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float, h: float
+    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale, h: Scale
 ) -> Tensor:
     """Negative prompting with a scale s for p and a scale h for n.
 
@@ -68,7 +104,8 @@ def negative_prompt_two_scale(
     return eps
 
 
-def dns(eps_phi: Tensor, eps_p: Tensor, s: float) -> Tensor:
+@per_sample
+def dns(eps_phi: Tensor, eps_p: Tensor, s: Scale) -> Tensor:
     """Diffusion-negative sampling: away from p.
 
     eps = eps_phi + s * (eps_phi - eps_p)
@@ -90,19 +127,20 @@ def optimal_negative(eps_p: Tensor, norm_sq: float | Tensor | None = None) -> Te
     """
     if norm_sq is None:
         return -eps_p
-    norm_sq, eps_p_sq = column(norm_sq, eps_p), column(_dot(eps_p, eps_p), eps_p)
+    norm_sq = torch.as_tensor(norm_sq, dtype=torch.float64).to(eps_p.device)
     if (norm_sq < 0).any():
         raise ValueError(f"norm_sq is a squared norm and cannot be negative: {norm_sq.tolist()}")
-    eps_n = -norm_sq.sqrt() * eps_p / eps_p_sq.sqrt()
+    eps_n = -column((norm_sq / dot(eps_p, eps_p)).sqrt(), eps_p) * eps_p
     return eps_n
 
 
-def compose(eps_phi: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+def compose(eps_phi: Tensor, terms: Sequence[tuple[Scale, Tensor]]) -> Tensor:
     """Composition of several prompts with signed weights: AND for w > 0, NOT for w < 0.
 
     eps = eps_phi + sum_i w_i * (eps_i - eps_phi)
     Liu et al., arXiv:2206.01714. One term is Eq. (3), the terms (s, p), (-s, n) are Eq. (4).
     """
+    terms = [(of_samples(w, eps_phi), eps_i) for w, eps_i in terms]
     eps = eps_phi + sum(w * (eps_i - eps_phi) for w, eps_i in terms)
     return eps
 
@@ -127,7 +165,7 @@ def coefficients(method: str, s: float, h: float | None = None) -> tuple[float, 
     return table[method]
 
 
-def two_term_scale(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float) -> Tensor:
+def two_term_scale(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale) -> Tensor:
     """The scale (B,) at which the two-term form comes nearest to Eq. (4) at s.
 
     s' = s + <phi - n, p - n> / || p - n ||^2
@@ -136,9 +174,10 @@ def two_term_scale(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float) -> T
     predictions lie on one line. NaN for a sample whose p and n coincide.
     """
     d = eps_p - eps_n
-    return s + _dot(eps_phi - eps_n, d) / _dot(d, d)
+    return s + dot(eps_phi - eps_n, d) / dot(d, d)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each sample, (B,): a reduction never crosses the batch."""
-    return (a * b).flatten(1).sum(1)
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> of each sample, (B,), summed in at least float32: half precision ends at 65504."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(wide) * b.to(wide)).flatten(1).sum(1)

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from dnp import guidance
 from dnp.energy import z0_from_eps
+from dnp.guidance import Scale, dot, per_sample
 from dnp.sampling import ddim_step
 from dnp.schedule import column
 
 
-def perp_neg(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float, w: float = 1.0) -> Tensor:
+@per_sample
+def perp_neg(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale, w: Scale = 1.0) -> Tensor:
     """Negative prompting with the part of n that is at right angles to p, so that p keeps its pull.
 
     eps = eps_phi + s * (dp - w * (dn - <dn, dp> / |dp|^2 * dp))
@@ -38,8 +40,9 @@ def perp_neg(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float, w: float =
     return eps
 
 
+@per_sample
 def ccfg(
-    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float, tau: float = 0.2, plain: bool = False
+    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale, tau: float = 0.2, plain: bool = False
 ) -> Tensor:
     """Contrastive guidance: the farther n is from phi, the less it pushes.
 
@@ -54,8 +57,9 @@ def ccfg(
     return eps
 
 
+@per_sample
 def dng(
-    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float, P: float | Tensor, g: float = 1.0
+    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale, P: float | Tensor, g: Scale = 1.0
 ) -> Tensor:
     """Dynamic negative guidance: n pushes by the odds that the sample shows it.
 
@@ -69,8 +73,9 @@ def dng(
     return eps
 
 
+@per_sample
 def bounded(
-    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float, h: float | None = None, r: float = 0.25
+    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale, h: Scale | None = None, r: float = 0.25
 ) -> Tensor:
     """Two scales, the push of n cut to the fraction r of the prompt's.
 
@@ -82,8 +87,9 @@ def bounded(
     return eps
 
 
+@per_sample
 def apg(
-    eps_phi: Tensor, eps_p: Tensor, s: float, eta: float = 0.0, r: float = 2.5,
+    eps_phi: Tensor, eps_p: Tensor, s: Scale, eta: Scale = 0.0, r: float = 2.5,
     d: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Adaptive projected guidance: the part of dp along p, which saturates, counts eta.
@@ -98,7 +104,8 @@ def apg(
     return eps
 
 
-def cfg_zero_star(eps_phi: Tensor, eps_p: Tensor, s: float) -> Tensor:
+@per_sample
+def cfg_zero_star(eps_phi: Tensor, eps_p: Tensor, s: Scale) -> Tensor:
     """Guidance from the best multiple of phi instead of phi.
 
     eps = a * eps_phi + s * (eps_p - a * eps_phi),  a = <p, phi> / |phi|^2
@@ -169,7 +176,7 @@ class APG:
         self.last, self.d = 0.0, 0.0
 
     def __call__(
-        self, eps_phi: Tensor, eps_p: Tensor, s: float, z_t: Tensor, sigma_t: Tensor
+        self, eps_phi: Tensor, eps_p: Tensor, s: Scale, z_t: Tensor, sigma_t: Tensor
     ) -> Tensor:
         abar_t = 1 - torch.as_tensor(sigma_t) ** 2
         if self.space == "x0":
@@ -210,7 +217,7 @@ class DNG:
         self.P = torch.full((len(z_T),), self.prior, dtype=torch.float64)
 
     def __call__(
-        self, eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float,
+        self, eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale,
         z_t: Tensor, t: Tensor, sigma_t: Tensor, sigma_next: Tensor | None,
     ) -> Tensor:  # fmt: skip
         if self.posterior is not None:
@@ -240,12 +247,6 @@ class DNG:
 
 
 # --------------------------------------------------------------------------- of each sample
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of each sample, (B,), summed in at least float32: half precision ends at 65504."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return (a.to(wide) * b.to(wide)).flatten(1).sum(1)
 
 
 def along(a: Tensor, b: Tensor) -> Tensor:

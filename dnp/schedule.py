@@ -127,7 +127,8 @@ def training_loss(
 
 
 def column(x: float | Tensor, z: Tensor) -> Tensor:
-    """A number or tensor in z's dtype and on its device; (B,) becomes (B, 1, ...) to multiply z."""
+    """A number or tensor in z's dtype and on its device; (B,) becomes (B, 1, ...) to multiply z.
+    (Beside whole numbers it is in torch's default dtype, since no level is whole.)"""
     x = x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float64)
-    x = x.to(z.dtype).to(z.device)  # first the dtype: MPS has no float64
+    x = x.to(torch.result_type(z, 1.0)).to(z.device)  # first the dtype: MPS has no float64
     return x.reshape(x.shape + (1,) * (z.ndim - 1)) if x.ndim == 1 else x

@@ -22,9 +22,9 @@ from dnp.schedule import Schedule
 class Mixture:
     """A Gaussian mixture; prompt c keeps the components `prompts[c]`, phi keeps all.
 
-    `weights` (K,), `means` (K, D), `covariances` (K, D, D). A conditional is a sub-mixture, with
-    its weights renormalised, so p(c | z_t) is exact too. The condition (p, n) keeps p's components
-    that are not n's: "p and not n".
+    `weights` (K,), `means` (K, D), `covariances` (K, D, D); ValueError if they are no mixture. A
+    conditional is a sub-mixture, with its weights renormalised, so p(c | z_t) is exact too. The
+    condition (p, n) keeps p's components that are not n's: "p and not n".
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Mixture:
         self.means, self.covariances = (torch.as_tensor(x).double() for x in (means, covariances))
         self.log_w = torch.as_tensor(weights, dtype=torch.float64).log()
         self.prompts = {c: list(components) for c, components in enumerate(prompts)}
+        self._require_law()
         self.prompts[None] = list(range(len(self.means)))
         self.schedule = schedule or Schedule.stable_diffusion(set_alpha_to_one=True)
 
@@ -99,6 +100,29 @@ class Mixture:
         if c not in self.prompts:
             raise ValueError(f"the toy has prompts 0 ... {len(self.prompts) - 2} and None, not {c}")
         return self.prompts[c]
+
+    def _require_law(self) -> None:
+        """ValueError for what is no mixture: counts, weights, covariances, prompts."""
+        (K, D), shape = (*self.means.shape, 0, 0)[:2], tuple(self.covariances.shape)
+        if self.means.ndim != 2 or len(self.log_w) != K or shape != (K, D, D):
+            raise ValueError(
+                f"{len(self.log_w)} weights, means {tuple(self.means.shape)} and covariances "
+                f"{shape} are not of one mixture; give (K,), (K, D) and (K, D, D)."
+            )
+        if not (self.means.isfinite().all() and self.covariances.isfinite().all()):
+            raise ValueError("a mean or a covariance is not finite; give numbers.")
+        if not (self.log_w < math.inf).all() or (self.log_w == -math.inf).any():
+            raise ValueError("a weight is not above 0; leave that component out.")
+        small = 1e-9 * self.covariances.abs().amax((1, 2))
+        symmetric = (self.covariances - self.covariances.mT).abs().amax((1, 2)) <= small
+        if not (symmetric & (torch.linalg.eigvalsh(self.covariances)[:, 0] >= -small)).all():
+            raise ValueError("a covariance is not symmetric with variances of 0 or more; fix it.")
+        for c, keep in self.prompts.items():
+            if not keep or len(set(keep)) < len(keep) or not set(keep) <= set(range(K)):
+                raise ValueError(
+                    f"prompt {c} keeps {keep}; give it one or more of the components 0 ... "
+                    f"{K - 1}, each once."
+                )
 
     def _require_share(self, *conditions: int | tuple | None) -> None:
         if any(not set(self._keep(c)) <= set(self.prompts[None]) for c in conditions):

@@ -135,3 +135,18 @@ def test_a_rule_of_ones_own_gets_a_row(tmp_path, capsys, monkeypatch):
 def test_impossible_settings_are_one_sentence(bad):
     with pytest.raises(SettingsError):
         exact.main(bad)
+
+
+def test_the_floor_of_the_distance_is_that_of_the_law_itself_and_not_0():
+    held, floors = 0, {}
+    for arrangement, negative, _ in exact.WANTS:
+        model, n = exact.toy(arrangement), exact.index(negative)
+        for seed in range(12):
+            g = torch.Generator().manual_seed(seed)
+            law, again = (model.sample(4000, c=(0, n), generator=g) for _ in range(2))
+            value, low, _ = exact.distance(again, law)
+            floors[arrangement, negative, seed] = value
+            held += low <= 0 and (arrangement, negative) == ("square", "up")
+    assert all(0.011 < v < 0.024 for (*_, seed), v in floors.items() if seed == 0)
+    assert all(0.007 < v < 0.075 for v in floors.values())
+    assert held == 1

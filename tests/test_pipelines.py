@@ -177,7 +177,7 @@ def test_the_refused_are_as_they_are_said_to_be():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (dict(guidance_scale=3.0), "guidance_scale is given by dnp.pipelines"),
+        (dict(guidance_scale=3.0), "guidance_scale is given by dnp.diffusers.pipelines"),
         (dict(negative_prompt="a dog"), "negative_prompt is given"),
         (dict(prompt_embeds=torch.zeros(1, 20, 24)), "prompt_embeds is given"),
         (dict(guidance_rescale=0.7), "rescales the guided noise; leave it out"),
@@ -246,3 +246,68 @@ def test_distilled_models_get_a_note():
     pipe.unet.register_to_config(time_cond_proj_dim=32)
     with pytest.raises(SettingsError, match="evaluates no negative"):
         pipelines.dns(pipe, P, S, **told)
+
+
+# --------------------------------------------------------------------------- pictures taken away
+
+
+class Checker(torch.nn.Module):
+    """A safety checker that takes away the pictures of the calls that it is told to, in its way."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, calls, fill=0.0, rows=None):
+        super().__init__()
+        self.calls, self.fill, self.rows, self.seen = calls, fill, rows, 0
+
+    def forward(self, images=None, clip_input=None):
+        flags = [
+            self.seen in self.calls and (self.rows is None or i in self.rows)
+            for i in range(len(images))
+        ]
+        self.seen += 1
+        for i, flag in enumerate(flags):
+            if flag:
+                images[i] = images[i] * 0 + self.fill
+        return images, flags
+
+
+class Extractor:
+    pixel_values = torch.zeros(1, 3, 8, 8)
+
+    def __call__(self, x, return_tensors=None):
+        return self
+
+    def to(self, device):
+        return self
+
+
+def checked(checker):
+    pipe, call = build("1.x")
+    pipe.safety_checker, pipe.feature_extractor = checker, Extractor()
+    return pipe, {**call, "num_inference_steps": 2}
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.5])
+@pytest.mark.parametrize("rows", [None, [1]])
+def test_a_dns_image_that_a_safety_checker_took_away_is_never_captioned(fill, rows):
+    pipe, call = checked(Checker({0}, fill, rows))
+    asked = []
+    with pytest.raises(SettingsError, match=f"DNS image {2 if rows else 1} of 2 shows nothing"):
+        pipelines.auto_dnp(pipe, P, asked.append, num_images_per_prompt=2, **call)
+    assert asked == []
+
+
+def test_a_black_dns_image_is_never_captioned_whatever_made_it_black():
+    pipe, call = build("1.x")
+    own = pipe.vae.decode
+    pipe.vae.decode = lambda *args, **kw: tuple(x * 0 - 1 for x in own(*args, **kw))
+    with pytest.raises(SettingsError, match="or the VAE overflowed and it is black"):
+        pipelines.auto_dnp(pipe, P, lambda images: ["a dog"], num_inference_steps=2, **call)
+
+
+def test_a_picture_that_a_safety_checker_took_away_is_told():
+    pipe, call = checked(Checker({1}))
+    with pytest.warns(UserWarning, match="picture 1 of 1 shows nothing: a safety checker"):
+        made = pipelines.auto_dnp(pipe, P, lambda images: ["a dog"], **call)
+    assert made.negatives == ["a dog"]

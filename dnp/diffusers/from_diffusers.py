@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +17,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dnp.errors import SettingsError, WeightsError
-from dnp.sd import OF_PIPELINE
+from dnp.sd import OF_PIPELINE, probe
 from dnp.sd.files import folder
 from dnp.sd.finite import require_finite
 from dnp.sd.model import StableDiffusion
 from dnp.sd.sdxl import StableDiffusionXL
-
-NAMES_OF_FILES = ("_name_or_path", "_diffusers_version", "transformers_version")
 
 
 def from_diffusers(pipe) -> StableDiffusion:
@@ -42,7 +41,7 @@ def from_diffusers(pipe) -> StableDiffusion:
             return kind(pipe)
     raise SettingsError(
         f"from_diffusers takes {' or '.join(KINDS)}, not {type(pipe).__name__}; other pipelines "
-        "have DNS and auto-DNP in dnp.pipelines."
+        "have DNS and auto-DNP in dnp.diffusers.pipelines."
     )
 
 
@@ -74,9 +73,8 @@ class FromPipeline(StableDiffusion):
     def __init__(self, pipe):
         self.pipe = pipe
         _refuse_what_is_no_eps(pipe)
-        config, where = pipe.unet.config, f"{type(pipe).__name__}'s scheduler"
-        schedule_parts = folder.read_schedule(dict(pipe.scheduler.config), where)
-        self.schedule, predicts, spacing, levels = schedule_parts
+        config = pipe.unet.config
+        self.schedule, predicts, spacing, levels = read_schedule(pipe)
         size = config.sample_size
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)
         phi = "zeros" if getattr(pipe.config, "force_zeros_for_empty_prompt", False) else "text"
@@ -85,7 +83,7 @@ class FromPipeline(StableDiffusion):
             SimpleNamespace(
                 factor=pipe.vae_scale_factor, scaling_factor=pipe.vae.config.scaling_factor
             ),
-            predicts, spacing, phi, Identity(pipe, [predicts, spacing, phi, levels]),
+            predicts, spacing, phi, Identity(self, [predicts, spacing, phi, levels]),
         )  # fmt: skip
 
     @property
@@ -113,13 +111,15 @@ class FromPipeline(StableDiffusion):
         return self.pipe.vae.dtype
 
     def check_finite(self) -> None:
-        for network in networks(self.pipe).values():
+        for network in probe.networks(self.pipe).values():
             require_finite(network, {})
 
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
         """tau(c) by the pipeline: prompts -> context (B, L, D). It cuts a long prompt, and logs
         that."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        require_one_device(self.pipe)
+        note_padding(self.pipe, prompts)
         return self.pipe.encode_prompt(prompts, self.device, 1, False)[0]
 
 
@@ -133,6 +133,8 @@ class FromPipelineXL(FromPipeline, StableDiffusionXL):
         return self.pipe.tokenizer_2
 
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        require_one_device(self.pipe)
+        note_padding(self.pipe, prompts)
         context, _, pooled, _ = self.pipe.encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
@@ -140,6 +142,12 @@ class FromPipelineXL(FromPipeline, StableDiffusionXL):
 
 
 KINDS = {"StableDiffusionXLPipeline": FromPipelineXL, "StableDiffusionPipeline": FromPipeline}
+
+
+def read_schedule(pipe) -> tuple:
+    """Schedule, prediction type, spacing and levels of a pipeline's scheduler."""
+    said = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    return folder.read_schedule(said, f"{type(pipe).__name__}'s scheduler")
 
 
 def _refuse_what_is_no_eps(pipe) -> None:
@@ -205,22 +213,42 @@ class _VAE:
 
 
 class Identity:
-    """The name of what a pipeline holds: every tensor with its LoRAs, their scales, the tokenizers.
+    """The name of what a pipeline holds: every tensor with its LoRAs, their scales, the tokenizers,
+    how the modules are wired, and what a small forward returns (`dnp/sd/probe.py`).
 
-    Hashed when it is asked for, by all cores (0.6 s of one core for a GB), and again when a tensor
-    was replaced or written to, or a LoRA was loaded, scaled, fused or put off. What somebody writes
-    through `.data` is not seen.
+    Tensors are hashed when the name is asked for, by all cores (0.6 s of one core for a GB), and
+    again when one was replaced or written to, or a LoRA was loaded, scaled, fused or put off. The
+    forward is run at every call, so at the start of every run, and a change through `.data`, by a
+    hook or by a patched method is seen where it changes its numbers by 1e-6 of their size.
+    WeightsError where they are not the same twice.
     """
 
-    def __init__(self, pipe, settings: object):
-        self.pipe, self.settings, self.fingerprint = pipe, settings, ""
+    def __init__(self, model: FromPipeline, settings: list):
+        self.model, self.settings, self.fingerprint = model, settings, ""
         self.seen: tuple[str, dict] = "", {}
 
     def name(self) -> str:
         """OF_PIPELINE and 32 hexadecimal digits."""
-        tensors = dict(_tensors(self.pipe))
-        beside = json.dumps([self.settings, _beside(self.pipe)], sort_keys=True, default=str)
+        pipe = self.model.pipe
+        _refuse_what_is_no_eps(pipe)
+        with warnings.catch_warnings(action="ignore"):  # what it notes was noted
+            now = read_schedule(pipe)[1:]
+        if now != (*self.settings[:2], self.settings[-1]):
+            raise WeightsError(
+                "the pipeline's scheduler was changed after it was read; call "
+                "dnp.from_diffusers(pipe) again."
+            )
+        numbers = probe.numbers(self.model)
+        tensors = dict(_tensors(pipe))
+        beside = json.dumps(
+            [self.settings, probe.beside(pipe), numbers], sort_keys=True, default=str
+        )
         if not self._same(beside, tensors):
+            if numbers != probe.numbers(self.model, seed=1):
+                raise WeightsError(
+                    "this pipeline gives two results for one input, so its pictures have no name; "
+                    "remove what draws or remembers: dropout (pipe.unet.eval()), a hook, a cache."
+                )
             with ThreadPoolExecutor() as pool:
                 digests = dict(zip(tensors, pool.map(_digest, tensors.values())))
             fingerprint = json.dumps([beside, digests], sort_keys=True)
@@ -234,36 +262,35 @@ class Identity:
             before[k][0]() is x and before[k][1] == _written(x) for k, x in tensors.items()
         )
 
-    def like(self, recorded: object) -> str:
-        return self.name()
+
+def require_one_device(pipe) -> None:
+    """WeightsError if some networks were moved and others not. (An offloaded one moves itself.)"""
+    parts = {k: n for k, n in probe.networks(pipe).items() if not hasattr(n, "_hf_hook")}
+    where = {k: sorted({str(p.device) for p in n.parameters()}) for k, n in parts.items()}
+    if len({device for devices in where.values() for device in devices}) > 1:
+        said = ", ".join(f"{part} on {' and '.join(devices)}" for part, devices in where.items())
+        raise WeightsError(
+            f"this pipeline has its {said}; move it as a whole, with pipe.to(DEVICE)."
+        )
 
 
-def networks(pipe) -> dict[str, nn.Module]:
-    """The networks that make a picture, by their names in the pipeline."""
-    parts = {k: getattr(pipe, k, None) for k in ("unet", "vae", "text_encoder", "text_encoder_2")}
-    return {k: part for k, part in parts.items() if part is not None}
+def note_padding(pipe, prompts: Sequence[str]) -> None:
+    """A note where a prompt has the text of the padding token, which "!" is in 2.x and SDXL."""
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = getattr(pipe, name, None)
+        text, end = (getattr(tokenizer, f"{kind}_token", None) for kind in ("pad", "eos"))
+        if text not in (None, end) and any(text in p for p in prompts):
+            warnings.warn(
+                f'the pipeline\'s {name} reads "{text}" in a prompt as padding; the original code '
+                "and dnp.load read it as a word",
+                stacklevel=3,
+            )
 
 
 def _tensors(pipe) -> Iterator[tuple[str, Tensor]]:
-    for part, network in networks(pipe).items():
+    for part, network in probe.networks(pipe).items():
         for kind in (network.named_parameters(), network.named_buffers()):
             yield from ((f"{part}.{name}", x) for name, x in kind)
-
-
-def _beside(pipe) -> list:
-    """All beside tensors that changes a picture: class, configs, tokenizers, LoRAs in force."""
-    content: list = [type(pipe).__name__, sorted(getattr(pipe, "fused_loras", ()))]
-    for part, network in networks(pipe).items():
-        config = getattr(network.config, "to_dict", lambda c=network.config: dict(c))()
-        content.append([part, {k: v for k, v in config.items() if k not in NAMES_OF_FILES}])
-        for name, module in network.named_modules():
-            if hasattr(module, "scaling") and hasattr(module, "active_adapters"):  # a LoRA's layer
-                adapters = [module.active_adapters, module.disable_adapters, module.merged_adapters]
-                content.append([part, name, dict(module.scaling), adapters])
-    for name in ("tokenizer", "tokenizer_2"):
-        if getattr(pipe, name, None) is not None:
-            content.append([name, getattr(pipe, name).get_vocab()])
-    return content
 
 
 def _written(x: Tensor) -> tuple:

@@ -103,7 +103,8 @@ def auto_dnp(
     seed       of the first picture; `num_images_per_prompt` further ones have the next. A
                `generator` or `latents` given goes before it, and is used for both
 
-    `call` goes to the pipeline, twice. SettingsError as for `dns`.
+    `call` goes to the pipeline, twice. SettingsError as for `dns`, and where a safety checker took
+    a DNS image away or a VAE overflowed, so that it is black; a note where that is so of a picture.
     """
     family = _family(pipe, call)
     if not isinstance(prompt, str):
@@ -120,13 +121,33 @@ def auto_dnp(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DistilledNote)  # it was told
         first = {**same(), "output_type": "pil", "return_dict": True, "num_images_per_prompt": k}
-        dns_images = dns(pipe, prompt, s if s_dns is None else s_dns, **first).images
+        seen = dns(pipe, prompt, s if s_dns is None else s_dns, **first)
+    if gone := _taken_away(seen):
+        raise SettingsError(
+            f"DNS image {gone[0]} of {k} shows nothing: a safety checker took it away, or the VAE "
+            "overflowed and it is black; set pipe.safety_checker = None, load the VAE in "
+            "float32, or give another seed."
+        )
+    dns_images = seen.images
     words = describe(captioner, dns_images)
     made = pipe(
         prompt=[prompt] * k, negative_prompt=words, **{family.scale: float(s)},
         **{**same(), "return_dict": True},
     )  # fmt: skip
+    if gone := _taken_away(made):
+        warnings.warn(
+            f"picture {gone[0]} of {k} shows nothing: a safety checker took it away, or the VAE "
+            "overflowed",
+            stacklevel=2,
+        )
     return AutoDNP(made.images, words, dns_images)
+
+
+def _taken_away(made) -> list[int]:
+    """Which pictures a pipeline flagged, or which are black all over; counted from 1."""
+    flags = getattr(made, "nsfw_content_detected", None) or [False] * len(made.images)
+    black = [isinstance(x, Image.Image) and x.getbbox() is None for x in made.images]
+    return [i + 1 for i, both in enumerate(zip(flags, black)) if any(both)]
 
 
 def _again(call: dict):
@@ -161,7 +182,7 @@ def _family(pipe, call: dict) -> Family:
     family = FAMILIES[name]
     for k, value in call.items():
         if k == family.scale or k.startswith(OURS):
-            raise SettingsError(f"{k} is given by dnp.pipelines; leave it out.")
+            raise SettingsError(f"{k} is given by dnp.diffusers.pipelines; leave it out.")
         off = value is None or (isinstance(value, int | float) and value == 0)
         if k in UNEQUAL and not off:
             raise SettingsError(f"{k} {UNEQUAL[k]}; leave it out.")

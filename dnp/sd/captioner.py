@@ -7,14 +7,14 @@ auto-DNP is a callable pictures -> texts, and `load_captioner` makes it from a t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from dnp.errors import WeightsError
+from dnp.errors import WeightsError, memory_is_full
 from dnp.methods.words import Captioner
 from dnp.sd.files import data_only
 
@@ -26,15 +26,17 @@ def load_captioner(
     batch: int = 16,
     most_tokens: int = 40,
 ) -> Captioner:
-    """A captioner from a transformers image-text-to-text folder: BLIP, BLIP-2, GIT and their kind.
+    """A captioner from a transformers image-text-to-text folder: BLIP, BLIP-2, GIT, ViT-GPT2, ...
 
     Greedy decoding of at most `most_tokens` tokens, in batches, float32 on a CPU and float16 on a
     GPU. `folder` is a local folder; with `allow_download` it may be a model's name, whose folder is
     fetched. Only safetensors files are opened and no code of the folder runs
-    (`dnp/sd/files/data_only.py`).
-    WeightsError says what is wrong with it.
+    (`dnp/sd/files/data_only.py`). It captions one blank
+    picture first. WeightsError says what is wrong with it.
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
+        if inside := data_only.lies_in(folder, "config.json"):
+            raise WeightsError(f"{folder} is a folder of the hub's cache; give {inside}.")
         if not allow_download:
             raise WeightsError(
                 f"{folder}: no captioner is there (no config.json); give a transformers "
@@ -44,11 +46,11 @@ def load_captioner(
     data_only.check_folder(folder)
     device = torch.device(device)
     with quiet_transformers():
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         try:
-            processor = AutoProcessor.from_pretrained(folder, **data_only.DATA_ONLY)
+            read, write = _processors(folder)
             model, info = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
                 **data_only.DATA_ONLY,
@@ -61,24 +63,42 @@ def load_captioner(
     refuse_random(folder, info)
     model = model.to(device).eval()
 
+    if getattr(model.config, "image_token_index", 0) is None:  # a BLIP-2 of before it had one
+        # any token but the first of a text: the picture's embeddings take the place of its own
+        model.config.image_token_index = model.get_input_embeddings().num_embeddings - 1
+
     @torch.inference_mode()
-    def captions(images: Sequence[Image.Image]) -> list[str]:
+    def captions(images: Sequence[Image.Image], most_tokens: int = most_tokens) -> list[str]:
         texts = []
         for i in range(0, len(images), batch):
             part = [image.convert("RGB") for image in images[i : i + batch]]
             try:
-                inputs = processor(images=part, return_tensors="pt").to(device, dtype)
+                inputs = read(images=part, return_tensors="pt").to(device, dtype)
                 tokens = model.generate(**inputs, max_new_tokens=most_tokens, do_sample=False)
-                texts += processor.batch_decode(tokens, skip_special_tokens=True)
-            except (RuntimeError, MemoryError):
-                raise  # a full device
+                texts += write(tokens, skip_special_tokens=True)
             except Exception as e:  # what its configs ask for may be impossible
+                if memory_is_full(e):
+                    raise
                 raise WeightsError(
                     f"{folder}: it cannot caption ({_reason(e)}); give another."
                 ) from None
         return [" ".join(t.split()) for t in texts]
 
+    with quiet_transformers():
+        captions([Image.new("RGB", (64, 64))], 1)  # now, and not after a DNS image was made
     return captions
+
+
+def _processors(folder: str | Path) -> tuple[Callable, Callable]:
+    """What reads pictures and what writes tokens as text: a folder's processor, or its image
+    processor and its tokenizer."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+
+    both = AutoProcessor.from_pretrained(folder, **data_only.DATA_ONLY)
+    if isinstance(both, ProcessorMixin):
+        return both, both.batch_decode
+    pictures = AutoImageProcessor.from_pretrained(folder, **data_only.DATA_ONLY)
+    return pictures, AutoTokenizer.from_pretrained(folder, **data_only.DATA_ONLY).batch_decode
 
 
 def download(name: str) -> str:

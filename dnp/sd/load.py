@@ -84,6 +84,9 @@ def load(
     entries = {part: of_part for part, (of_part, _) in parts.tensors.items()}
     if parts.text_2:
         *networks, text_encoder_2 = networks
+        # In some files transposed, in others at an odd byte: both change a product's last bits.
+        projection = text_encoder_2.text_projection.weight
+        projection.data = projection.data.clone(memory_format=torch.contiguous_format)
         return StableDiffusionXL(
             *networks, parts.tokenizer, parts.schedule, config, entries,
             text_encoder_2=text_encoder_2, open_tokenizer_2=parts.tokenizer_2,

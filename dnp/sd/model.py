@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -111,13 +112,7 @@ class StableDiffusion:
         limit = min(tokenizer.model_max_length, config.max_position_embeddings)
         rows, ends = [], []
         for prompt in prompts:
-            try:
-                prompt.encode("utf-8")
-            except UnicodeEncodeError:
-                raise SettingsError(
-                    f"the prompt {prompt!r} is not valid Unicode; type it again."
-                ) from None
-            ids = tokenizer(prompt, verbose=False).input_ids
+            ids = tokens_of(prompt, tokenizer)
             if len(ids) > limit:
                 cut = tokenizer.decode(ids[limit - 1 : -1])
                 if warn:
@@ -152,24 +147,36 @@ class StableDiffusion:
 
         Of a subject of several tokens the last counts: the text encoder is causal, so only that one
         has read all of it. One that is named twice is looked for twice. SettingsError if a subject
-        is not in the prompt, as whole words.
+        is not in the prompt, as whole words, not so often, or not before the tokens that are cut.
         """
-        tokenizer, config = self.tokenizer, self.config.text
-        prompts, ends = self.token_ids([prompt, *subjects], tokenizer, config, warn=False)
-        own, *wanted = (row[1:end].tolist() for row, end in zip(prompts, ends))
+        tokenizer = self.tokenizer
+        room = min(tokenizer.model_max_length, self.config.text.max_position_embeddings) - 2
+        own, *wanted = (tokens_of(text, tokenizer)[1:-1] for text in (prompt, *subjects))
+        added = set(tokenizer.added_tokens_decoder)  # a word that was learnt is a token of its own
         text = tokenizer.convert_ids_to_tokens(own)
-        starts = [i for i in range(len(own)) if i == 0 or text[i - 1].endswith("</w>")]
+        ends = [token.endswith("</w>") or i in added for token, i in zip(text, own)]
+        starts = [i for i in range(len(own)) if i == 0 or ends[i - 1]]
         found: list[int] = []
         for subject, ids in zip(subjects, wanted):
-            places = (i + len(ids) - 1 for i in starts if ids and own[i : i + len(ids)] == ids)
-            place = next((i for i in places if i not in found), None)
-            if place is None:
+            places = [i + len(ids) - 1 for i in starts if ids and own[i : i + len(ids)] == ids]
+            free = [i for i in places if i not in found]
+            if not places:
                 raise SettingsError(
                     f'the subject "{subject}" is not in the prompt "{prompt}"; name words of it, '
                     'as in --subjects "cat, dog".'
                 )
-            found.append(place)
-        return found, len(own)
+            if not free:
+                raise SettingsError(
+                    f'the subject "{subject}" is named {list(subjects).count(subject)} times and '
+                    f'stands in the prompt "{prompt}" {len(places)} times; name it once for each.'
+                )
+            if free[0] >= room:
+                raise SettingsError(
+                    f'the subject "{subject}" is cut off: the prompt has {len(own)} tokens and the '
+                    f"limit is {room}; shorten the prompt, or name the subject earlier."
+                )
+            found.append(free[0])
+        return found, min(len(own), room)
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> list[Image.Image]:
@@ -197,8 +204,12 @@ class StableDiffusion:
         """(C, H, W) of the latent of a picture of `size` (height, width); None: as trained."""
         f = self.config.vae.factor
         size = size or [n * f for n in self.config.unet.sample_size]
-        if len(size) != 2 or not all(type(n) is int for n in size):
-            raise SettingsError(f"size {size} is not possible; give (height, width) in pixels.")
+        if (
+            not isinstance(size, tuple | list)
+            or len(size) != 2
+            or not all(type(n) is int for n in size)
+        ):
+            raise SettingsError(f"size {size!r} is not possible; give (height, width) in pixels.")
         height, width = size
         if not f <= min(size) <= max(size) <= MOST_PIXELS or height % f or width % f:
             raise SettingsError(
@@ -206,3 +217,24 @@ class StableDiffusion:
                 f"multiples of {f}, at most {MOST_PIXELS}."
             )
         return self.config.unet.in_channels, height // f, width // f
+
+
+def tokens_of(prompt: str, tokenizer) -> list[int]:
+    """A prompt's tokens with start and end, of any length; SettingsError if it is not text.
+
+    A word that was learnt as several vectors (textual inversion) is all of them: <word> <word>_1
+    <word>_2 ..., as diffusers reads it.
+    """
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        raise SettingsError(f"the prompt {prompt!r} is not valid Unicode; type it again.") from None
+    ids, added = tokenizer(prompt, verbose=False).input_ids, tokenizer.added_tokens_encoder
+    out: list[int] = []
+    for j, i in enumerate(ids):
+        word = next((word for word, n in added.items() if n == i), None)
+        numbers = (added.get(f"{word}_{k}") for k in count(1))
+        rest = list(takewhile(lambda n: n is not None, numbers))
+        whole = ids[j + 1 : j + 1 + len(rest)] == rest  # the prompt names them itself
+        out += [i] if whole else [i, *rest]
+    return out

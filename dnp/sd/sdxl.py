@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dnp.energy import eps_from_v
-from dnp.errors import WeightsError
+from dnp.errors import SettingsError, WeightsError
 from dnp.sd.model import StableDiffusion
 
 Sides = tuple[int, int]
@@ -58,6 +58,10 @@ class StableDiffusionXL(StableDiffusion):
             said = torch.tensor([p != "" for p in prompts], device=self.device)
             context = context.where(said[:, None, None], 0)
             pooled = pooled.where(said[:, None], 0)
+        given = {"original_size": original_size, "crop": crop, "target_size": target_size}
+        for name, pair in given.items():
+            if pair is not None and not (isinstance(pair, tuple | list) and len(pair) == 2):
+                raise SettingsError(f"{name} {pair!r} is not possible; give two numbers of pixels.")
         f, (_, h, w) = self.config.vae.factor, self.latent_shape(size)
         size = h * f, w * f
         six = [*(original_size or size), *(crop or (0, 0)), *(target_size or size)]

@@ -40,6 +40,15 @@ def open_regular(path: str | Path) -> BinaryIO:
         raise
 
 
+def lies_in(folder: str | Path, name: str) -> Path | None:
+    """Where in a folder of the hub's cache the model is that holds `name`: the newest snapshot."""
+    folder = Path(folder)
+    ways = ("snapshots/*", "*/snapshots/*", *(["*"] if folder.name == "snapshots" else []))
+    found = [] if (folder / name).exists() else [p for way in ways for p in folder.glob(way)]
+    found = [p for p in found if (p / name).exists()]
+    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+
+
 def check_folder(folder: str | Path) -> None:
     """WeightsError if a folder for transformers is more than data; to be called before it opens it.
 

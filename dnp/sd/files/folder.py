@@ -17,7 +17,15 @@ import torch
 from dnp.errors import WeightsError, is_finite
 from dnp.schedule import Schedule
 from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
-from dnp.sd.files import data_only, not_ours, recommendations, single_file, tensors
+from dnp.sd.files import (
+    data_only,
+    names,
+    not_ours,
+    recommendations,
+    schedulers,
+    single_file,
+    tensors,
+)
 from dnp.sd.files.contents import Contents
 from dnp.sd.files.fingerprint import small_files
 
@@ -36,6 +44,8 @@ def read(path: Path, predicts: str | None = None) -> Contents:
             "folder that holds unet/, or a .safetensors file."
         ) from None
     if path.is_dir():
+        if inside := data_only.lies_in(path, "unet"):
+            raise WeightsError(f"{path} is a folder of the hub's cache; give {inside}.")
         parts = folder(path)
         return replace(parts, prediction_type=predicts or parts.prediction_type)
     if not path.is_file():
@@ -48,6 +58,9 @@ def folder(path: Path) -> Contents:
     index = _index(path)
     if foreign_kind := not_ours.of_folder(path, index):
         raise WeightsError(f"{path}: {foreign_kind}.")
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        if foreign_kind := not_ours.of_part(path / part):
+            raise WeightsError(f"{path / part}: {foreign_kind}.")
     stem = "diffusion_pytorch_model"
     kinds = {"text_encoder": TextConfig, "unet": UNetConfig, "vae": VAEConfig}
     configs = {
@@ -73,12 +86,14 @@ def folder(path: Path) -> Contents:
         config = path / part / "config.json"
         what = f"{found[0]} does not belong to the network that {config} describes"
         entries = tensors.without_harmless(tensors.open_files(found))
+        if foreign_kind := not_ours.of_names(entries):
+            raise WeightsError(f"{found[0]}: {foreign_kind}.")
         found_tensors[part] = (tensors.renamed(entries, tensors.rename, path / part), what)
         files += found
+    levels = _schedule(path / "scheduler" / "scheduler_config.json", not second)
     captioner = path / "captioner" if (path / "captioner" / "config.json").is_file() else None
     return Contents(
-        *configs.values(), found_tensors, files,
-        *_schedule(path / "scheduler" / "scheduler_config.json"),
+        *configs.values(), found_tensors, files, *levels,
         _tokenizer(path / "tokenizer", configs["text_encoder"]), small_files(path / "tokenizer"),
         recommendations.read(path), captioner, **second,
     )  # fmt: skip
@@ -90,8 +105,10 @@ def _index(path: Path) -> dict:
     return tensors.read_json(indices[0]) if indices else {}
 
 
-def _schedule(path: Path) -> tuple[Schedule, str, str, dict[str, object]]:
-    return read_schedule(tensors.read_json(path), path)
+def _schedule(path: Path, one_later: bool) -> tuple[Schedule, str, str, dict[str, object]]:
+    """`one_later`: StableDiffusionPipeline, unlike SDXL's, makes a missing steps_offset 1."""
+    offset = {"steps_offset": 1} if one_later else {}
+    return read_schedule({**offset, **tensors.read_json(path)}, path)
 
 
 def read_schedule(d: dict, path: Path | str) -> tuple[Schedule, str, str, dict[str, object]]:
@@ -99,9 +116,10 @@ def read_schedule(d: dict, path: Path | str) -> tuple[Schedule, str, str, dict[s
 
     Any epsilon or v scheduler of diffusers is read, since all share these keys; sampling is DDIM
     over explicit pairs. (diffusers' own DDIM steps by a constant stride, which is another walk for
-    trailing and linspace spacing.) Keys that only some schedulers write have Stable Diffusion's
-    values: steps_offset 1, set_alpha_to_one false.
+    trailing and linspace spacing.) A key that is missing has the default of the scheduler's class
+    (`dnp/sd/files/schedulers.py`); what no class says has Stable Diffusion's value.
     """
+    d = schedulers.filled(d, path)
     kinds = {
         "beta_schedule": ("linear", "scaled_linear"),  # the first is diffusers' default
         "prediction_type": ("epsilon", "v_prediction"),
@@ -185,4 +203,4 @@ def _open_tokenizer(path: Path, config: TextConfig):
             f"{path}: its tokens go up to {most} and its start, end and padding are {ends}, but "
             f"the text encoder knows 0 to {config.vocab_size - 1}; take both from one model."
         )
-    return tokenizer
+    return names.with_padding_apart(tokenizer)

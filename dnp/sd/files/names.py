@@ -15,6 +15,7 @@ Names are translated by the tables below; the architecture is read off the shape
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -66,7 +67,7 @@ _TEXT_2 = {
     r"^token_embedding\.": "embeddings.token_embedding.",
     r"^positional_embedding$": "embeddings.position_embedding.weight",
     r"^ln_final\.": "final_layer_norm.",
-    r"^text_projection$": "text_projection.weight",  # (width, pooled): transposed
+    r"^text_projection(\.weight)?$": "text_projection.weight",  # without .weight: transposed
     r"^transformer\.resblocks\.": "encoder.layers.",
     r"\.ln_([12])\.": r".layer_norm\1.",
     r"\.attn\.out_proj\.": ".self_attn.out_proj.",
@@ -81,7 +82,8 @@ HARMLESS = re.compile(
     r"|conditioner\.embedders\.1\.model\.(logit_scale|attn_mask)$"
     r"|v_pred$|(betas|global_step|logvar|lvlb_weights|scale_factor|posterior_\w+"
     r"|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?)$)"
-    r"|^cond_stage_model\.(model\.)?transformer\.(text_model\.)?embeddings\.position_ids$"
+    r"|^(cond_stage_model|conditioner\.embedders\.1)\.(model\.)?(transformer\.)?(text_model\.)?"
+    r"embeddings\.position_ids$"
 )
 
 
@@ -237,12 +239,14 @@ def text_config(s: Shapes, second: bool, whole: bool, openclip: bool | None = No
 
 
 def text_xl_config(s: Shapes) -> TextConfig:
-    """SDXL's second text encoder, of which every layer is used."""
+    """SDXL's second text encoder, of which every layer is used. Its projection is OpenCLIP's, or
+    transposed under the name that diffusers' own converter gives it."""
+    turned = s["text_projection.weight"][::-1] if "text_projection.weight" in s else None
     return replace(
         text_config(s, second=True, whole=False),
         num_hidden_layers=text_layers(s, openclip=True),
         penultimate=True,
-        pooled_dim=s["text_projection"][1],
+        pooled_dim=(turned or s["text_projection"])[1],
     )
 
 
@@ -271,9 +275,27 @@ def clip_tokenizer(config: TextConfig):
     merges, symbols = read_merges(path), byte_symbols()
     tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
+    tokenizer = CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
         merges=merges,
         pad_token="!" if config.hidden_act == "gelu" else "<|endoftext|>",
         model_max_length=config.max_position_embeddings,
     )
+    return with_padding_apart(tokenizer)
+
+
+def with_padding_apart(tokenizer):
+    """The tokenizer, for which its padding token is no text that a prompt can have.
+
+    OpenCLIP pads with 0 and reads "!" as the word 256, "!</w>". transformers knows padding by its
+    text, "!", and so reads every "!" of a prompt as 0, and diffusers with it: not followed here.
+    """
+    from tokenizers import Tokenizer
+
+    said = json.loads(tokenizer.backend_tokenizer.to_str())
+    apart = {tokenizer.pad_token} & set(said["model"].get("vocab", ()))
+    apart -= {tokenizer.bos_token, tokenizer.eos_token}
+    said["added_tokens"] = [t for t in said["added_tokens"] if t["content"] not in apart]
+    if apart:
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(said))
+    return tokenizer

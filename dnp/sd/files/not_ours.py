@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dnp.sd.config import UNetConfig
@@ -17,7 +17,7 @@ _STEERS = "which steers a model and draws nothing alone: give the model that it 
 _WORD = "which teaches a model a word and is none: give the model itself, or load both in " + _PIPE
 _ALONE = "give the whole model, in one file or as a folder in the diffusers layout"
 _OTHER = "which is not supported: give weights of Stable Diffusion 1.x, 2.x or XL"
-_ELSEWHERE = "which is not read here: load it in a diffusers pipeline, for dnp.pipelines"
+_ELSEWHERE = "which is not read here: load it in a diffusers pipeline, for dnp.diffusers.pipelines"
 _PLAIN = "which are not read: fetch the variant in float16 or float32"
 _REFINER = f"the refiner of SDXL, {_OTHER}"
 _INPAINT_XL = f"the inpainting model of SDXL, {_OTHER}"
@@ -26,6 +26,8 @@ _UNET = "the U-Net of a diffusers folder: give the folder above it"
 GGUF = f"this is GGUF, quantised weights, {_PLAIN}, as .safetensors"
 # By a name in a file; the first that fits.
 _FILES = {
+    r"^edm_vpred\.": f"CosXL, which has EDM's noise levels, {_OTHER}",
+    r"^edm_(mean|std)$": f"Playground v2.5, which has EDM's noise levels, {_OTHER}",
     r"\.quant_state\.|\.absmax$|\.qweight$|(^|\.)scaled_fp8$": f"quantised weights, {_PLAIN}",
     r"^(ip_adapter|image_proj)\.": f"an IP-Adapter, {_STEERS}",
     r"(^|[._])lokr_": f"a LoKr (LyCORIS), {_LAYER}",
@@ -96,6 +98,22 @@ def of_folder(path: Path, says: Mapping[str, object]) -> str:
     if second_alone or says.get("requires_aesthetics_score"):
         looks = looks or _REFINER
     return looks and f"this looks like {looks}"
+
+
+_ADAPTED = (
+    "a LoRA lies in it beside the network: in the open pipeline call pipe.fuse_lora() and then "
+    "pipe.unload_lora_weights(), and save it again with pipe.save_pretrained(FOLDER)"
+)
+
+
+def of_names(names: Iterable[str]) -> str:
+    """What a network of a folder holds beside its own tensors: a LoRA as peft names it."""
+    return _ADAPTED if any(re.search(r"\.(base_layer|lora_\w+)\.", k) for k in names) else ""
+
+
+def of_part(path: Path) -> str:
+    """The same of a part of which transformers saved the LoRA alone."""
+    return _ADAPTED if (path / "adapter_config.json").is_file() else ""
 
 
 def of_unet(unet: UNetConfig) -> str:

@@ -35,7 +35,7 @@ def read(path: Path, predicts: str | None = None) -> Contents:
         k.startswith(names.TEXT_2) and not names.HARMLESS.search(k) for k in entries
     )
     own = _parted(path, entries, xl, openclip, hint)
-    whole = names.TEXT_2 + "text_projection" in entries
+    whole = any(k.startswith(names.TEXT_2 + "text_projection") for k in entries)
     text, text_2, unet, vae, second = _configs(path, own, xl, openclip, whole, hint)
     if kind := not_ours.of_unet(unet):
         raise WeightsError(f"{path}: {kind}.")
