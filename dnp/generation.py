@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dnp import sampling
+from dnp import process, sampling
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.methods import METHODS, own, sorted_out
 from dnp.methods.chain import Chain
@@ -154,6 +154,7 @@ class Call(Chain):
         return torch.cat([model.sample(1, t, c, generator=g) for g in generators])
 
 
+@process.apart()
 def generate(
     model, prompt, method: str | type | None = None, negative=None, s: float | None = None,
     steps: int = 50, seed: int = 0, images: int = 1, captioner: Callable | None = None, *,
@@ -196,6 +197,7 @@ def generate(
     return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns)
 
 
+@process.apart()
 def trajectory(
     model, prompt, method: str | type | None = None, negative=None, s: float | None = None,
     steps: int = 50, seed: int = 0, images: int = 1, captioner: Callable | None = None, *,
@@ -211,7 +213,7 @@ def trajectory(
     call, guided = prepared(model, prompt, method, negative, captioner, None, given)
     call.images = images if z_T is None else len(z_T)
     words, _, _ = guided.words(call)
-    return begun(call, guided, range(call.images), words, z_T)[1]
+    return process.each_apart(begun(call, guided, range(call.images), words, z_T)[1])
 
 
 def begun(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dnp import guidance
 from dnp.energy import z0_from_eps
-from dnp.guidance import Scale, dot, per_sample
+from dnp.per_sample import Scale, dot, per_sample
 from dnp.sampling import ddim_step
 from dnp.schedule import column
 

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 
-EQUATIONS = ("schedule", "energy", "guidance", "sampling", "toy", "rules")
+EQUATIONS = ("schedule", "per_sample", "process", "energy", "guidance", "sampling", "toy", "rules")
 # Bottom to top, by longest prefix: a module imports from its own floor and those below.
 FLOORS = (
     ("errors",),
@@ -26,7 +26,16 @@ FILES = {
     if path != ROOT / "dnp" / "__init__.py"
 }
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
-PURE = {"__future__", "collections", "dataclasses", "functools", "math", "torch", "typing"}
+PURE = {
+    "__future__",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "functools",
+    "math",
+    "torch",
+    "typing",
+}
 
 
 def imported(name):

@@ -41,7 +41,7 @@ def from_diffusers(pipe) -> StableDiffusion:
             return kind(pipe)
     raise SettingsError(
         f"from_diffusers takes {' or '.join(KINDS)}, not {type(pipe).__name__}; other pipelines "
-        "have DNS and auto-DNP in dnp.diffusers.pipelines."
+        "have DNS and auto-DNP in dnp.pipelines."
     )
 
 

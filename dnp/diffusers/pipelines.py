@@ -182,7 +182,7 @@ def _family(pipe, call: dict) -> Family:
     family = FAMILIES[name]
     for k, value in call.items():
         if k == family.scale or k.startswith(OURS):
-            raise SettingsError(f"{k} is given by dnp.diffusers.pipelines; leave it out.")
+            raise SettingsError(f"{k} is given by dnp.pipelines; leave it out.")
         off = value is None or (isinstance(value, int | float) and value == 0)
         if k in UNEQUAL and not off:
             raise SettingsError(f"{k} {UNEQUAL[k]}; leave it out.")

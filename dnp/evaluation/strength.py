@@ -28,7 +28,7 @@ from dnp.evaluation import contestants
 from dnp.evaluation.grid import Run
 from dnp.guidance import cfg
 from dnp.methods.method import Method
-from dnp.rules import dot
+from dnp.per_sample import dot
 from dnp.sampling import ddim_step
 from dnp.sd.files.data_only import open_regular
 

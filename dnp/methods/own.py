@@ -102,6 +102,8 @@ def identity(x: object) -> str:
         x = x.func
     if not (inspect.isfunction(x) or isinstance(x, type)):
         return UNKNOWN
+    if getattr(x, "__globals__", {}).get("__name__") == "dnp.per_sample":
+        x = x.__wrapped__  # what the decorator adds is not of the rule
     if "<" in x.__qualname__ or (inspect.isfunction(x) and (x.__closure__ or vars(x))):
         return UNKNOWN  # <lambda>, <locals>, or something that its file does not say
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from dnp import process
 from dnp.errors import SettingsError, WeightsError
 from dnp.sd import families
 from dnp.sd.clip import CLIPTextModel
@@ -19,6 +20,7 @@ from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 
 
+@process.apart()
 def load(
     path: str | Path,
     device: str | torch.device | None = None,
