@@ -10,7 +10,7 @@ from PIL import Image
 import dnp
 from conftest import pixels
 from dnp.app import sheet as sheet_room
-from dnp.app.command_line import tell_what_is_not_read
+from dnp.app.drawing import tell_what_is_not_read
 from dnp.app.png import read_settings
 
 WORLD = ("a", "cat", "red", "car", "and")

@@ -1,0 +1,252 @@
+"""Settings in, pictures out: what the command line and the live page draw, and what they keep.
+
+`keep(picture, name, settings)` takes a finished picture, and returns what is printed of it: the
+command line writes a file, and the page holds the same bytes for a download.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from dnp.app.from_png import warn_of_other_code
+from dnp.app.settings import find_weights
+from dnp.app.terminal import ask, printable
+from dnp.methods import METHODS
+from dnp.methods.chain import Chain
+from dnp.methods.cnp import CNP
+from dnp.methods.fields import table
+from dnp.methods.method import Method
+from dnp.methods.words import DNP, AutoDNP, dns_seeds
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Keep = Callable[["Image", str, dict], object]
+MOST_WORDS = 60  # of a person's caption (arXiv:2411.05473)
+# What other interfaces read in a prompt, and nobody reads here.
+FOREIGN = {
+    r"\([^()]*:\s*[\d.]+\)": "weights such as (cat:1.3)",
+    r"<(lora|lyco|hypernet):[^>]*>": "<lora:...>",
+    r"\bBREAK\b": "BREAK",
+}
+
+
+def opened(args: SimpleNamespace):
+    """The model of these settings on its device, every number of it read; prints what it is."""
+    import dnp
+    from dnp.sd import speed
+    from dnp.sd.device import choose_device, choose_dtype
+
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
+    model.check_finite()
+    measures = speed.apply(model)
+    print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
+    print(speed.line(measures, model))
+    return model
+
+
+def give_captioner(model, args: SimpleNamespace) -> None:
+    """Opens the captioner of --captioner, if there is one, in place of the weights' own."""
+    from dnp.sd.captioner import load_captioner
+
+    if args.captioner is not None:
+        folder = args.captioner if args.allow_download else find_weights(args.captioner)
+        model.captioner = load_captioner(folder, model.device, args.allow_download)
+
+
+def tell_what_is_not_read(text: str, words: tuple[str, ...]) -> None:
+    """Notes on what is read as plain text: other interfaces' syntax, words of no closed world."""
+    for pattern, what in FOREIGN.items():
+        if re.search(pattern, text):
+            warnings.warn(f"{what} is read as plain text here", stacklevel=1)
+    unknown = [w for w in re.findall(r"[^\W\d_]+", text.lower()) if words and w not in words]
+    if unknown:
+        warnings.warn(
+            f"these weights have never read {', '.join(dict.fromkeys(unknown))}; the picture "
+            "follows the other words",
+            stacklevel=1,
+        )
+
+
+def asks_captioner(kind: type[Method]) -> bool:
+    """Whether a method may ask a captioner; one of your own may."""
+    captions = issubclass(kind, AutoDNP | CNP) and not issubclass(kind, DNP)
+    return captions or kind not in METHODS.values()
+
+
+def methods_of(args: SimpleNamespace) -> dict[str | None, dict]:
+    """The settings of each method that is to be drawn.
+
+    --compare takes all methods that need only what was given, and gives each what belongs to it;
+    dnp with given words is np, so it has no row of its own, ae has one row, without n*, and cnp,
+    whose cost grows with the square of the steps, has none.
+    """
+    if not args.compare:
+        return {args.method: args.settings}
+    left_out = {"dnp", "ae+auto-dnp", "cnp"}
+    if args.negative is None:
+        left_out |= {"np", "np2"}
+    if args.captioner is None and not (find_weights(args.weights) / "captioner").is_dir():
+        left_out.add("auto-dnp")
+    chain = {k: v for k, v in args.settings.items() if k not in table(*METHODS.values())}
+    out = {}
+    for name, kind in METHODS.items():
+        if name not in left_out:
+            belong = set(table(kind)) - ({"negative_interval"} if not kind.has_negative else set())
+            belong -= set() if kind.two_scale else {"negative_scale"}
+            out[name] = chain | {k: v for k, v in args.settings.items() if k in belong}
+    return out
+
+
+def negative_for(args: SimpleNamespace, method: str | None) -> str | None:
+    """The negative prompt of a method: in a sheet auto-DNP has its own words."""
+    if args.compare and (method == "auto-dnp" or not METHODS[method].takes_words):
+        return None
+    return args.negative
+
+
+def kinds_of(model, args: SimpleNamespace, methods: dict) -> dict[str | None, type[Method]]:
+    """The class of each method that is drawn; a sheet has those that find things in the prompt only
+    where it has some."""
+    from dnp.methods import chosen
+    from dnp.methods.attend_excite import OfSubjects, things
+
+    kinds = {m: chosen(m, settings, args.negative) for m, settings in methods.items()}
+    if args.compare and "subjects" not in args.settings and not things(model, args.prompt):
+        kinds = {m: kind for m, kind in kinds.items() if not issubclass(kind, OfSubjects)}
+    return kinds
+
+
+def draw(
+    model, args: SimpleNamespace, methods: dict, kinds: dict[str | None, type[Method]], bar,
+    keep: Keep,
+) -> None:  # fmt: skip
+    """Draws the pictures of one prompt. `bar` is told of every step, as tqdm's are."""
+    import dnp
+    from dnp.app import png
+    from dnp.app.sheet import compare_sheet
+
+    results: dict[str | None, list] = {}
+    for method, kind in kinds.items():
+        settings = dict(methods[method])
+        seed, images = settings.pop("seed", 0), settings.pop("images", 1)
+        shared = settings.get("caption_per") == "prompt"
+        batch = images if shared else dnp.batch_size(model.device)
+        for first in range(0, images, batch):  # every picture is saved once it is made
+            count = min(batch, images - first)
+            asks = partial(ask_person, model, args, settings, seed + first, count, bar, keep)
+            result = dnp.generate(
+                model, args.prompt, method, negative_for(args, method), seed=seed + first,
+                images=count, captioner=asks() if issubclass(kind, DNP) else None,
+                progress=bar.update, **settings,
+            )  # fmt: skip
+            results.setdefault(method, []).append(result)
+            if first == 0 and not args.compare:
+                warn_of_other_code(args, result.settings)
+            if not args.compare:
+                save(result, model, args, kind, first == 0, bar, keep)
+    if args.compare:
+        of_cfg = table(METHODS["cfg"])  # each row has its own: a sheet holds those that are given
+        made = results["cfg"][0].settings
+        used = {k: None if k in of_cfg else v for k, v in made.items()}
+        used |= {**args.settings, "negative": args.negative, "compare": True}
+        used |= {k: getattr(args, k) for k in ("weights", "captioner", "prediction")}
+        sheet = compare_sheet(args, results)
+        stem, seed = png.slug(args.prompt), args.settings.get("seed", 0)
+        bar.write(str(keep(sheet, f"{stem}-compare-{seed}", used)), file=sys.stdout)
+
+
+def save(
+    result, model, args: SimpleNamespace, kind: type[Method], first: bool, bar, keep: Keep
+) -> None:
+    """Keeps the pictures of a batch, and the DNS images that auto-DNP captioned beside them."""
+    from dnp.app import png
+    from dnp.app.sheet import cost
+
+    made, stem, name = result.settings, png.slug(args.prompt), kind.name
+    if first:
+        bar.write(f"{kind.name}: {cost([result])} per picture", file=sys.stdout)
+    captioned = [] if issubclass(kind, DNP) else result.dns_images
+    for image, seed in zip(captioned, seeds_of_dns(made, len(result.images))):
+        dns_settings = of_dns(model, args, made, seed)
+        path = keep(image, f"{stem}-{name}-dns-{seed}", dns_settings)
+        bar.write(f"{path}: the DNS image", file=sys.stdout)
+    for i, picture in enumerate(result.images):
+        n, seed = result.negatives[i], made["seed"] + i
+        used = {**made, "seed": seed, "images": 1, "negative": n}
+        used |= {k: getattr(args, k) for k in ("weights", "captioner", "prediction")}
+        path = keep(picture, f"{stem}-{name}-{seed}", used)
+        star = f'  n* = "{n}"' if issubclass(kind, AutoDNP) and args.negative is None else ""
+        bar.write(f"{path}{printable(star)}", file=sys.stdout)
+
+
+def of_dns(model, args: SimpleNamespace, made: dict, seed: int) -> dict:
+    """The settings of a DNS image, by which `--from` makes it again; `made` are its method's."""
+    from dnp.generation import prepared, record
+
+    settings = {k: made.get(k) for k in table(Chain)} | {
+        "s": made.get("s_dns"),
+        "seed": seed,
+        "images": 1,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        used = record(*prepared(model, args.prompt, "dns", None, None, None, settings))
+    return used | {"negative": None} | {k: getattr(args, k) for k in ("weights", "prediction")}
+
+
+def steps_of_all(args: SimpleNamespace, methods: dict, kinds: dict[str | None, type]) -> int:
+    """Sampling steps of all pictures and DNS images, for the progress bar."""
+    total = 0
+    for method, kind in kinds.items():
+        settings = methods[method]
+        steps, images = settings.get("steps", 50), settings.get("images", 1)
+        total += steps * images
+        if issubclass(kind, AutoDNP) and negative_for(args, method) is None:
+            described = 1 if settings.get("caption_per") == "prompt" else images
+            total += steps * described * settings.get("dns_images", 1)
+    return total
+
+
+def seeds_of_dns(made: dict, count: int):
+    """The seeds of the DNS images of `count` pictures, in the order of asking."""
+    for i in range(1 if made.get("caption_per") == "prompt" else count):
+        yield from dns_seeds(made["seed"] + i, made.get("dns_images", 1))
+
+
+def ask_person(model, args, settings: dict, seed: int, count: int, bar, keep: Keep):
+    """Picture -> a person's words for a DNS image, under 60 (arXiv:2411.05473)."""
+    from dnp.app import png
+    from dnp.generation import prepared, record
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = record(
+            *prepared(model, args.prompt, args.method, args.negative, None, None, settings)
+        )
+    made |= {"seed": seed}
+    shown = seeds_of_dns(made, count)
+
+    def asked(image) -> str:
+        dns_seed = next(shown)
+        bar.clear()  # what is asked and answered stands on lines of its own
+        name = f"{png.slug(args.prompt)}-dnp-dns-{dns_seed}"
+        path = keep(image, name, of_dns(model, args, made, dns_seed))
+        if args.show:
+            image.resize([4 * side for side in image.size]).show()
+        while True:
+            print(f"{path}: the DNS image. What does it show, in fewer than {MOST_WORDS} words?")
+            words = ask("n* = ", "give them with --negative TEXT")
+            if 0 < len(words.split()) < MOST_WORDS:
+                return words
+            print(f"{len(words.split())} words; give 1 to {MOST_WORDS - 1}.")
+
+    return asked
