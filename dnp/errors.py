@@ -58,11 +58,12 @@ def memory_is_full(e: BaseException) -> bool:
     return said or isinstance(e, MemoryError)
 
 
-def meant(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a misspelt name: the nearest known one, or all of them."""
+def meant(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a sentence about a misspelt name: the nearest known one, or all of them, or what
+    is said `otherwise`."""
     known = list(known)
-    near = get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}."
+    near = get_close_matches(word, known, n=1, cutoff=0.65)
+    return f"did you mean {near[0]}?" if near else otherwise or f"choose {', '.join(known)}."
 
 
 def is_finite(x: object) -> bool:

@@ -348,7 +348,8 @@ def test_other_models_have_no_attention_or_no_own_things(tiny, single):
 def test_the_world_and_the_recommendations_of_the_miniature(single, tmp_path):
     assert single.config.things == (*benchmarks.ANIMALS, *benchmarks.OBJECTS)
     for prompt in benchmarks.attend_excite():
-        assert ae.things(single, prompt.text) == [w for _, w in benchmarks.subjects(prompt.text)]
+        subjects = [w for _, w in benchmarks.subjects(prompt.text)]
+        assert ae.things(single.config.things, prompt.text) == subjects
     own = ae.PUBLISHED | single.config.attend_excite
     made = dnp.generate(single, PAIR, "ae", steps=1, **QUICK).settings
     assert {k: made[k] for k in own} == {**own, **{k: v for k, v in QUICK.items() if k != "s"}}

@@ -81,7 +81,8 @@ def test_a_damaged_recommendation_is_refused(command, tmp_path):
         ([1], "attend_excite must map settings to values"),
     ):
         (tmp_path / "mini" / "dnp.json").write_text(json.dumps({"attend_excite": excite}))
-        made, told = command(PAIR, "--method", "ae", "--weights", tmp_path / "mini")
+        words = [PAIR, "--method", "ae", "--subjects", "cat, car"]
+        made, told = command(*words, "--weights", tmp_path / "mini")
         assert made == [] and sentence in told.err
     (tmp_path / "mini" / "dnp.json").write_text(json.dumps({"things": "cat"}))
     assert "things must be a list of words" in command(PAIR, "--weights", tmp_path / "mini")[1].err

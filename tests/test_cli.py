@@ -75,16 +75,6 @@ def test_from_makes_the_same_picture_again(cli, method):
     assert code == 0 and not (pixels(other) == pixels(copy)).all()
 
 
-def test_from_reads_a_png_of_the_time_when_s_was_called_scale(cli, tmp_path):
-    _, (made,), _, _ = cli("a cat", "--steps", 2, "--s", 2.5)
-    told = read_settings(made)
-    old = {"scale" if k == "s" else k: v for k, v in told.items()}
-    path = save(Image.open(made), tmp_path / "old", "x", old)
-    kept = made.rename(made.with_name("kept.png"))
-    code, (again,), _, _ = cli("--from", path)
-    assert code == 0 and (pixels(again) == pixels(kept)).all() and read_settings(again) == told
-
-
 def test_s_and_scale_are_one_option(cli):
     _, (made,), _, _ = cli("a cat", "--steps", 1, "--scale", 2.5)
     assert cli("a cat", "--steps", 1, "--s", 2.5)[1] == [] and read_settings(made)["s"] == 2.5

@@ -10,7 +10,7 @@ from PIL import Image
 import dnp
 from conftest import pixels
 from dnp.app import sheet as sheet_room
-from dnp.app.drawing import tell_what_is_not_read
+from dnp.app.other_interfaces import tell_what_is_not_read
 from dnp.app.png import read_settings
 
 WORLD = ("a", "cat", "red", "car", "and")
@@ -29,9 +29,20 @@ def test_a_negative_without_a_method_is_two_term_and_says_so(cli):
 @pytest.mark.parametrize(
     ("text", "note"),
     [
-        ("a (cat:1.3)", r"weights such as \(cat:1.3\) is read as plain text here"),
-        ("a cat <lora:x:0.8>", "<lora:...> is read as plain text here"),
-        ("a cat BREAK a car", "BREAK is read as plain text here"),
+        ("a (cat:1.3)", r"^weights such as \(cat:1.3\): read as plain text here"),
+        ("a (red cat : .8)", r"^weights such as \(cat:1.3\): read as plain text here"),
+        ("a cat <lora:x:0.8>", "<lora:...>: read as plain text here"),
+        ("a cat BREAK a car", "^BREAK: read as plain text here"),
+        (
+            "((a cat)) AND [a dog|a car]",
+            r"^double brackets, alternatives such as \[a\|b\] and AND: read as plain text here",
+        ),
+        ("a [red] cat", "^square brackets: read"),
+        ("a {red|blue} cat", r"^alternatives such as \{a\|b\}: read"),
+        ("a __colour__ cat", "^wildcards such as __colour__: read"),
+        ("a cat embedding:bad-hands", "^embedding:NAME: read"),
+        ("a cat::2 a car::-1", "^weights such as cat::2: read"),
+        ("a cat --ar 16:9", "^options such as --ar 16:9 inside a prompt: read"),
         ("a cat and a zeppelin", "have never read zeppelin; the picture follows the other words"),
     ],
 )
@@ -43,12 +54,14 @@ def test_syntax_of_other_interfaces_and_words_of_no_closed_world_get_a_note(text
 @pytest.mark.filterwarnings("error")
 def test_plain_words_and_an_open_world_get_none():
     tell_what_is_not_read("a cat (and a red car)", WORLD)
+    tell_what_is_not_read("a train (time 12:30), 16:9, a cat and a car -- red", ())
+    tell_what_is_not_read("A CAT AND A CAR", ())
     tell_what_is_not_read("a zeppelin, breaking a sound barrier", ())
 
 
 def test_the_command_says_such_a_note(cli):
     code, _, _, err = cli("a (cat:1.3)", "--steps", 1)
-    assert code == 0 and "note: weights such as (cat:1.3) is read as plain text here." in err
+    assert code == 0 and "note: weights such as (cat:1.3): read as plain text here." in err
 
 
 def test_the_compare_sheet_writes_n_star_under_the_cells_of_auto_dnp(cli, monkeypatch):

@@ -226,9 +226,7 @@ def test_a_captioner_in_the_hubs_cache_leads_to_its_snapshot(tmp_path):
 def test_a_size_that_is_no_pair_of_whole_numbers_is_told(tiny, size):
     model = dnp.load(tiny)
     for ask in (lambda: model.latent_shape(size), lambda: dnp.generate(model, "a", size=size)):
-        with pytest.raises(
-            SettingsError, match="is not possible; give "
-        ):
+        with pytest.raises(SettingsError, match="is not possible; give "):
             ask()
 
 

@@ -19,12 +19,15 @@ from dnp.app.drawing import (
     negative_for,
     opened,
     steps_of_all,
-    tell_what_is_not_read,
 )
 from dnp.app.options import jobs, parse
+from dnp.app.other_interfaces import tell_what_is_not_read
 from dnp.app.settings import find_weights
 from dnp.app.terminal import fail, printable, streams
 from dnp.errors import DnpError, SettingsError, memory_is_full
+from dnp.methods import METHODS
+from dnp.methods.attend_excite import OfSubjects, subjects_of
+from dnp.methods.method import Method
 from dnp.methods.words import AutoDNP
 from dnp.sd import OF_PIPELINE
 
@@ -47,6 +50,7 @@ def run(asked: list[SimpleNamespace]) -> None:
             if a.negative is None and kind.takes_words and not issubclass(kind, AutoDNP):
                 who = f"rule {settings['rule']}" if "rule" in settings else f"method {kind.name}"
                 raise SettingsError(f"{who} needs a negative prompt; add `negative=TEXT`.")
+            for_weights(a, kind, settings)
     png.check_folder(Path(args.out))
     model = opened(args)
     if str(args.fingerprint).startswith(OF_PIPELINE):
@@ -57,6 +61,11 @@ def run(asked: list[SimpleNamespace]) -> None:
         )
     elif args.fingerprint not in (None, model.config.fingerprint):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
+    height, width = (
+        n * model.config.vae.factor for n in model.latent_shape(args.settings.get("size"))[-2:]
+    )
+    if height != width:
+        print(f"size: width {width}, height {height}")
     for text in (text for a in asked for text in (a.prompt, a.negative or "")):
         tell_what_is_not_read(text, model.config.words)
     if any(map(asks_captioner, kinds)):
@@ -80,6 +89,26 @@ def run(asked: list[SimpleNamespace]) -> None:
         kinds = kinds_of(model, a, methods)
         with tqdm(total=steps_of_all(a, methods, kinds), unit="step", leave=False) as bar:
             draw(model, a, methods, kinds, bar, keep)
+
+
+def for_weights(args: SimpleNamespace, kind: type[Method], settings: dict) -> None:
+    """SettingsError for a captioner or subjects that these weights do not have; before they are
+    loaded, which takes a while for large ones."""
+    from dnp.sd.files import folder
+
+    if kind not in METHODS.values() or args.compare:
+        return
+    captions = asks_captioner(kind) and args.negative is None and args.captioner is None
+    reads = issubclass(kind, OfSubjects) and settings.get("subjects") is None
+    if not (captions or reads):
+        return
+    contents = folder.read(find_weights(args.weights), args.prediction)
+    if captions and contents.captioner is None:
+        raise SettingsError(
+            f"these weights have no captioner; give {kind.name} one with `captioner=FOLDER`."
+        )
+    if reads:
+        subjects_of(args.prompt, None, contents.recommended[2], kind)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,11 +6,9 @@ command line writes a file, and the page holds the same bytes for a download.
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -29,12 +27,6 @@ if TYPE_CHECKING:
 
 Keep = Callable[["Image", str, dict], object]
 MOST_WORDS = 60  # of a person's caption (arXiv:2411.05473)
-# What other interfaces read in a prompt, and nobody reads here.
-FOREIGN = {
-    r"\([^()]*:\s*[\d.]+\)": "weights such as (cat:1.3)",
-    r"<(lora|lyco|hypernet):[^>]*>": "<lora:...>",
-    r"\bBREAK\b": "BREAK",
-}
 
 
 def opened(args: SimpleNamespace):
@@ -60,20 +52,6 @@ def give_captioner(model, args: SimpleNamespace) -> None:
     if args.captioner is not None:
         folder = args.captioner if args.allow_download else find_weights(args.captioner)
         model.captioner = load_captioner(folder, model.device, args.allow_download)
-
-
-def tell_what_is_not_read(text: str, words: tuple[str, ...]) -> None:
-    """Notes on what is read as plain text: other interfaces' syntax, words of no closed world."""
-    for pattern, what in FOREIGN.items():
-        if re.search(pattern, text):
-            warnings.warn(f"{what} is read as plain text here", stacklevel=1)
-    unknown = [w for w in re.findall(r"[^\W\d_]+", text.lower()) if words and w not in words]
-    if unknown:
-        warnings.warn(
-            f"these weights have never read {', '.join(dict.fromkeys(unknown))}; the picture "
-            "follows the other words",
-            stacklevel=1,
-        )
 
 
 def asks_captioner(kind: type[Method]) -> bool:
@@ -120,7 +98,11 @@ def kinds_of(model, args: SimpleNamespace, methods: dict) -> dict[str | None, ty
     from dnp.methods.attend_excite import OfSubjects, things
 
     kinds = {m: chosen(m, settings, args.negative) for m, settings in methods.items()}
-    if args.compare and "subjects" not in args.settings and not things(model, args.prompt):
+    if (
+        args.compare
+        and "subjects" not in args.settings
+        and not things(model.config.things, args.prompt)
+    ):
         kinds = {m: kind for m, kind in kinds.items() if not issubclass(kind, OfSubjects)}
     return kinds
 
@@ -142,10 +124,13 @@ def draw(
         batch = images if shared else dnp.batch_size(model.device)
         for first in range(0, images, batch):  # every picture is saved once it is made
             count = min(batch, images - first)
-            asks = partial(ask_person, model, args, settings, seed + first, count, bar, keep)
+            describes = None
+            if issubclass(kind, AutoDNP) and args.negative is None and not args.compare:
+                who = ask_person if issubclass(kind, DNP) else keep_and_caption
+                describes = who(model, args, settings, seed + first, count, bar, keep)
             result = dnp.generate(
                 model, args.prompt, method, negative_for(args, method), seed=seed + first,
-                images=count, captioner=asks() if issubclass(kind, DNP) else None,
+                images=count, captioner=describes,
                 progress=bar.update, **settings,
             )  # fmt: skip
             results.setdefault(method, []).append(result)
@@ -167,18 +152,13 @@ def draw(
 def save(
     result, model, args: SimpleNamespace, kind: type[Method], first: bool, bar, keep: Keep
 ) -> None:
-    """Keeps the pictures of a batch, and the DNS images that auto-DNP captioned beside them."""
+    """Keeps the pictures of a batch."""
     from dnp.app import png
     from dnp.app.sheet import cost
 
     made, stem, name = result.settings, png.slug(args.prompt), kind.name
     if first:
         bar.write(f"{kind.name}: {cost([result])} per picture", file=sys.stdout)
-    captioned = [] if issubclass(kind, DNP) else result.dns_images
-    for image, seed in zip(captioned, seeds_of_dns(made, len(result.images))):
-        dns_settings = of_dns(model, args, made, seed)
-        path = keep(image, f"{stem}-{name}-dns-{seed}", dns_settings)
-        bar.write(f"{path}: the DNS image", file=sys.stdout)
     for i, picture in enumerate(result.images):
         n, seed = result.negatives[i], made["seed"] + i
         used = {**made, "seed": seed, "images": 1, "negative": n}
@@ -216,14 +196,8 @@ def steps_of_all(args: SimpleNamespace, methods: dict, kinds: dict[str | None, t
     return total
 
 
-def seeds_of_dns(made: dict, count: int):
-    """The seeds of the DNS images of `count` pictures, in the order of asking."""
-    for i in range(1 if made.get("caption_per") == "prompt" else count):
-        yield from dns_seeds(made["seed"] + i, made.get("dns_images", 1))
-
-
-def ask_person(model, args, settings: dict, seed: int, count: int, bar, keep: Keep):
-    """Picture -> a person's words for a DNS image, under 60 (arXiv:2411.05473)."""
+def keeper(model, args, settings: dict, seed: int, count: int, keep: Keep):
+    """Picture -> what `keep` returns of it: the DNS images of `count` pictures, in their order."""
     from dnp.app import png
     from dnp.generation import prepared, record
 
@@ -232,14 +206,36 @@ def ask_person(model, args, settings: dict, seed: int, count: int, bar, keep: Ke
         made = record(
             *prepared(model, args.prompt, args.method, args.negative, None, None, settings)
         )
-    made |= {"seed": seed}
-    shown = seeds_of_dns(made, count)
+    stem = f"{png.slug(args.prompt)}-{made['method'].rpartition(':')[2]}-dns"
+    rows = range(seed, seed + (1 if made.get("caption_per") == "prompt" else count))
+    seeds = (s for row in rows for s in dns_seeds(row, made.get("dns_images", 1)))
+
+    def kept(image):
+        dns_seed = next(seeds)
+        return keep(image, f"{stem}-{dns_seed}", of_dns(model, args, made, dns_seed))
+
+    return kept
+
+
+def keep_and_caption(model, args, settings: dict, seed: int, count: int, bar, keep: Keep):
+    """The weights' own captioner, for DNS images that are kept first: a caption may fail."""
+    kept = keeper(model, args, settings, seed, count, keep)
+
+    def described(images) -> list[str]:
+        for image in images:
+            bar.write(f"{kept(image)}: the DNS image", file=sys.stdout)
+        return model.captioner(images)
+
+    return described if getattr(model, "captioner", None) else None
+
+
+def ask_person(model, args, settings: dict, seed: int, count: int, bar, keep: Keep):
+    """Picture -> a person's words for a DNS image, under 60 (arXiv:2411.05473)."""
+    kept = keeper(model, args, settings, seed, count, keep)
 
     def asked(image) -> str:
-        dns_seed = next(shown)
         bar.clear()  # what is asked and answered stands on lines of its own
-        name = f"{png.slug(args.prompt)}-dnp-dns-{dns_seed}"
-        path = keep(image, name, of_dns(model, args, made, dns_seed))
+        path = kept(image)
         if args.show:
             image.resize([4 * side for side in image.size]).show()
         while True:

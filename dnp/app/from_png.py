@@ -8,6 +8,7 @@ from dataclasses import Field
 from pathlib import Path
 from types import SimpleNamespace
 
+from dnp.app.other_interfaces import read_parameters
 from dnp.app.png import read_settings
 from dnp.app.settings import Once, Picture, Weights, method_of
 from dnp.errors import SettingsError
@@ -27,9 +28,7 @@ KEEPS_WORDS = {"s", "negative_scale", "rule", "rule_options", "interval", "negat
 def from_png(typed: dict) -> dict:
     """What --from adds: the settings of a PNG that what was typed leaves true."""
     file = typed["from_"]
-    recorded = read_settings(Path(file))
-    if "scale" in recorded:  # its name until version 0.2
-        recorded["s"] = recorded.pop("scale")
+    recorded = read_settings(Path(file), read_parameters)
     other = typed.keys() & {"method", "compare"}  # another method drops the recorded one's
     for what, anew in (("method", other), ("rule", other | typed.keys() & {"rule"})):
         name = recorded.get(what)
@@ -58,7 +57,8 @@ def from_png(typed: dict) -> dict:
         raise SettingsError(
             f"{file}: its weights came from a diffusers pipeline that was open in Python "
             "(dnp.from_diffusers), and no file is named; save it with pipe.save_pretrained(FOLDER) "
-            "and add --weights FOLDER."
+            "and add --weights FOLDER. If it has a LoRA, call pipe.fuse_lora() and "
+            "pipe.unload_lora_weights() first."
         )
     return still_true(recorded, typed)
 

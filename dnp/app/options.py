@@ -7,6 +7,8 @@ of the application itself.
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Collection
 from dataclasses import Field, fields
 from types import SimpleNamespace
 
@@ -16,7 +18,15 @@ from dnp.app.terminal import Parser
 from dnp.errors import SettingsError, meant
 from dnp.methods import METHODS, own
 from dnp.methods.chain import Chain
-from dnp.methods.fields import check_value, from_text, kind, metavar, option, table
+from dnp.methods.fields import (
+    WIDTH_X_HEIGHT,
+    check_value,
+    from_text,
+    kind,
+    metavar,
+    option,
+    table,
+)
 from dnp.methods.method import Method, formula
 
 ABOUT = """Pictures from a prompt by diffusion-negative sampling and its neighbours.
@@ -66,13 +76,30 @@ def parse(argv: list[str], prog: str = "python -m dnp") -> dict:
             if f.name not in done:
                 done.add(f.name)
                 add(group, f, owners_of(f.name) if f.name not in table(*kind_of) else "")
-    typed = vars(p.parse_args(argv))
+    typed = vars(p.parse_args(written_out(argv, p._option_string_actions)))
     if "help" in typed:
         print(help_of(typed["help"], p))
         raise SystemExit(0)
     if "rule_options" in typed:
         typed["rule_options"] = dict(option(text) for text in typed["rule_options"])
     return typed
+
+
+def written_out(argv: list[str], known: Collection[str]) -> list[str]:
+    """Two habits in the parser's own way: --size 512x768 (width x height) is --size 768 512, and
+    the text after --negative may begin with a dash, unless it is an option."""
+    words: list[str] = []
+    for word in argv:
+        before = words[-1] if words else ""
+        if before == "--size" and (usual := WIDTH_X_HEIGHT.fullmatch(word)):
+            words += [usual[2], usual[1]]
+        elif word.startswith("--size=") and (usual := WIDTH_X_HEIGHT.fullmatch(word[7:])):
+            words += ["--size", usual[2], usual[1]]
+        elif before == "--negative" and word[:1] == "-" and word.split("=")[0] not in known:
+            words[-1] = f"--negative={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def add(group, f: Field, who: str) -> None:
@@ -190,21 +217,31 @@ def jobs(typed: dict) -> list[SimpleNamespace]:
 
 
 def read_prompts(file: str) -> list[dict[str, str]]:
-    """The lines of a file: a prompt, or a prompt, TAB and a negative; empty lines are passed over.
+    """The lines of a file: a prompt, or a prompt, TAB and a negative.
 
-    SettingsError, one sentence with the fix, for a file without prompts.
+    Empty lines, and those that begin with #, are passed over. SettingsError, one sentence with the
+    fix, for a file without prompts, for JSON, and for options inside a line.
     """
     from dnp.sd.files.data_only import open_regular
 
     try:
         with open_regular(file) as f:
-            lines = f.read().decode("utf-8-sig").splitlines()
+            lines = f.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except (OSError, ValueError) as e:
         raise SettingsError(
             f"{file}: cannot be read ({str(e)[:200]}); give --prompts a text file in UTF-8."
         ) from None
+    if "".join(lines).lstrip()[:1] in ("[", "{") and '"' in "".join(lines):
+        raise SettingsError(f"{file} looks like JSON; write one prompt on each line.")
     prompts = []
     for number, line in enumerate(lines, 1):
+        if line.lstrip().startswith("#"):
+            continue
+        if option := re.search(r"(?<!\S)--[a-z][\w-]*", line):
+            raise SettingsError(
+                f"{file}, line {number}: {option[0]} is an option, and a line is a prompt; give "
+                "options on the command line."
+            )
         words = [part.strip() for part in line.split("\t")]
         if len(words) > 2:
             raise SettingsError(f"{file}, line {number}: more than one TAB; give one negative.")

@@ -10,7 +10,7 @@ import re
 import struct
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +23,7 @@ from dnp.methods.method import formula
 from dnp.sd.files.data_only import open_regular
 
 CHUNK = "dnp"  # the PNG text chunk that holds the settings as JSON
+PARAMETERS = "parameters"  # the one that other interfaces write and read
 MOST_CHUNKS = 10**5  # 13,000 x 13,700 pixels that cannot be compressed take 70,000 of libpng's
 
 
@@ -67,7 +68,7 @@ def png(picture: Image.Image, settings: dict | None = None) -> bytes:
     if settings is not None:
         chunk.add_text(CHUNK, json.dumps(settings))
         if text := parameters(settings, picture.size):
-            chunk.add_text("parameters", text)
+            chunk.add_text(PARAMETERS, text)
     picture.save(file, format="PNG", pnginfo=chunk)
     return file.getvalue()
 
@@ -154,12 +155,17 @@ def _whole(path: Path, data: bytes) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def read_settings(path: Path) -> dict:
-    """The settings in a PNG that `save` wrote; PictureError if it has none. No pixel is decoded."""
+def read_settings(path: Path, of_others: Callable[[str], dict | None] | None = None) -> dict:
+    """The settings in a PNG that `save` wrote; PictureError if it has none. No pixel is decoded.
+
+    `of_others` reads the `parameters` text of a picture that another interface wrote.
+    """
     try:
         with open_regular(path) as file:
-            text = _text(file)
-        settings = json.loads(text) if text is not None else None
+            texts = _texts(file)
+        settings = json.loads(texts[CHUNK]) if CHUNK in texts else None
+        if of_others and CHUNK not in texts and PARAMETERS in texts:
+            settings = of_others(texts[PARAMETERS])
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file; give --from a PNG made here.") from None
     except (OSError, SyntaxError, ValueError, RecursionError) as e:
@@ -174,24 +180,24 @@ def read_settings(path: Path) -> dict:
     return settings
 
 
-def _text(file: BinaryIO) -> str | None:
-    """The text of a PNG's last text chunk of dnp, as Pillow reads it; the others are passed over.
+def _texts(file: BinaryIO) -> dict[str, str]:
+    """A PNG's last text chunks of dnp and `parameters`, as Pillow reads them, without the others.
 
     Programs that pass a picture on may pack the text, and put it behind the pixels. What is wrong
     with a PNG is a SyntaxError in Pillow.
     """
     if file.read(8) != b"\x89PNG\r\n\x1a\n":
         raise ValueError("its first bytes are another format's")
-    png, ours = PngImagePlugin.PngStream(file), CHUNK.encode() + b"\0"
+    png, keys = PngImagePlugin.PngStream(file), [f"{k}\0".encode() for k in (CHUNK, PARAMETERS)]
     for _ in range(MOST_CHUNKS):
         try:
             kind, start, length = png.read()
         except struct.error:
             raise ValueError("it is cut off") from None
         if kind == b"IEND":
-            return png.im_text.get(CHUNK)
+            return {k: str(v) for k, v in png.im_text.items()}
         is_text = kind in (b"tEXt", b"zTXt", b"iTXt") and length <= PngImagePlugin.MAX_TEXT_CHUNK
-        if is_text and file.read(len(ours)) == ours:
+        if is_text and file.read(max(map(len, keys))).startswith(tuple(keys)):
             file.seek(start)
             png.crc(kind, png.call(kind, start, length))
         else:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from dnp.errors import DnpError, SettingsError, meant
+from dnp.methods.other_names import said_of
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,8 +31,10 @@ class Parser(argparse.ArgumentParser):
                 f'more than one prompt ({words}); put the prompt in quotes, such as "a red car".'
             )
         if unknown:
-            near = meant(words.split()[0].split("=")[0], self._option_string_actions)
-            if near.startswith("did you mean"):
+            word = words.split()[0].split("=")[0].lstrip("-")
+            options = [name.lstrip("-") for name in self._option_string_actions]
+            near = said_of(word) or meant(word, options, "-").replace("mean ", "mean --")
+            if near != "-":
                 raise SettingsError(f"{message}; {near}")
         raise SettingsError(f"{message}; {self.prog} --help lists what is possible.")
 

@@ -215,14 +215,22 @@ def require_subjects(model, prompt: str, method: OfSubjects, given: str | None) 
             f"method {method.name} takes gradients, and torch.inference_mode forbids them; take "
             "torch.no_grad."
         )
-    subjects = words(given or "") or things(model, prompt)
+    subjects = subjects_of(prompt, given, model.config.things, method)
+    model.places(prompt, subjects)
+    return ", ".join(subjects)
+
+
+def subjects_of(
+    prompt: str, given: str | None, world: Sequence[str], method: OfSubjects | type[OfSubjects]
+) -> list[str]:
+    """The subjects that are given, or those of a closed world's things that the prompt names."""
+    subjects = words(given or "") or things(world, prompt)
     if not subjects:
         raise SettingsError(
             f"method {method.name} needs the subjects of the prompt; add them, as in "
             '`subjects="cat, dog"`.'
         )
-    model.places(prompt, subjects)
-    return ", ".join(subjects)
+    return subjects
 
 
 def words(subjects: str) -> list[str]:
@@ -230,9 +238,9 @@ def words(subjects: str) -> list[str]:
     return [word.strip() for word in subjects.split(",") if word.strip()]
 
 
-def things(model, prompt: str) -> list[str]:
+def things(world: Sequence[str], prompt: str) -> list[str]:
     """The things of a closed world that a prompt names, in order."""
-    return [w for w in re.findall(r"[^\W\d_]+", prompt.lower()) if w in model.config.things]
+    return [w for w in re.findall(r"[^\W\d_]+", prompt.lower()) if w in world]
 
 
 def loss_of_prompt(

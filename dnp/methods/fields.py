@@ -24,10 +24,12 @@ import re
 from collections.abc import Iterable, Mapping
 
 from dnp.errors import SettingsError, is_finite, meant
+from dnp.methods.other_names import said_of
 
 Span = tuple[float, float]  # (lo, hi] in the variance-exploding sigma
 Sides = tuple[int, int]  # height and width in pixels
 Numbers = tuple[float, ...]
+WIDTH_X_HEIGHT = re.compile(r"(\d+)[xX](\d+)")  # as other tools write a size
 METAVARS = {"int": "N", "float": "X", "bool": "yes|no", "Span": "LO HI", "Sides": "H W",
             "Numbers": "X:X:X"}  # fmt: skip
 
@@ -70,6 +72,8 @@ def from_text(field: dataclasses.Field, text: str) -> object:
     """The value that a text means; ValueError if it does not mean one."""
     what = kind(field)
     if what in ("Span", "Sides", "Numbers"):
+        if what == "Sides" and (usual := WIDTH_X_HEIGHT.fullmatch(text)):
+            return int(usual[2]), int(usual[1])
         values = [(int if what == "Sides" else float)(x) for x in re.split("[: ]", text)]
         if what != "Numbers" and len(values) != 2:
             raise ValueError(f"{text!r} is not two numbers")
@@ -117,8 +121,9 @@ def check(owner: type, given: Mapping[str, object], owners: Mapping[str, str], *
                 raise SettingsError(
                     f"{name} belongs to method {owners[name]}, not {owner.name}; leave it out."
                 )
-            every = [*known, *(x for x in table(*more)), *owners]
-            raise SettingsError(f"{name} is not a setting; {meant(name, dict.fromkeys(every))}")
+            every = dict.fromkeys([*known, *(x for x in table(*more)), *owners])
+            fix = said_of(name) or meant(name, every, "python -m dnp --help lists them all.")
+            raise SettingsError(f"{name} is not a setting; {fix}")
         if value is not None:
             check_value(known[name], value)
 

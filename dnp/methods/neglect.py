@@ -83,8 +83,10 @@ def without(prompt: str, subjects: Sequence[str]) -> list[str]:
     """The prompt without the part that holds each subject; "" where there is no other part.
 
     Parts end at commas, "and" and "with": "a cat, a red car and a blue chair" without its car is
-    "a cat and a blue chair". A subject that is named twice is left out where it stands next, as
-    `places` of a model finds it. SettingsError if a subject is in no part, or goes over a joint.
+    "a cat and a blue chair". What a later subject is drawn with goes with it: "a cat with a bow and
+    a dog with a crown" without its dog is "a cat with a bow". A subject that is named twice is left
+    out where it stands next, as `places` of a model finds it. SettingsError if a subject is in no
+    part, or goes over a joint.
     """
     pieces = JOINTS.split(prompt)
     parts = list(zip(["", *pieces[1::2]], pieces[::2]))  # each with the joint before it
@@ -101,7 +103,10 @@ def without(prompt: str, subjects: Sequence[str]) -> list[str]:
                 '"with"; name words of one part, as in `subjects="cat, dog"`.'
             )
         found.append(place.end())
-        texts.append(_joined(parts[:i] + parts[i + 1 :]))
+        end = i + 1
+        while i and end < len(parts) and parts[end][0].strip().lower() == "with":
+            end += 1  # what it is drawn with is not given to the thing before it
+        texts.append(_joined(parts[:i] + parts[end:]))
     return texts
 
 

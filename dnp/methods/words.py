@@ -34,6 +34,24 @@ class NegativePrompt(Method):
     name, own_rule, cost = "np", "negative_prompt", "3T"
     takes_words = has_negative = two_scale = True
 
+    def complete(self, call) -> None:
+        super().complete(call)
+        if call.negative and (weight := self.weight_of_n()) is not None and weight >= 0:
+            effect = "has no effect" if weight == 0 else "is drawn and not avoided"
+            warnings.warn(
+                f"at this scale (s = {self.s:g}) the negative prompt {effect}; choose a larger s",
+                stacklevel=5,
+            )
+
+    def weight_of_n(self) -> float | None:
+        """The coefficient of eps_n, where the rule is one of the linear forms."""
+        from dnp.guidance import coefficients
+
+        form = {"negative_prompt": "np", "negative_prompt_two_scale": "np",
+                "negative_prompt_two_term": "np2"}.get(self.rule.name)  # fmt: skip
+        h = self.negative_scale if self.rule.name == "negative_prompt_two_scale" else None
+        return form and coefficients(form, self.s, h)[2]
+
     def words(self, call):
         if call.negative is None:
             who = f"rule {self.rule.name}" if self.named else f"method {self.name}"
