@@ -328,9 +328,9 @@ BROKEN = {
     "p=1,2,-3": "p is not",
     "hi=,": "hi is not a number",
     "lesson=<img src=x onerror=alert(1)>": "lesson is not one of the page's notions",
-    "<b>x</b>": "not known here, <b>x</b>",
+    "<b>x</b>": "does not know <b>x</b>, a part of the link",
     "z=%": "z is not",
-    "constructor=1": "not known here, constructor",
+    "constructor=1": "does not know constructor",
 }
 
 
