@@ -554,7 +554,13 @@ def test_no_request_leaves_the_page_and_it_is_one_small_file(chromium):
 
 
 def test_frames_a_second(chromium):
-    """30 is wanted where there is a screen; here a CPU draws them, shared with other work."""
+    """How many are drawn depends on the machine, so the bound is on the work of one, with room for
+    a busy machine: 30 a second leave 33 ms."""
+    work = """() => Math.min(...Array.from({ length: 12 }, (_, i) => {
+      const begun = performance.now();
+      sliding = true; at = 4 * i; run_chains(); draw(); sliding = false;
+      return performance.now() - begun;
+    }))"""
     rate = """(what) => new Promise((done) => {
       const first = frames, begun = performance.now(), seconds = 2;
       const drag = () => {
@@ -566,8 +572,12 @@ def test_frames_a_second(chromium):
     })"""
     for name, options in {"desktop": DESKTOP, "projector": PROJECTOR, "phone": PHONE}.items():
         with opened(chromium, URL, **options) as (_, page, _asked):
-            page.wait_for_function("frames > 5")
+            page.wait_for_function("frames > 0")
             page.evaluate("scrub(STEPS)")
+            least = page.evaluate(work)
             played, dragged = (page.evaluate(rate, what) for what in ("played", "dragged"))
-            print(f"{name}: {played:.0f} frames a second while chains run, {dragged:.0f} in a drag")
-            assert min(played, dragged) > 3
+            print(
+                f"{name}: {played:.0f} frames a second while chains run, {dragged:.0f} in a drag;"
+            )
+            print(f"  all 50 steps of 500 chains and one picture take {least:.1f} ms")
+            assert least < 100
