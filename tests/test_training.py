@@ -118,6 +118,14 @@ def test_three_things_lie_in_the_frame_and_hide_one_another_by_a_sixth_at_most()
             assert max(w, 0) * max(h, 0) < small / 6
 
 
+def test_two_decoders_are_compared_in_points_of_the_same_pictures():
+    from decoders import paired
+
+    told = paired([[True, False], [False, False]], [[True, True], [False, True]])
+    assert (told["first"], told["second"]) == (25.0, 75.0)
+    assert told["difference"] == [50.0, 50.0, 50.0]  # both prompts gained one of two
+
+
 @torch.no_grad()
 def test_a_deeper_decoder_starts_as_the_same_function_to_the_bit():
     from decoder import deeper
