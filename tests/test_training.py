@@ -118,15 +118,33 @@ def test_three_things_lie_in_the_frame_and_hide_one_another_by_a_sixth_at_most()
             assert max(w, 0) * max(h, 0) < small / 6
 
 
+def test_two_decoders_are_compared_in_points_of_the_same_pictures():
+    from decoders import paired
+
+    told = paired([[True, False], [False, False]], [[True, True], [False, True]])
+    assert (told["first"], told["second"]) == (25.0, 75.0)
+    assert told["difference"] == [50.0, 50.0, 50.0]  # both prompts gained one of two
+
+
 @torch.no_grad()
-def test_the_deeper_decoder_has_the_latents_of_the_miniature_to_the_bit():
-    states = [load_file(ROOT / "weights" / "mini" / f"{name}.safetensors")
-              for name in ("vae/diffusion_pytorch_model", "training/decoder")]  # fmt: skip
-    vaes = [VAE(replace(MINI_VAE, layers_per_block=layers)) for layers in (1, 4)]
-    for vae, state in zip(vaes, states):
-        vae.load_state_dict(state)
+def test_a_deeper_decoder_starts_as_the_same_function_to_the_bit():
+    from decoder import deeper
+
+    shallow = VAE(replace(MINI_VAE, layers_per_block=1))
+    deep = deeper(shallow.state_dict())
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    (mean, logvar), deeper = (vae.encode(x) for vae in vaes)
-    assert torch.equal(mean, deeper[0]) and torch.equal(logvar, deeper[1])
-    pictures = [vae.decode(mean) for vae in vaes]
-    assert not torch.equal(*pictures)
+    (mean, logvar), latents = shallow.encode(x), deep.encode(x)
+    assert torch.equal(mean, latents[0]) and torch.equal(logvar, latents[1])
+    assert torch.equal(shallow.decode(mean), deep.decode(mean))
+
+
+@torch.no_grad()
+def test_the_miniature_has_the_latents_of_its_shallow_encoder_to_the_bit():
+    """Of which every U-Net, captioner and study of the four editions was made."""
+    state = load_file(ROOT / "weights/mini/vae/diffusion_pytorch_model.safetensors")
+    deep, shallow = VAE(MINI_VAE), VAE(replace(MINI_VAE, layers_per_block=1))
+    deep.load_state_dict(state)
+    shallow.load_state_dict({k: state[k] for k in shallow.state_dict()})
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for ours, same in zip(deep.encode(x), shallow.encode(x)):
+        assert torch.equal(ours, same)

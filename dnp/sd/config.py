@@ -314,4 +314,4 @@ MINI_UNET = UNetConfig(
     norm_num_groups=16,
     sample_size=(16, 16),
 )
-MINI_VAE = VAEConfig(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8)
+MINI_VAE = VAEConfig(block_out_channels=(16, 32, 64), layers_per_block=4, norm_num_groups=8)

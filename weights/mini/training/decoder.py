@@ -1,15 +1,15 @@
-"""Trains the decoder alone, deeper than it was: the encoder's latents stay as they are to the bit.
+"""Trains the decoder alone: the encoder's latents stay as they are to the bit.
 
 Pictures become sharper, and every latent, U-Net and caption model that was made with this
-autoencoder stays valid. AutoencoderKL has one depth for both halves, so the encoder gets blocks
-too; the last convolution of each added block is zero, so that it returns its input.
+autoencoder stays valid. The autoencoder of `--warm` may be shallower than `MINI_VAE`, as the one
+that the miniature's came from. AutoencoderKL has one depth for both halves, so the encoder gets
+blocks too; the last convolution of each added block is zero, so that it returns its input.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ TRIOS, DENOISED = 0.4, 0.25  # shares of a batch: scenes of three things; latent
 NOISIEST = 150  # the level up to which a scene is noised before the U-Net cleans it
 
 
-def deeper(state: dict[str, Tensor], layers: int) -> VAE:
-    """The autoencoder of a state with `layers` blocks a level: the same function, to the bit."""
-    vae = VAE(replace(MINI_VAE, layers_per_block=layers))
+def deeper(state: dict[str, Tensor]) -> VAE:
+    """`MINI_VAE` with a state that may lack blocks: the same function as without, to the bit."""
+    vae = VAE(MINI_VAE)
     for name, p in vae.named_parameters():
         if name.endswith(("conv2.weight", "conv2.bias")):
             nn.init.zeros_(p)
@@ -79,7 +79,7 @@ def pairs(args: argparse.Namespace, vae: VAE) -> dict[str, Tensor]:
 
 def train_decoder(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    vae = deeper(load_file(args.warm / "vae/diffusion_pytorch_model.safetensors"), args.layers)
+    vae = deeper(load_file(args.warm / "vae/diffusion_pytorch_model.safetensors"))
     latents = pairs(args, vae)
     images, all_scenes = scenes(args.out, args.scenes, args.seed)
     three = np.array([len(s.things) == 3 for s in all_scenes])

@@ -87,7 +87,7 @@ def captions(captioner, images: list, scenes: list, n: int) -> list[float]:
     """How often the captioner names exactly the (colour, thing) pairs of a scene of n things."""
     said = [set(benchmarks.subjects(text)) for text in captioner(images)]
     which = [i for i, scene in enumerate(scenes) if len(scene.things) == n]
-    return with_interval([[said[i] == _pairs(scenes[i])] for i in which])
+    return with_interval([[said[i] == pairs_of(scenes[i])] for i in which])
 
 
 def new_captions(captioner, n: int) -> list[float]:
@@ -97,12 +97,12 @@ def new_captions(captioner, n: int) -> list[float]:
     while len(scenes) < n:
         scene, _ = world.scene_at(SEED + 1, i, "held-out")
         i += 1
-        if len(scene.things) < 3 and _pairs(scene) & world.HELD_OUT_COLOURS:
+        if len(scene.things) < 3 and pairs_of(scene) & world.HELD_OUT_COLOURS:
             scenes.append(scene)
     said = captioner([Image.fromarray(world.render(scene)) for scene in scenes])
     return with_interval(
         [
-            [pair in benchmarks.subjects(text) for pair in _pairs(scene) & world.HELD_OUT_COLOURS]
+            [pair in benchmarks.subjects(text) for pair in pairs_of(scene) & world.HELD_OUT_COLOURS]
             for text, scene in zip(said, scenes)
         ]
     )
@@ -111,14 +111,19 @@ def new_captions(captioner, n: int) -> list[float]:
 def judged(judge, images: list, scenes: list, n: int) -> list[float]:
     """How often a judge calls a true scene of n things all right: the ceiling of its numbers."""
     which = [i for i, scene in enumerate(scenes) if len(scene.things) == n]
+    return with_interval(all_right(judge, [images[i] for i in which], [scenes[i] for i in which]))
+
+
+def all_right(judge, images: list, scenes: list) -> list[list[bool]]:
+    """Whether a judge finds every thing of each scene in its colour, one row for each."""
     rows = []
-    for i, found in zip(which, judge.find([images[i] for i in which])):
+    for scene, found in zip(scenes, judge.find(images)):
         hue = {f.word: f.colour for f in found}
-        rows.append([all(w in hue and c in (None, hue[w]) for c, w in _pairs(scenes[i]))])
-    return with_interval(rows)
+        rows.append([all(w in hue and c in (None, hue[w]) for c, w in pairs_of(scene))])
+    return rows
 
 
-def _pairs(scene: world.Scene) -> set[tuple[str | None, str]]:
+def pairs_of(scene: world.Scene) -> set[tuple[str | None, str]]:
     return {(t.colour, t.word) for t in scene.things}
 
 

@@ -137,7 +137,7 @@ def front(model) -> Image.Image:
     judge = load_recogniser(of_weights(MINI, len(benchmarks.subjects(prompt))))
     for method, source in SHOWN.items():
         result = generate(model, prompt, method, seed=seed, steps=20)
-        words = f"s = {result.settings['scale']:g}"
+        words = f"s = {result.settings['s']:g}"
         if method != "dns":
             words = words_under(result, prompt, judge, method == "auto-dnp")
             print(f"front.webp, {method}: {words}".replace("\n", ", "))

@@ -188,7 +188,6 @@ def main() -> None:
         "--lock-text", action="store_true", help="clip: go on without the text tower"
     )
     parser.add_argument("--drop", type=float, default=0.1, help="share of prompts dropped, Eq. 1")
-    parser.add_argument("--layers", type=int, default=4, help="decoder: blocks of a level, less 1")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in the U-Net")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
