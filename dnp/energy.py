@@ -68,7 +68,8 @@ def cfg_energy(E_phi: Energy, E_p: Energy, s: float) -> Energy:
     """The energy that classifier-free guidance follows at one level.
 
     E = E_phi + s * (E_p - E_phi),  the law p(z_t) gamma^s with gamma = p(z_t | p) / p(z_t)
-    Eqs. (7) and (8), arXiv:2411.05473; by Bayes' rule gamma is p(p | z_t) up to a constant.
+    Eqs. (7) and (8), arXiv:2411.05473. Where p is a part of phi, gamma is p(p | z_t) up to a
+    constant, by Bayes' rule, and bounded.
     """
     return compose_energies((1 - s, s), (E_phi, E_p))
 
@@ -92,10 +93,11 @@ def dns_energy(E_phi: Energy, E_p: Energy, s: float) -> Energy:
 
 
 def log_odds(E_p: Energy, E_n: Energy) -> Energy:
-    """log of the odds that z_t belongs to p and not to n, up to a constant.
+    """log of the odds of p against n at z_t, up to a constant.
 
     log o(z) = E_n(z) - E_p(z),  o = p(p | z_t) / p(n | z_t)
-    Eq. (11), arXiv:2411.05473.
+    Eq. (11), arXiv:2411.05473. They are the odds of "p and not n", as the paper has it, only where
+    nothing is both: so Eq. (4) does not sample "p and not n".
     """
     return lambda z: E_n(z) - E_p(z)
 
@@ -184,8 +186,9 @@ def is_proper(weights: Sequence[float], covariances: Tensor) -> bool:
 
     L = sum_i w_i C_i^-1 is positive definite
     The case of Eq. (16), arXiv:2411.05473: 1 / p(z_t | p) alone, w = (-1,), never is. For DNS,
-    w = (1 + s, -s) on (phi, p): in one dimension improper iff var_p < var_phi and
-    s >= var_p / (var_phi - var_p). `covariances` (n, D, D).
+    w = (1 + s, -s) on (phi, p): in one dimension and for s > 0 improper iff var_p < var_phi and
+    s >= var_p / (var_phi - var_p). CFG, w = (1 - s, s), is improper there iff var_p > var_phi and
+    s >= var_p / (var_p - var_phi). `covariances` (n, D, D).
     """
     w = torch.as_tensor(weights, dtype=covariances.dtype)[:, None, None]
     eigenvalues = torch.linalg.eigvalsh((w * torch.linalg.inv(covariances)).sum(0))

@@ -8,7 +8,8 @@ much the ancestral chain is wrong (T6; Skreta et al., arXiv:2503.02819, for CFG 
 
 with the variance-exploding sigma; for CFG half of s (s - 1) |S_p - S_phi|^2, for DNS of s (s + 1)
 times that square. No further evaluation is needed. Particles whose weights have become unlike are
-drawn again from one another. Where the law is improper no particles can stand for it: `size` falls.
+drawn again from one another. Where the law is improper no particles can stand for it: their
+`effective_size` falls. On pictures: `python -m dnp.evaluation.heaviest`.
 """
 
 from __future__ import annotations
@@ -71,14 +72,14 @@ def sample(
     noises: Noises, weights: Sequence[float], z_T: Tensor, schedule: Schedule, steps: int,
     generator: torch.Generator, spacing: str = "leading", eta: float = 1.0, reweight: bool = True,
     corrector: int = 0, r: float = 0.2,
-) -> Iterator[tuple[int, Tensor, float]]:  # fmt: skip
-    """Yields (t_next, z_next, size) of K particles; the last z_next is z_0, equally weighted.
+) -> Iterator[tuple[int, Tensor, Tensor]]:  # fmt: skip
+    """Yields (t_next, z_next, log_w) of K particles, log_w (K,) their weights; the last is z_0.
 
     `noises(z_t, t)` are the predictions that `weights` combine (`guidance.coefficients`), of a toy
-    or of any model; z_T (K, *S). At eta = 1 they are reweighted, and drawn again where the
-    effective `size` is under half; `reweight=False` is the plain chain. `corrector` Langevin steps
-    follow at each new level but the clean one. One generator: the particles are one sample of a
-    law.
+    or of any model; z_T (K, *S). At eta = 1 they are reweighted. Before a step, those whose
+    `effective_size` is under half are drawn again; `z_0[resample(log_w, generator)]` draws the last
+    ones. `reweight=False` is the plain chain. `corrector` Langevin steps follow at each new level
+    but the clean one. One generator: the particles are one sample of a law.
     ValueError for weights that do not sum to 1, and to reweight without the noise of eta = 1.
     """
     if abs(sum(weights) - 1) > 1e-9:
@@ -87,6 +88,8 @@ def sample(
         raise ValueError("the weights belong to DDPM; choose eta = 1, or reweight=False.")
     z_t, log_w = z_T, torch.zeros(len(z_T), dtype=torch.float64)
     for t, t_next in schedule.pairs(steps, spacing):
+        if effective_size(log_w) < len(z_t) / 2:
+            z_t, log_w = z_t[resample(log_w, generator).to(z_t.device)], torch.zeros_like(log_w)
         level, abar_t, abar_next = torch.tensor(t), schedule.level(t), schedule.level(t_next)
         eps = noises(z_t, level)
         if reweight:
@@ -94,16 +97,13 @@ def sample(
         guided = sum(w * e for w, e in zip(weights, eps))
         noise = torch.randn(z_t.shape, generator=generator, dtype=torch.float64).to(z_t)
         z_t, _ = ddim_step(z_t, guided, abar_t, abar_next, eta, noise)
-        size = effective_size(log_w)
-        if size < len(z_t) / 2 or (reweight and t_next < 0):
-            z_t, log_w = z_t[resample(log_w, generator).to(z_t.device)], torch.zeros_like(log_w)
         for _ in range(corrector if t_next >= 0 else 0):
             at = torch.tensor(t_next)
             z_t = langevin(
                 lambda z: sum(w * e for w, e in zip(weights, noises(z, at))),  # noqa: B023
                 z_t, abar_next, generator, r,
             )  # fmt: skip
-        yield t_next, z_t, size
+        yield t_next, z_t, log_w
 
 
 def _square(x: Tensor) -> Tensor:

@@ -40,8 +40,9 @@ def run(model, weights, K, seed=0, conditions=(None, 0), **given):
     noises = getattr(model, "noises", None)
     noises = noises or (lambda z, t: [model.eps(z, t, c) for c in conditions])
     rows = particles.sample(noises, weights, z, model.schedule, n, g, "linspace", **given)
-    _, chain, sizes = zip(*rows)
-    return chain[-1], [size / K for size in sizes]
+    _, chain, log_w = zip(*rows)
+    sizes = [particles.effective_size(w) / K for w in log_w]
+    return chain[-1][particles.resample(log_w[-1], g)], sizes
 
 
 @pytest.mark.slow
@@ -148,7 +149,7 @@ def test_any_model_can_be_sampled_in_its_own_shape_and_dtype():
     )
     assert [t for t, *_ in rows] == [601, 401, 201, 1, -1]
     assert all(z.shape == z_T.shape and z.dtype == torch.float32 for _, z, _ in rows)
-    assert all(1 <= size <= 6 + 1e-9 for *_, size in rows)
+    assert all(1 <= particles.effective_size(w) <= 6 + 1e-9 for *_, w in rows)
 
 
 def test_what_cannot_be_reweighted_is_refused():
