@@ -36,7 +36,7 @@ ARROWS = {
     "Eq. 4 from p": lambda a, b, c, s: b + s * (b - c),
     "Eq. 4 at s + 1": lambda a, b, c, s: np3(a, b, c, s + 1),
 }
-ORDER = {0.5: (3, 5, 0, 2, 4, 1), 1.0: (0, 4, 2, 5, 1, 3), 2.0: (1, 3, 5, 2, 0, 4)}
+ORDER = {0.5: (3, 5, 0, 2, 4, 1), 1.5: (0, 4, 2, 5, 1, 3), 2.0: (1, 3, 5, 2, 0, 4)}
 
 
 def six_arrows(eps_phi, eps_p, eps_n, s):
@@ -230,9 +230,9 @@ EXERCISES = {
         more=[(PHI, P, N, s) for s in SCALES],
     ),
     "my_arrow": Exercise(
-        lambda s: ORDER[s].index(0) + 1, (1.0,),
+        lambda s: ORDER[s].index(0) + 1, (1.5,),
         [],
-        [(f"this arrow is {name}, at s = 1.", lambda s, i=i: ORDER[s].index(i) + 1)
+        [(f"this arrow is {name}, at s = 1.5.", lambda s, i=i: ORDER[s].index(i) + 1)
          for i, name in enumerate(ARROWS) if i],
         more=[(0.5,), (2.0,)],
     ),
