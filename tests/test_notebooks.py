@@ -313,33 +313,38 @@ def test_an_answer_that_is_right_at_one_scale_alone_is_wrong(name, code, words, 
     assert "it is the formula at other numbers too" in text and words in text
 
 
-def test_grade_prints_a_table_of_students_and_exercises(tmp_path, capsys):
-    stub = "def my_cfg(eps_phi, eps_p, s):\n    "
-    answers = {
-        "ann": "return eps_phi + s * (eps_p - eps_phi)", "bob": "return eps_phi + abs(s) * eps_p",
-        "eve": "raise NotImplementedError", "ned": "while True:\n        pass",
-    }  # fmt: skip
+def handed_in(folder, answers):
+    """A notebook of each student, with an answer to exercise 2.2."""
     for student, answer in answers.items():
-        (tmp_path / student).mkdir()
-        cells = [
-            "import torch\nopen('/nowhere')",
-            "%matplotlib",
-            f"{stub}{answer}\n\n\ncheck(my_cfg)",
-        ]
+        (folder / student).mkdir()
+        stub = f"def my_cfg(eps_phi, eps_p, s):\n    {answer}\n\n\ncheck(my_cfg)"
+        cells = ["import torch\nopen('/nowhere')", "%matplotlib", stub]
         notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
-        nbformat.write(notebook, tmp_path / student / "2.ipynb")
+        nbformat.write(notebook, folder / student / "2.ipynb")
+
+
+def test_grade_prints_a_table_of_students_and_exercises(tmp_path, capsys):
+    right = "return eps_phi + s * (eps_p - eps_phi)"
+    wrong = "return eps_phi + abs(s) * (eps_p - eps_phi)"
+    handed_in(tmp_path, {"ann": right, "bob": wrong, "eve": "raise NotImplementedError"})
     (tmp_path / "zoe.ipynb").write_text("no notebook")
-    grade.main([str(tmp_path), "--seconds", "3"])
+    grade.main([str(tmp_path)])
     out, err = capsys.readouterr()
     rows = [line.strip("| ").split(" | ") for line in out.splitlines()]
-    assert rows[0] == ["student", "my_cfg", "right"]
-    assert rows[2:] == [
-        ["ann", "right", "1 of 1"], ["bob", "not yet", "0 of 1"], ["eve", "-", "0 of 1"],
-        ["ned", "no end", "0 of 1"], ["zoe", "-", "0 of 1"],
+    assert [rows[0], *rows[2:]] == [
+        ["student", "my_cfg", "right"], ["ann", "right", "1 of 1"], ["bob", "not yet", "0 of 1"],
+        ["eve", "-", "0 of 1"], ["zoe", "-", "0 of 1"],
     ]  # fmt: skip
     assert "zoe.ipynb cannot be read" in err
     with pytest.raises(SettingsError, match="is not a folder"):
         grade.main([str(tmp_path / "zoe.ipynb")])
+
+
+@pytest.mark.slow
+def test_grade_ends_what_has_no_end(tmp_path, capsys):
+    handed_in(tmp_path, {"ned": "while True:\n        pass"})
+    grade.main([str(tmp_path), "--seconds", "5"])
+    assert "| ned | no end | 0 of 1 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "code", "words"), MUTANTS)
