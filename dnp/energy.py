@@ -12,11 +12,13 @@ Levels (`sigma_t`, `abar_t`) are numbers, () or (B,) tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from dnp.sampling import ddim_step
 from dnp.schedule import column
 
 Energy = Callable[[Tensor], Tensor]  # (B, *S) -> (B,)
@@ -144,6 +146,15 @@ def eps_from_v(z_t: Tensor, v: Tensor, abar_t: float | Tensor) -> Tensor:
     return sqrt_abar * v + sigma_t * z_t
 
 
+def u_from_eps(z_t: Tensor, eps: Tensor, abar_t: float | Tensor) -> Tensor:
+    """The velocity of flow matching, shaped like `z_t`.
+
+    u = eps - z0_hat
+    arXiv:2210.02747, where z = (1 - a) z_0 + a eps. Affine in eps, so linear rules commute (T9).
+    """
+    return eps - z0_from_eps(z_t, eps, abar_t)
+
+
 def _roots(abar_t: float | Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """sqrt(abar_t) and sigma_t, rooted in float64 and then ready to multiply z."""
     abar_t = torch.as_tensor(abar_t, dtype=torch.float64, device="cpu")
@@ -232,3 +243,59 @@ def ddpm_variance(v_phi: float | Tensor, v_p: float | Tensor, s: float | Tensor)
 def _growth(y: Tensor) -> Tensor:
     """(e^y - 1) / y, which is 1 at 0."""
     return torch.where(y == 0, 1.0, torch.expm1(y) / torch.where(y == 0, 1.0, y))
+
+
+# ----------------------- chains and mixtures, exactly; more theorems stand in theorems.py
+
+
+def gaussian_chain(
+    weights: Sequence[float], means: Tensor, covariances: Tensor, levels: Sequence[float],
+    eta: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The mean (D,) and covariance (D, D) that a guided chain returns on Gaussians, exactly.
+
+    eps(z) = sigma_t sum_i w_i (abar_t C_i + sigma_t^2)^-1 (z - sqrt(abar_t) mean_i)
+    z_next = A z + b + tau noise,  so that  mean -> A mean + b,  V -> A V A^T + tau^2
+    DDIM (eta = 0) and DDPM (eta = 1) over the falling `levels` abar of a walk, from the first
+    Gaussian's law at the first of them. `means` (n, D), `covariances` (n, D, D). `ddim_variance`
+    and `ddpm_variance` are its limits for many steps.
+    """
+    w, abar = (torch.as_tensor(x, dtype=means.dtype) for x in (weights, levels))
+    w, eye = w[:, None, None], torch.eye(len(means[0]), dtype=means.dtype)
+    a, b = abar[:-1], abar[1:]  #        (L,)
+    c = a[:, None, None, None]
+    P = (1 - c).sqrt() * w * torch.linalg.inv(c * covariances + (1 - c) * eye)  #      (L, n, D, D)
+    pulls, pushes = P.sum(1), (P @ means[..., None]).sum(1)[..., 0] * a.sqrt()[:, None]
+    none = torch.zeros_like(pulls)
+    A = ddim_step(eye + none, pulls, a, b, eta, none)[0]  # of the unit vectors, so A^T
+    moved = ddim_step(0 * pushes, -pushes, a, b, eta, 0 * pushes)[0]
+    tau = ddim_step(0 * a, 0 * a, a, b, eta, 1 + 0 * a)[0]
+    mean, V = abar[0].sqrt() * means[0], abar[0] * covariances[0] + (1 - abar[0]) * eye
+    for A_t, moved_t, tau_t in zip(A, moved, tau):
+        mean, V = mean @ A_t + moved_t, A_t.mT @ V @ A_t + tau_t**2 * eye
+    return mean, V
+
+
+def mixture_is_proper(
+    weights: Sequence[float], covariances: Sequence[Tensor], directions: int = 4096
+) -> bool:
+    """Whether prod_i p_i^w_i can be normalised, p_i a mixture with `covariances[i]` (K_i, D, D).
+
+    sum_i w_i min_k u^T C_ik^-1 u > 0 in every direction u, since far out the widest component rules
+    T3; `is_proper` is the case of one component each. Looked for in random directions and downhill
+    from the worst of them: False is certain.
+    """
+    g = torch.Generator().manual_seed(0)
+    u = torch.randn(directions, covariances[0].shape[-1], generator=g, dtype=torch.float64)
+    precisions, least = [torch.linalg.inv(C.double()) for C in covariances], math.inf
+    size = sum(abs(w) * P.abs().sum((1, 2)).max() for w, P in zip(weights, precisions))
+    for k in range(100):
+        u = u / u.norm(dim=1, keepdim=True)
+        pulls = [torch.einsum("kij,bj->bki", P, u) for P in precisions]  #   (B, K, D)
+        bends = [torch.einsum("bki,bi->bk", x, u).min(1) for x in pulls]
+        total = sum(w * x.values for w, x in zip(weights, bends))  #         (B,)
+        least = min(least, total.min().item())
+        down = sum(w * x[torch.arange(len(u)), b.indices] for w, x, b in zip(weights, pulls, bends))
+        u = u - down / size
+        u = u[total.argsort()[:64]] if k == 0 else u
+    return least > 1e-12 * float(size)

@@ -12,18 +12,21 @@ from torch import Tensor
 g = torch.Generator().manual_seed(7)
 PHI, P, N = (torch.randn(4, 2, 3, 3, generator=g, dtype=torch.float64) for _ in range(3))
 S, SIGMA = 2.5, torch.tensor([0.2, 0.5, 0.7, 0.9], dtype=torch.float64)
+SCALES = (-7.5, -0.5, 0.3, 1.0, 7.5, 30.0)
 
 
 @dataclass(frozen=True)
 class Exercise:
     """`right` on `inputs` is the answer; `limits` are (sentence, whether it holds for f);
-    `mistakes` are (sentence, what a usual wrong version returns on `inputs`). With `points`, an
+    `mistakes` are (sentence, what a usual wrong version returns on `inputs`). `more` are further
+    inputs: other scales, of either sign, on which abs(s) or min(s, 5) is wrong. With `points`, an
     answer must also hold for points (B, D), not only for pictures (B, C, H, W)."""
 
     right: Callable
     inputs: tuple
     limits: list[tuple[str, Callable]] = field(default_factory=list)
     mistakes: list[tuple[str, Callable]] = field(default_factory=list)
+    more: list[tuple] = field(default_factory=list)
     points: bool = True
 
 

@@ -4,6 +4,7 @@ import torch
 from exercise import (
     NO_START,
     PHI,
+    SCALES,
     Exercise,
     N,
     P,
@@ -37,6 +38,12 @@ def _norm(x: Tensor) -> Tensor:
     return column(rules.dot(x, x).sqrt(), x)
 
 
+def _equal_push(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: float) -> Tensor:
+    """phi + s (dp - |dp| / |dn| dn), and CFG where dn = 0"""
+    dp, dn = eps_p - eps_phi, eps_n - eps_phi
+    return eps_phi + s * (dp - _norm(dp) / _norm(dn).clamp(min=1e-30) * dn)
+
+
 EXERCISES = {
     # ------------------------------------------------------------------------- notebook 6
     "my_posterior": Exercise(
@@ -55,6 +62,7 @@ EXERCISES = {
             ("a quotient of logarithms is no share: take exp of their difference.",
              lambda a, b, w: w * a / b),
         ],
+        more=[(LOG_N, LOG_ALL, w) for w in (0.01, 0.5, 1.0)],
     ),
     "my_not_n": Exercise(
         lambda phi, n, share: rules.dng(phi, phi, n, 0.0, share), (PHI, N, SHARE),
@@ -80,6 +88,23 @@ EXERCISES = {
             ("P (n - phi) / (1 - P) must be taken from phi: the start is missing.",
              lambda a, c, x: -column(x / (1 - x), a) * (c - a)),
         ],
+        more=[(PHI, N, x * SHARE) for x in (0.1, 1.24)],
+    ),
+    "my_cfg_scale": Exercise(
+        lambda s, P: s / (1 - P), (2.0, 0.3),
+        [
+            ("s = 0 is phi, CFG at 0", lambda f: same(f(0.0, 0.3), 0.0)),
+            ("P = 0: n is everything, so Eq. 4 is CFG at s", lambda f: same(f(2.0, 0.0), 2.0)),
+        ],
+        [
+            ("not p pushes too: it is more than s.", lambda s, P: s),
+            ("this is s times the odds. Write n by phi and p, and put it into Eq. 4.",
+             lambda s, P: s * P / (1 - P)),
+            ("divide by the share of n, which is 1 - P.", lambda s, P: s / P),
+            ("this is the two-term form's own scale, s + P.", lambda s, P: s + P),
+            ("1 - P stands below, not above.", lambda s, P: s * (1 - P)),
+        ],
+        more=[(s, P) for s in SCALES for P in (0.01, 0.5, 0.99)],
     ),
     # ------------------------------------------------------------------------- notebook 7
     "my_match": Exercise(
@@ -110,6 +135,22 @@ EXERCISES = {
              lambda e, r: e / sample_std(e) * sample_std(r) + sample_mean(r)),
         ],
         points=False,
+        more=[(x * N - 3, 0.1 * PHI + 2) for x in (0.01, 1.0, 50.0)],
+    ),
+    "my_strength": Exercise(
+        lambda s, s_dns: s + s * s_dns - s_dns, (3.0, 2.0),
+        [
+            ("s_dns = 0: n is phi, so it is CFG at s", lambda f: same(f(3.0, 0.0), 3.0)),
+            ("s = 1 returns eps_p, whatever n is", lambda f: same(f(1.0, 5.0), 1.0)),
+        ],
+        [
+            ("this is Eq. 4's. The two-term form starts at n, not at phi.",
+             lambda s, x: s * (1 + x)),
+            ("the start is farther away from p by s_dns: take it off.", lambda s, x: s * x),
+            ("the sign of what the start takes off is wrong.", lambda s, x: s + s * x + x),
+            ("this is the scale of n alone.", lambda s, x: -x),
+        ],
+        more=[(s, x) for s in SCALES for x in (0.0, 0.7, 6.0)],
     ),
     "my_evaluations": Exercise(
         lambda T, K, until: answer.evaluations(Schedule.stable_diffusion().pairs(T), K, until),
@@ -129,6 +170,7 @@ EXERCISES = {
             ("an outer step needs two evaluations, of phi and of p.",
              lambda T, K, u: T + 2 * (K - 1) * u * T),
         ],
+        more=[(50, 1, 0.5), (10, 2, 0.5), (40, 3, 0.25), (20, 0, 0.5), (30, 6, 0.2)],
     ),
     # ------------------------------------------------------------------------- notebook 8
     "my_perp_neg": Exercise(
@@ -164,6 +206,7 @@ EXERCISES = {
              lambda a, b, c, s: a + s * (b - a - (c - a) + _row(c - a, b - a)
                                          / _row(b - a, b - a) * (b - a))),
         ],
+        more=[(PHI, P, N, s) for s in SCALES],
     ),
     "my_bounded": Exercise(
         lambda a, b, c, s: rules.bounded(a, b, c, s, r=0.25), (PHI, P, NEAR, S),
@@ -192,5 +235,23 @@ EXERCISES = {
              lambda a, b, c, s: cfg(a, b, s) - 0.25 * s * (c - a)),
             (NO_START, lambda a, b, c, s: rules.bounded(a, b, c, s, r=0.25) - a),
         ],
+        more=[(PHI, P, n, s) for n in (NEAR, PHI + 5 * N) for s in SCALES],
+    ),
+    "my_repaired": Exercise(
+        lambda a, b, c, s: _equal_push(a, b, c, s), (PHI, P, NEAR, S),
+        [
+            ("n = phi gives CFG", lambda f: same(f(PHI, P, PHI, S), cfg(PHI, P, S))),
+            ("p = phi returns phi", lambda f: same(f(PHI, PHI, N, S), PHI)),
+            ("a sample alone is what it is in its batch",
+             lambda f: same(f(PHI[:1], P[:1], N[:1], S), f(PHI, P, N, S)[:1])),
+        ],
+        [
+            ("a norm still goes over the batch.",
+             lambda a, b, c, s: a + s * (b - a - (b - a).norm() / (c - a).norm() * (c - a))),
+            ("this is Eq. 4: the push must be as long as the pull.", np3),
+            ("the two lengths are swapped.",
+             lambda a, b, c, s: a + s * (b - a - _norm(c - a) / _norm(b - a) * (c - a))),
+        ],
+        more=[(PHI, P, n, s) for n in (PHI, P, PHI + 1e-3 * N) for s in SCALES],
     ),
 }  # fmt: skip

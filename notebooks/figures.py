@@ -9,6 +9,9 @@
     figures.strip(pictures, labels)                   pictures side by side
     figures.lecture(toy, prompt, scales)              energy, field and trajectories by scale
 
+To put a figure on a slide: `figures.plt.savefig("slide.png")` as the last line of its cell writes it
+at 200 dots an inch; `"slide.pdf"` is sharp at any size.
+
 An energy is a callable (B, 2) -> (B,), a field (B, 2) -> (B, 2). Here is only drawing; the
 mathematics is in `dnp`. Colours are those of Okabe and Ito.
 """
@@ -41,7 +44,7 @@ WINDOW = 4.5  # a panel of the plane shows -WINDOW ... WINDOW
 MINI = Path(__file__).resolve().parents[1] / "weights" / "mini"  # the weights of this repository
 
 plt.rcParams.update({
-    "figure.dpi": 72, "savefig.dpi": 72, "font.size": 13, "axes.titlesize": 14,
+    "figure.dpi": 72, "savefig.dpi": 200, "font.size": 13, "axes.titlesize": 14,
     "axes.labelsize": 13, "lines.linewidth": 2.5, "axes.spines.top": False,
     "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 12,
     "figure.constrained_layout.use": True, "image.cmap": "Blues", "savefig.facecolor": "white",

@@ -8,17 +8,21 @@ import pytest
 
 from conftest import ROOT
 
-EQUATIONS = ("schedule", "per_sample", "process", "energy", "guidance", "sampling", "toy", "rules")
+EQUATIONS = (
+    "schedule", "per_sample", "process", "energy", "guidance", "sampling", "toy", "rules",
+    "theorems", "particles",
+)  # fmt: skip
 # Bottom to top, by longest prefix: a module imports from its own floor and those below.
 FLOORS = (
     ("errors",),
     EQUATIONS,
     ("methods",),
+    ("testing",),
     ("generation", "sd"),
     ("diffusers", "app"),
     ("checks", "evaluation", "__main__"),
 )
-ROOMS = {"methods", "sd", "sd.files", "diffusers", "app", "evaluation"}
+ROOMS = {"methods", "testing", "sd", "sd.files", "diffusers", "app", "evaluation"}
 AT_THE_TOP = {*EQUATIONS, "__init__", "__main__", "errors", "checks", "generation"}
 FILES = {
     ".".join(path.relative_to(ROOT / "dnp").with_suffix("").parts): path

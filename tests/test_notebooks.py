@@ -15,7 +15,11 @@ sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's: a second, for wh
 nbformat = pytest.importorskip("nbformat")
 sys.path.insert(0, str(ROOT / "notebooks"))
 import checks  # noqa: E402
+import grade  # noqa: E402
 import refresh  # noqa: E402
+
+from dnp import rules  # noqa: E402
+from dnp.errors import SettingsError  # noqa: E402
 
 PATHS = refresh.notebooks()
 NOTEBOOKS = {path.name: nbformat.read(path, as_version=4) for path in PATHS}
@@ -43,7 +47,7 @@ def test_stored_outputs_are_of_these_cells(name):
     assert any(refresh.pictures(c) for c in notebook.cells)
 
 
-def test_there_are_eight_notebooks_with_two_exercises_each_after_the_first():
+def test_there_are_eight_notebooks_with_three_exercises_each_after_the_first():
     assert [name[0] for name in NOTEBOOKS] == list("12345678")
     for name, notebook in NOTEBOOKS.items():
         headings = re.findall(
@@ -51,7 +55,7 @@ def test_there_are_eight_notebooks_with_two_exercises_each_after_the_first():
         )
         code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
         stubs = re.findall(r"^def (my_\w+)\(.*\):\n    raise NotImplementedError", code, re.M)
-        assert len(stubs) == len(headings) == (0 if name[0] == "1" else 2)
+        assert len(stubs) == len(headings) == (1 if name[0] == "1" else 3)
         assert all(f"check({stub})" in code for stub in stubs) and set(headings) <= {name[0]}
 
 
@@ -76,16 +80,23 @@ def test_a_notebook_runs_in_any_editor(name):
             assert kinds <= {"image/png", "text/plain", "text/markdown"}
 
 
+FIRST_CELLS = "\n".join(
+    next(c for c in n.cells if c.cell_type == "code").source.replace("dnp.load", "str")
+    for n in NOTEBOOKS.values()
+)  # 7 opens the weights there
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", [".", "notebooks"])
-def test_the_imports_work_in_both_folders(folder):
-    first = [next(c for c in n.cells if c.cell_type == "code") for n in NOTEBOOKS.values()]
-    code = "\n".join(
-        c.source.replace("dnp.load", "str") for c in first
-    )  # 7 opens the weights there
+@pytest.mark.parametrize("folder", [".", "notebooks", "weights/mini/pictures", "beside"])
+def test_a_kernel_may_start_anywhere_in_a_clone_or_beside_it(folder, tmp_path):
+    """Beside it as in Colab, where the one cell before these clones the repository."""
+    if folder == "beside":
+        (tmp_path / "dnp-clone").symlink_to(ROOT)
+    code = FIRST_CELLS
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"MPLBACKEND": "Agg"}
     code += "\nassert (figures.MINI / 'model_index.json').exists()"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT / folder, env=env, check=True)
+    start = tmp_path if folder == "beside" else ROOT / folder
+    subprocess.run([sys.executable, "-c", code], cwd=start, env=env, check=True)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -272,6 +283,68 @@ MUTANTS = [  # what a student returns, with the arguments a, b, c, d; words of t
     ),
     ("my_bounded", "a + d * (b - a) - 0.25 * d * (c - a)", "quarter"),
 ]
+
+
+OFF = (  # right at the first inputs, wrong at others
+    ("my_cfg", "a + abs(c) * (b - a)", "s = -7.5"),
+    ("my_cfg", "a + min(c, 5) * (b - a)", "s = 7.5"),
+    ("my_dns", "a + abs(c) * (a - b)", "s = -7.5"),
+    ("my_negative_prompt", "a + min(d, 5.0) * (b - c)", "s = 7.5"),
+    ("my_tilted_variance", "abs(1 / ((1 - c) / a + c / b))", "s = -7.5"),
+    ("my_ddim_variance", "a ** (1 - max(c, 0)) * b ** max(c, 0)", "s = -7.5"),
+    ("my_perp_neg", "a + abs(d) / d * (rules.perp_neg(a, b, c, d) - a)", "s = -7.5"),
+    ("my_cfg_scale", "abs(a) / (1 - b)", "s = -7.5"),
+    ("my_strength", "min(a, 5) * (1 + b) - b", "s = 7.5"),
+    ("my_end", "a + max(c, 0) * (b - a)", "s = -7.5"),
+    ("my_last_peak", "max(a * a - b, 0.0) if a > 0.9 else a * a", "v = 0.2"),
+    ("my_arrow", "1", "s = 0.5"),
+    ("my_evaluations", "2 * a + 30 if b == 4 else 2 * a", "K = 2"),
+    ("my_posterior", "0.25 * (a - b).exp() if c < 1 else a.exp() / b.exp()", "w = 0.01"),
+    ("my_bounded", "rules.bounded(a, b, c, abs(d), r=0.25)", "s = -7.5"),
+    ("my_score", "-a / b.clamp(min=0.1).reshape(-1, *[1] * (a.ndim - 1))", "other noises"),
+)
+
+
+@pytest.mark.parametrize(("name", "code", "words"), OFF)
+def test_an_answer_that_is_right_at_one_scale_alone_is_wrong(name, code, words, capsys):
+    wrong = eval(f"lambda a, b=None, c=None, d=None: {code}", {"rules": rules})
+    assert checks.check(named(name, wrong)) is False
+    text = capsys.readouterr().out
+    assert "it is the formula at other numbers too" in text and words in text
+
+
+def handed_in(folder, answers):
+    """A notebook of each student, with an answer to exercise 2.2."""
+    for student, answer in answers.items():
+        (folder / student).mkdir()
+        stub = f"def my_cfg(eps_phi, eps_p, s):\n    {answer}\n\n\ncheck(my_cfg)"
+        cells = ["import torch\nopen('/nowhere')", "%matplotlib", stub]
+        notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+        nbformat.write(notebook, folder / student / "2.ipynb")
+
+
+def test_grade_prints_a_table_of_students_and_exercises(tmp_path, capsys):
+    right = "return eps_phi + s * (eps_p - eps_phi)"
+    wrong = "return eps_phi + abs(s) * (eps_p - eps_phi)"
+    handed_in(tmp_path, {"ann": right, "bob": wrong, "eve": "raise NotImplementedError"})
+    (tmp_path / "zoe.ipynb").write_text("no notebook")
+    grade.main([str(tmp_path)])
+    out, err = capsys.readouterr()
+    rows = [line.strip("| ").split(" | ") for line in out.splitlines()]
+    assert [rows[0], *rows[2:]] == [
+        ["student", "my_cfg", "right"], ["ann", "right", "1 of 1"], ["bob", "not yet", "0 of 1"],
+        ["eve", "-", "0 of 1"], ["zoe", "-", "0 of 1"],
+    ]  # fmt: skip
+    assert "zoe.ipynb cannot be read" in err
+    with pytest.raises(SettingsError, match="is not a folder"):
+        grade.main([str(tmp_path / "zoe.ipynb")])
+
+
+@pytest.mark.slow
+def test_grade_ends_what_has_no_end(tmp_path, capsys):
+    handed_in(tmp_path, {"ned": "while True:\n        pass"})
+    grade.main([str(tmp_path), "--seconds", "5"])
+    assert "| ned | no end | 0 of 1 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "code", "words"), MUTANTS)

@@ -1,4 +1,6 @@
-"""The exercises of notebooks 2 to 5: right answers, limits and usual mistakes by name."""
+"""The exercises of notebooks 1 to 5: right answers, limits and usual mistakes by name."""
+
+import math
 
 import torch
 from exercise import (
@@ -6,6 +8,7 @@ from exercise import (
     MORE,
     NO_START,
     PHI,
+    SCALES,
     SIGMA,
     SIGN,
     SWAPPED,
@@ -23,7 +26,47 @@ from dnp.guidance import negative_prompt as np3
 from dnp.guidance import negative_prompt_two_term as np2
 from dnp.schedule import column
 
+VARIANCES = [(v_phi, v_p, s) for v_phi, v_p in ((2.0, 0.7), (0.5, 3.0)) for s in SCALES]
+# Where each arrow of exercise 4.3 ends, in the order of its numbers; another order at each scale.
+ARROWS = {
+    "Eq. 4": np3,
+    "the two-term form": lambda a, b, c, s: np2(b, c, s),
+    "CFG": lambda a, b, c, s: cfg(a, b, s),
+    "Eq. 4 with the wrong sign": lambda a, b, c, s: np3(a, b, c, -s),
+    "Eq. 4 from p": lambda a, b, c, s: b + s * (b - c),
+    "Eq. 4 at s + 1": lambda a, b, c, s: np3(a, b, c, s + 1),
+}
+ORDER = {0.5: (3, 5, 0, 2, 4, 1), 1.5: (0, 4, 2, 5, 1, 3), 2.0: (1, 3, 5, 2, 0, 4)}
+
+
+def six_arrows(eps_phi, eps_p, eps_n, s):
+    """The noises at the tips of the arrows 1 to 6."""
+    rules = list(ARROWS.values())
+    return [rules[i](eps_phi, eps_p, eps_n, s) for i in ORDER[s]]
+
+
 EXERCISES = {
+    # ------------------------------------------------------------------------- notebook 1
+    "my_last_peak": Exercise(
+        lambda m, v: max(m * m - v, 0.0), (2.0, 0.25),
+        [
+            ("points, v = 0, are one peak from m squared on", lambda f: same(f(1.5, 0.0), 2.25)),
+            ("modes that are wider than apart are one peak without noise",
+             lambda f: same(f(1.0, 2.0), 0.0)),
+        ],
+        [
+            ("this is sigma. Return its square: u is a variance.",
+             lambda m, v: math.sqrt(max(m * m - v, 0.0))),
+            ("the modes are 2 m apart, and each is m from the middle: where is the second "
+             "derivative of the density 0 at the middle?", lambda m, v: (2 * m) ** 2 - v),
+            ("the modes have a width of their own already: v + u is their variance at u.",
+             lambda m, v: m * m),
+            ("v is a variance already: do not square it.", lambda m, v: m * m - v * v),
+            ("the noise makes the modes wider: v + u must reach m squared.",
+             lambda m, v: m * m + v),
+        ],
+        more=[(m, v) for m in (0.5, 1.0, 3.0) for v in (0.0, 0.2, 1.0, 4.0)],
+    ),
     # ------------------------------------------------------------------------- notebook 2
     "my_score": Exercise(
         energy.score_from_eps, (P, SIGMA),
@@ -38,6 +81,7 @@ EXERCISES = {
             ("it divides by sqrt(abar_t); sigma_t itself belongs there.",
              lambda e, x: -e / column((1 - x**2).sqrt(), e)),
         ],
+        more=[(P, x * SIGMA) for x in (0.01, 1.1)],
     ),
     "my_cfg": Exercise(
         cfg, (PHI, P, S),
@@ -55,6 +99,25 @@ EXERCISES = {
             ("phi is not taken away from p: the arrow is p - phi.", lambda a, b, s: a + s * b),
             ("s is squared: the arrow is s times p - phi.", lambda a, b, s: cfg(a, b, s**2)),
         ],
+        more=[(PHI, P, s) for s in SCALES],
+    ),
+    "my_end": Exercise(
+        lambda phi, p, s, steps: phi + s * (p - phi), (-1.0, 2.0, 3.0, 10),
+        [
+            ("s = 0 ends at phi", lambda f: same(f(-1.0, 2.0, 0.0, 10), -1.0)),
+            ("s = 1 ends at p", lambda f: same(f(-1.0, 2.0, 1.0, 10), 2.0)),
+            ("the number of steps changes nothing",
+             lambda f: same(f(-1.0, 2.0, 3.0, 1), f(-1.0, 2.0, 3.0, 500))),
+        ],
+        [
+            ("a chain does not stop at p: it goes s times the arrow from phi to p.",
+             lambda a, b, s, T: b),
+            ("each step predicts the whole way: do not multiply by the number of steps.",
+             lambda a, b, s, T: a + s * T * (b - a)),
+            (MORE, lambda a, b, s, T: b + s * (b - a)),
+            (NO_START, lambda a, b, s, T: s * (b - a)),
+        ],
+        more=[(0.5, -2.0, s, T) for s in SCALES for T in (1, 50)],
     ),
     # ------------------------------------------------------------------------- notebook 3
     "my_tilted_variance": Exercise(
@@ -77,6 +140,7 @@ EXERCISES = {
             ("the weights must add up to 1: v_phi has the weight 1 - s.",
              lambda a, b, s: 1 / (1 / a + s / b)),
         ],
+        more=VARIANCES,
     ),
     "my_ddim_variance": Exercise(
         energy.ddim_variance, (2.0, 0.7, 0.8),
@@ -95,6 +159,28 @@ EXERCISES = {
             ("this is the standard deviation, not the variance.",
              lambda a, b, s: energy.ddim_variance(a, b, s) ** 0.5),
         ],
+        more=VARIANCES,
+    ),
+    "my_same_width": Exercise(
+        lambda v_phi, v_p, s: math.log(energy.tilted_variance(v_phi, v_p, s) / v_phi)
+        / math.log(v_p / v_phi), (2.0, 0.7, 2.5),
+        [
+            ("s = 0 needs 0", lambda f: same(f(2.0, 0.7, 0.0), 0.0)),
+            ("s = 1 needs 1", lambda f: same(f(2.0, 0.7, 1.0), 1.0)),
+            ("at s = 2 DDIM is too narrow, so a smaller scale does it",
+             lambda f: f(2.0, 1.0, 2.0) < 2),
+        ],
+        [
+            ("DDIM at s is narrower than the tilted law at s. Which scale makes it wider?",
+             lambda a, b, s: s),
+            ("the two are swapped: this is the s whose tilted law is as wide as DDIM at s.",
+             lambda a, b, s: (1 / energy.ddim_variance(a, b, s) - 1 / a) / (1 / b - 1 / a)),
+            ("the quotient is upside down.",
+             lambda a, b, s: math.log(b / a) / math.log(energy.tilted_variance(a, b, s) / a)),
+            ("divide by v_phi before you take the logarithm: s = 0 returns v_phi.",
+             lambda a, b, s: math.log(energy.tilted_variance(a, b, s)) / math.log(b / a)),
+        ],
+        more=[(2.0, 0.7, s) for s in (0.3, 1.5, 4.0, 12.0)] + [(0.5, 3.0, -s) for s in (0.1, 5.0)],
     ),
     # ------------------------------------------------------------------------- notebook 4
     "my_negative_prompt": Exercise(
@@ -115,6 +201,7 @@ EXERCISES = {
             (BRACKETS, lambda a, b, c, s: a + s * b - c),
             ("phi and p are swapped: it starts at phi.", lambda a, b, c, s: b + s * (a - c)),
         ],
+        more=[(PHI, P, N, s) for s in SCALES],
     ),
     "my_two_term_scale": Exercise(
         guidance.two_term_scale, (PHI, P, N, S),
@@ -140,6 +227,14 @@ EXERCISES = {
             ("above stands <phi - n, p - n>; here it is <p - phi, p - n>.",
              lambda a, b, c, s: s + rules.dot(b - a, b - c) / rules.dot(b - c, b - c)),
         ],
+        more=[(PHI, P, N, s) for s in SCALES],
+    ),
+    "my_arrow": Exercise(
+        lambda s: ORDER[s].index(0) + 1, (1.5,),
+        [],
+        [(f"this arrow is {name}, at s = 1.5.", lambda s, i=i: ORDER[s].index(i) + 1)
+         for i, name in enumerate(ARROWS) if i],
+        more=[(0.5,), (2.0,)],
     ),
     # ------------------------------------------------------------------------- notebook 5
     "my_dns": Exercise(
@@ -163,6 +258,25 @@ EXERCISES = {
             ("phi stands 1 + s times in Eq. 19, so that the weights add up to 1.",
              lambda a, b, s: a - s * b),
         ],
+        more=[(PHI, P, s) for s in SCALES],
+    ),
+    "my_last_scale": Exercise(
+        lambda v_phi, v_p: v_p / (v_phi - v_p) if v_p < v_phi else math.inf, (2.0, 0.7),
+        [
+            ("a wide prompt has no last scale: math.inf", lambda f: f(2.0, 3.0) == math.inf),
+            ("where p is phi, DNS is phi at every scale: math.inf",
+             lambda f: f(2.0, 2.0) == math.inf),
+            ("a prompt of half the variance of phi ends at 1", lambda f: same(f(3.0, 1.5), 1.0)),
+        ],
+        [
+            ("this is where CFG at -s is looked at; DNS takes s > 0.",
+             lambda a, b: b / (b - a)),
+            ("the precision (1 + s) / v_phi - s / v_p must be 0: solve it for s.",
+             lambda a, b: a / (a - b)),
+            ("this is s / (1 + s), not s.", lambda a, b: b / a),
+            ("this is one over it.", lambda a, b: (a - b) / b),
+        ],
+        more=[(v_phi, v_p) for v_phi in (0.5, 1.0, 4.0) for v_p in (0.1, 0.9, 3.0, 9.0)],
     ),
     "my_farthest": Exercise(
         guidance.optimal_negative, (P, torch.tensor([1.0, 2.0, 3.0, 4.0]).double()),
@@ -183,5 +297,6 @@ EXERCISES = {
             ("a root is missing below: it divides by |eps_p|^2.",
              lambda e, k: -column(k.sqrt() / rules.dot(e, e), e) * e),
         ],
+        more=[(P, x * SIGMA) for x in (0.0, 0.01, 100.0)],
     ),
 }  # fmt: skip
