@@ -128,15 +128,6 @@ def help_of(method: str, p: argparse.ArgumentParser) -> str:
     return "\n".join(lines)
 
 
-def methods_markdown() -> str:
-    """The README's table of methods."""
-    lines = ["| method | formula | n, or source | evaluations in T steps |", "|---" * 4 + "|"]
-    for name, m in METHODS.items():
-        text, source = formula(m)
-        lines.append(f"| `{name}` | `{text}` | {source} | {m.cost} |")
-    return "\n".join(lines)
-
-
 def methods_table() -> str:
     rows = [(name, *formula(m)) for name, m in METHODS.items()]
     return "methods:\n" + "\n".join(f"  {a:<11} {b:<34} {c}" for a, b, c in rows)

@@ -74,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if args.preset not in PRESETS:
             known = " or ".join(PRESETS)
             raise SettingsError(f"preset {args.preset!r} is unknown; choose {known}.")
-        p.set_defaults(**PRESETS[args.preset].arguments)
+        p.set_defaults(**PRESETS[args.preset])
         args = p.parse_args(argv)
     return args
 

@@ -180,9 +180,11 @@ def categories(rows: Rows, column: str, out: Cells) -> list[str]:
 def inception_interval(records: Sequence[dict], draws: int = 1000) -> tuple[float, float, float]:
     """The inception score of all pictures, and its 95 % interval by bootstrap over prompts.
 
-    exp(mean of sum p log p - sum of mean p log mean p), which is `metrics.inception_score`: so the
-    sums of each prompt are enough. The interval is 1.96 standard deviations of the draws each way:
-    a draw repeats prompts and so has fewer classes, and its percentiles may miss the score itself.
+    exp(mean over pictures of KL(p(y | x) || p(y))), over one split (Salimans et al. 2016,
+    arXiv:1606.03498): 1 is the least (all pictures alike or unsure), the number of classes the
+    most. It is exp(mean of sum p log p - sum of mean p log mean p), so the sums of each prompt are
+    enough. The interval is 1.96 standard deviations of the draws each way: a draw repeats prompts
+    and so has fewer classes, and its percentiles may miss the score itself.
     """
     p = [np.asarray(r["classes"], np.float64) for r in records if "classes" in r]
     p = [x / x.sum(1, keepdims=True) for x in p]
