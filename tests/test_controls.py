@@ -152,9 +152,9 @@ def test_the_scale_of_equal_strength_is_found_however_the_strength_grows(monkeyp
     )
     for wanted in (2.0, 40.0):
         fit = strength.fit_constant(None, [wanted / 4, 3 * wanted / 4])
-        (_, s), *more = fit.options
+        s, *more = fit["options"].values()
         assert s == pytest.approx((wanted / 0.6) ** (1 / power), rel=0.01 / power) and not more
-        assert sum(fit.by_step) == pytest.approx(wanted, rel=strength.WITHIN / 2)
+        assert sum(fit["by_step"]) == pytest.approx(wanted, rel=strength.WITHIN / 2)
 
 
 def test_a_strength_that_no_scale_has_is_refused(monkeypatch):
