@@ -200,8 +200,8 @@ def test_presence_counts_how_many_of_three_things_are_right():
 def test_the_column_of_right_things_stands_only_beside_three_things():
     row = {"prompt": "a cat and a red car", "right": [1, 2]}
     three = {"prompt": "a cat, a red car and a bow", "right": [1, 2]}
-    assert tables.shown({("cfg", None): [row]}) == []
-    assert tables.shown({("cfg", None): [row, three]}) == ["right"]
+    assert tables.shown([tables.Row("cfg", None, [row])]) == []
+    assert tables.shown([tables.Row("cfg", None, [row, three])]) == ["right"]
 
 
 def test_the_judge_knows_three_things_and_the_recogniser_stays_as_it_was(judge):

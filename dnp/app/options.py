@@ -52,8 +52,7 @@ def parse(argv: list[str], prog: str = "python -m dnp") -> dict:
     """The options that were typed, by their names; `resolve` fills in --from and the defaults."""
     p = Parser(
         prog=prog, add_help=False, argument_default=argparse.SUPPRESS,
-        usage=f"{prog} PROMPT [options]", description=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=methods_table(),
+        usage=f"{prog} PROMPT [options]", description=ABOUT, epilog=methods_table(),
     )  # fmt: skip
     kind_of = method_typed(argv)
     about = "this, or the options of one method: --help ae"

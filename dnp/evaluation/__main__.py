@@ -27,11 +27,7 @@ INTERRUPTED = "interrupted; type the same command to go on."
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = Parser(
-        prog="python -m dnp.evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = Parser(prog="python -m dnp.evaluation", description=__doc__)
     add = p.add_argument
     named = "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts"
     add("--preset", metavar="NAME", help="a paper's protocol: dnp-paper or answer-paper")

@@ -25,6 +25,7 @@ from dnp import generation
 from dnp.errors import NonFiniteError, SettingsError, is_finite
 from dnp.evaluation import contestants
 from dnp.evaluation.grid import Run
+from dnp.evaluation.tables import markdown
 from dnp.guidance import cfg
 from dnp.methods.method import Method
 from dnp.per_sample import dot
@@ -180,25 +181,20 @@ def measure(work: Run) -> dict:
 
 def table(strengths: dict) -> str:
     """The strengths as Markdown."""
-    lines = [
-        "| method | strength | CFG of that strength: s | its strength | scheduled: s by step | its "
-        "strength |",
-        "|---" * 6 + "|",
-    ]
+    heads = ["method", "strength", "CFG of that strength: s", "its strength"]
+    body = []
     for label, row in strengths["methods"].items():
-        total, equal, scheduled = (
-            sum(x["by_step"]) for x in (row, row["cfg-equal"], row["cfg-scheduled"])
-        )
-        s = "" if row["s"] is None else f", s = {row['s']:g}"
+        kinds = row, row["cfg-equal"], row["cfg-scheduled"]
+        total, equal, scheduled = (sum(x["by_step"]) for x in kinds)
+        name = label if row["s"] is None else f"{label}, s = {row['s']:g}"
         scales = " ".join(f"{x:.3g}" for x in _scales(row["cfg-scheduled"]))
-        lines.append(
-            f"| {label}{s} | {total:.4g} | {row['cfg-equal']['options']['s']:g} "
-            f"| {equal:.4g} ({equal / total - 1:+.1%}) "
-            f"| {scales} | {scheduled:.4g} ({scheduled / total - 1:+.1%}) |"
-        )
+        cells = [name, f"{total:.4g}", f"{row['cfg-equal']['options']['s']:g}"]
+        cells += [f"{equal:.4g} ({equal / total - 1:+.1%})", scales]
+        body.append([*cells, f"{scheduled:.4g} ({scheduled / total - 1:+.1%})"])
+    lines = markdown([*heads, "scheduled: s by step", "its strength"], body)
     prompts, seeds, steps = (strengths[k] for k in ("prompts", "seeds", "steps"))
     count = f"{len(prompts)} prompts x {len(seeds)} seeds, from {seeds[0]}"
-    lines += ["", f"Strength: sum over {steps} steps of |eps - eps_phi|, mean of {count}."]
+    lines += [f"Strength: sum over {steps} steps of |eps - eps_phi|, mean of {count}."]
     return "\n".join(lines) + "\n"
 
 

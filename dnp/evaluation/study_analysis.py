@@ -6,8 +6,6 @@ that the study's rules keep, and of all.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -15,6 +13,7 @@ from statistics import median
 import numpy as np
 
 from dnp.evaluation import agreement as ag
+from dnp.evaluation.tables import csv_text
 
 COLUMNS = (
     "raters", "question", "quantity", "value", "low", "high", "usual_low", "usual_high", "n",
@@ -132,11 +131,9 @@ def _numbers(key: dict, votes: Sequence) -> list[tuple]:
 
 def table(analysed: Analysis) -> str:
     """The numbers as CSV; an empty cell where a quantity has no such number."""
-    file = io.StringIO()
     lines = [["" if x is None else f"{x:.6g}" if isinstance(x, float) else x for x in line]
              for line in analysed.lines]  # fmt: skip
-    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
-    return file.getvalue()
+    return csv_text(COLUMNS, lines)
 
 
 def markdown(key: dict, analysed: Analysis, refused: Sequence[str] = ()) -> str:
