@@ -3,7 +3,6 @@
 import csv
 import functools
 import io
-import os
 import shutil
 import threading
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ import pytest
 
 from study import make_study
 
-CACHE = os.environ.get("XDG_CACHE_HOME")  # where playwright has its own; conftest sets another
 PHONE = dict(
     viewport=dict(width=390, height=844), has_touch=True, is_mobile=True, device_scale_factor=3
 )
@@ -30,9 +28,7 @@ def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason=why)
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     path = next(filter(None, map(shutil.which, names)), None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", CACHE) if CACHE else patch.delenv("XDG_CACHE_HOME")
-        driver = playwright.sync_playwright().start()
+    driver = playwright.sync_playwright().start()
     path = path or driver.chromium.executable_path  # the one of `playwright install chromium`
     if not Path(path).exists():
         driver.stop()

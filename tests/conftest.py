@@ -22,11 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "weights" / "mini"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_digest_is_left_in_the_users_cache(tmp_path_factory):
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-
-
 # name: (U-Net, VAE, text encoder, scheduler) as diffusers' and transformers' own arguments.
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 

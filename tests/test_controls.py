@@ -152,9 +152,9 @@ def test_the_scale_of_equal_strength_is_found_however_the_strength_grows(monkeyp
     )
     for wanted in (2.0, 40.0):
         fit = strength.fit_constant(None, [wanted / 4, 3 * wanted / 4])
-        (_, s), *more = fit.options
+        s, *more = fit["options"].values()
         assert s == pytest.approx((wanted / 0.6) ** (1 / power), rel=0.01 / power) and not more
-        assert sum(fit.by_step) == pytest.approx(wanted, rel=strength.WITHIN / 2)
+        assert sum(fit["by_step"]) == pytest.approx(wanted, rel=strength.WITHIN / 2)
 
 
 def test_a_strength_that_no_scale_has_is_refused(monkeypatch):
@@ -292,14 +292,16 @@ def test_a_prompt_counts_once_however_many_seeds_it_has():
 
 def test_controls_are_found_by_what_they_isolate():
     made = lambda nfe: [{"nfe": [nfe], "failed": [None]}]
-    rows = {(label, None): made(nfe) for label, nfe in (
+    rows = [tables.Row(label, None, made(nfe)) for label, nfe in (
         ("cfg", 40), ("cfg:steps=30", 60), ("cfg:steps=50", 100), ("answer", 60),
         ("auto-dnp:negative_scale=1", 100), ("shuffled:negative_scale=1,s=3", 100),
         ("random:s=3,negative_scale=1", 60), ("random", 60), ("cfg-equal:of=answer", 40),
         ("ae", 70), ("ae+auto-dnp", 130), ("cfg:s=5,steps=35", 70), ("cfg:steps=65", 130),
         ("ae:steps=37", 131), ("ae:steps=20", 70),
-    )}  # fmt: skip
-    found = lambda label: [k[0] for k in rows if controls_of(k, label, rows)]
+    )]  # fmt: skip
+    of = {row.method: row for row in rows}
+    controls_of = lambda row: [r for r in rows if r != row and differences.is_control(r, row)]
+    found = lambda label: [r.method for r in controls_of(of[label])]
     assert found("answer") == ["cfg:steps=30", "cfg-equal:of=answer"]
     assert found("auto-dnp:negative_scale=1") == [
         "cfg:steps=50", "shuffled:negative_scale=1,s=3", "random:s=3,negative_scale=1",
@@ -307,10 +309,6 @@ def test_controls_are_found_by_what_they_isolate():
     assert found("cfg") == []
     assert found("ae") == ["cfg:s=5,steps=35"]
     assert found("ae+auto-dnp") == ["cfg:steps=65", "ae:steps=37"]
-
-
-def controls_of(key, label, rows):
-    return key[0] != label and differences.is_control(key, (label, None), rows)
 
 
 # ----------------------------------------------------------------------------------------- dry run
@@ -362,5 +360,5 @@ def test_the_two_parts_of_attend_excite_are_its_whole():
 
 
 def test_a_method_without_a_scale_is_named_alone():
-    rows = {("a", None): [{"s": None}], ("b", None): [{"s": 2.5}]}
-    assert [tables.name(k, rows) for k in rows] == ["a", "b, s = 2.5"]
+    rows = [tables.Row("a", None, [{"s": None}]), tables.Row("b", None, [{"s": 2.5}])]
+    assert [row.name for row in rows] == ["a", "b, s = 2.5"]

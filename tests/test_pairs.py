@@ -119,7 +119,7 @@ def test_failed_damaged_and_foreign_records_are_left_out_and_counted(tmp_path):
     manifest = study_design.read_run(run)
     a, b = (study_design.condition(manifest, x) for x in ("answer@2", "cfg"))
     store, other = Store(run / "records"), Image.new("RGB", (16, 16))
-    put(run, store, other, "cfg", b.settings, manifest["prompts"][0][0], 0, code="older")
+    put(run, store, other, "cfg", b["settings"], manifest["prompts"][0][0], 0, code="older")
     every, _ = study_design.pairs_of(run, manifest, a, b)
     (run / "images" / every[0].a["image"]).write_bytes(b"changed")
     every, left_out = study_design.pairs_of(run, manifest, a, b)

@@ -62,8 +62,7 @@ def parse(argv: list[str], prog: str = "python -m dnp") -> dict:
     """The options that were typed, by their names; `resolve` fills in --from and the defaults."""
     p = Parser(
         prog=prog, add_help=False, argument_default=argparse.SUPPRESS,
-        usage=f"{prog} PROMPT [options]", description=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=methods_table(),
+        usage=f"{prog} PROMPT [options]", description=ABOUT, epilog=methods_table(),
     )  # fmt: skip
     kind_of = method_typed(argv)
     about = "this, or the options of one method: --help ae"
@@ -152,15 +151,6 @@ def help_of(method: str, p: argparse.ArgumentParser) -> str:
     lines = [f"{found.name}: {', '.join(filter(None, formula(found)))}"]
     for f in fields(found):
         lines.append(f"  {' '.join([flags(f.name)[0], metavar(f)]):<28} {help_text(f)}")
-    return "\n".join(lines)
-
-
-def methods_markdown() -> str:
-    """The README's table of methods."""
-    lines = ["| method | formula | n, or source | evaluations in T steps |", "|---" * 4 + "|"]
-    for name, m in METHODS.items():
-        text, source = formula(m)
-        lines.append(f"| `{name}` | `{text}` | {source} | {m.cost} |")
     return "\n".join(lines)
 
 

@@ -118,25 +118,19 @@ def write(path: Path, data: bytes) -> None:
 def write_new(path: Path, data: bytes) -> bool:
     """A file whole or not at all; False, and nothing is changed, if the name is taken.
 
-    The finished file gets its name by a hard link, which fails where the name exists. A file system
-    without such links gets an empty file first, which takes the name, and then the whole one in its
-    place; a process that is killed in between leaves the empty one.
+    An empty file takes the name first, and then the whole one its place; only a process that is
+    killed in between leaves the empty one.
     """
     with _whole(path, data) as temporary:
         try:
-            os.link(temporary, path)
+            path.touch(exist_ok=False)
         except FileExistsError:
             return False
-        except OSError:  # no hard links here, or a fault that comes again below
-            try:
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                return False
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(path)
-                raise
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise
     return True
 
 

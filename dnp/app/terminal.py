@@ -22,7 +22,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: object):
-        super().__init__(allow_abbrev=False, **options)
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"allow_abbrev": False, "formatter_class": style} | options)
 
     def error(self, message: str) -> None:
         _, unknown, words = message.partition("unrecognized arguments: ")

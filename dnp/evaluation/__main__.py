@@ -27,11 +27,7 @@ INTERRUPTED = "interrupted; type the same command to go on."
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = Parser(
-        prog="python -m dnp.evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = Parser(prog="python -m dnp.evaluation", description=__doc__)
     add = p.add_argument
     named = "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts"
     add("--preset", metavar="NAME", help="a paper's protocol: dnp-paper or answer-paper")
@@ -74,7 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if args.preset not in PRESETS:
             known = " or ".join(PRESETS)
             raise SettingsError(f"preset {args.preset!r} is unknown; choose {known}.")
-        p.set_defaults(**PRESETS[args.preset].arguments)
+        p.set_defaults(**PRESETS[args.preset])
         args = p.parse_args(argv)
     return args
 

@@ -75,12 +75,12 @@ def read(folder: Path, files: Sequence[Path], out: Path) -> tuple[str, list[str]
             refused.append(str(e))
     if not answers:
         raise RunError(f"no file of answers can be read: {' '.join(refused)}")
-    analysed = analysis.analyse(key, [row for own in answers.values() for row in own])
-    report = analysis.markdown(key, analysed, refused)
+    raters, lines = analysis.analyse(key, [row for own in answers.values() for row in own])
+    report = analysis.report(key, raters, lines, refused)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         write(out / "analysis.md", report.encode())
-        write(out / "analysis.csv", analysis.table(analysed).encode())
+        write(out / "analysis.csv", analysis.table(lines).encode())
     return report, refused
 
 

@@ -56,11 +56,7 @@ CONTESTANTS = "bare", "dnp", "diffusers", "kept"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = Parser(
-        prog="python -m dnp.evaluation.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = Parser(prog="python -m dnp.evaluation.benchmark", description=__doc__)
     add = p.add_argument
     add("--against", choices=("diffusers",), help="measure it too, and print the ratios")
     parts = "; ".join(f"{part}: {what}" for part, what in PARTS.items())

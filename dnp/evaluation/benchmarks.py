@@ -4,14 +4,17 @@ A&E  Attend-and-Excite (Chefer et al. 2023, arXiv:2301.13826): two of 24 things,
      (`ae-choosing` is every fifth of its prompts, to choose scales and options by, and
      `ae-reporting` the rest)
 trio three of the 24 things, objects with colours; `trio-choosing` has others (`trio.py`)
-H&H  people and hands, in the form of arXiv:2411.05473; its lists are not public, these are ours
+H&H  people and hands, in the form of arXiv:2411.05473; its lists are not public, these are ours,
+     but for the first three of people and the first of hands, which the paper shows
+
+`prompts/semantic.json` holds what a person might write against the usual failure of a prompt.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
@@ -19,6 +22,8 @@ from pathlib import Path
 from dnp.errors import SettingsError
 from dnp.evaluation.trio import Prompt, trio
 from dnp.sd.world import ANIMALS, COLOURS, OBJECTS, WORN, subjects
+
+PROMPTS = Path(__file__).parent / "prompts"
 
 
 def attend_excite() -> list[Prompt]:
@@ -43,107 +48,12 @@ def attend_excite_part(choosing: bool) -> list[Prompt]:
     return [p for i, p in enumerate(attend_excite()) if (i % 5 == 0) == choosing]
 
 
-# Ours, but for the first three of people and the first of hands, which arXiv:2411.05473 shows.
-PEOPLE = """
-a man wearing a sombrero
-boy in the moonlight
-woman in black dress on the red carpet wearing a ring on the finger
-an old man with a white beard reading a newspaper
-a girl blowing out candles on a cake
-a woman doing yoga on a beach at sunrise
-two men shaking hands in an office
-a baby crawling on a wooden floor
-a chef tossing a pizza in a kitchen
-a boy riding a bicycle down a hill
-a ballerina on her toes on a stage
-a woman playing the violin in the street
-a fisherman pulling a net into a boat
-a group of friends laughing around a table
-a girl with braids holding a sunflower
-a man in a suit running for a train
-a grandmother knitting in an armchair
-a swimmer diving into a pool
-a doctor listening to a child's heart
-a woman with curly red hair drinking coffee
-a man climbing a steep rock
-a bride throwing her bouquet
-a boy building a castle of sand
-a football player kicking a ball
-a woman painting a portrait at an easel
-a farmer carrying a basket of apples
-two children playing chess in a park
-a man asleep on a park bench
-a teacher writing on a blackboard
-a girl jumping over a puddle in the rain
-a firefighter holding a hose
-a couple dancing in a ballroom
-a woman taking a photograph of a mountain
-a man in glasses repairing a watch
-a surfer riding a wave
-a boy hugging a large dog
-a runner crossing the finish line with arms raised
-a woman in a red coat feeding pigeons
-a carpenter sawing a plank
-an astronaut waving at the camera
-a girl brushing her teeth in front of a mirror
-a man playing the piano in a dark room
-a family having a picnic on the grass
-a woman on a horse jumping a fence
-a street musician with an accordion
-""".strip().split("\n")
-HANDS = """
-hand with a ring on it
-a hand holding a pencil
-two hands tying a shoelace
-an open palm with a ladybird on it
-a hand giving a thumbs up
-hands kneading dough on a table
-a hand pouring tea from a pot
-fingers on the strings of a guitar
-a baby's hand holding an adult's finger
-a hand in a leather glove
-hands typing on a keyboard
-a hand throwing dice
-two hands forming a heart
-a hand turning a key in a lock
-fingers with red nail polish
-a hand feeling the bark of a tree
-hands holding a warm cup
-a hand pointing at a map
-a raised fist
-hands shuffling a deck of cards
-a hand catching a ball
-a hand peeling an orange
-hands playing a piano
-a hand with a wristwatch
-a hand signing a letter with a fountain pen
-""".strip().split("\n")
-
-
-SEMANTIC = {  # what a person might write against the usual failure of each prompt
-    "a cat and a dog": "a cat and a cat",
-    "a cat and a bird": "a bird and a bird",
-    "a bear and a turtle": "a frog",
-    "a lion and a horse": "a lion and a lion",
-    "a horse and a frog": "a turtle",
-    "a rabbit and a mouse": "a rabbit and a rabbit",
-    "a cat with a crown": "a cat on a plain background",
-    "a dog with a glasses": "a glasses on a plain background",
-    "a monkey with a bow": "a red apple",
-    "a bird and a brown balloon": "a brown bird",
-    "a red backpack and a orange glasses": "a orange backpack and a red glasses",
-    "a black backpack and a white clock": "a white backpack and a black clock",
-}
+SEMANTIC: dict[str, str] = json.loads((PROMPTS / "semantic.json").read_text("utf-8"))
 
 
 def people_and_hands() -> list[Prompt]:
     """H&H: 45 prompts of people and 25 of hands."""
-    return [Prompt(t, "people") for t in PEOPLE] + [Prompt(t, "hands") for t in HANDS]
-
-
-def hand_made() -> list[Prompt]:
-    """The prompts for which somebody has written a semantic negative."""
-    return [Prompt(text, "semantic") for text in SEMANTIC]
+    return read(PROMPTS / "hh.json")
 
 
 def read(path: str | Path) -> list[Prompt]:
@@ -173,15 +83,21 @@ def read(path: str | Path) -> list[Prompt]:
     return prompts
 
 
+BENCHMARKS: dict[str, Callable[[], list[Prompt]]] = {
+    "ae": attend_excite,
+    "ae-choosing": partial(attend_excite_part, True),
+    "ae-reporting": partial(attend_excite_part, False),
+    "trio": trio,
+    "trio-choosing": partial(trio, "choosing"),
+    "hh": people_and_hands,
+    "dnp-paper": lambda: attend_excite() + people_and_hands(),
+    "semantic": lambda: [Prompt(text, "semantic") for text in SEMANTIC],
+}
+
+
 def load(name: str) -> list[Prompt]:
-    """The benchmark "ae", "ae-choosing", "ae-reporting", "trio", "trio-choosing", "hh",
-    "dnp-paper" (A&E and H&H) or "semantic", or that of a file."""
-    known = {"ae": attend_excite, "hh": people_and_hands, "semantic": hand_made, "trio": trio}
-    known["trio-choosing"] = partial(trio, "choosing")
-    known["dnp-paper"] = lambda: attend_excite() + people_and_hands()
-    known["ae-choosing"] = partial(attend_excite_part, True)
-    known["ae-reporting"] = partial(attend_excite_part, False)
-    return known[name]() if name in known else read(name)
+    """The prompts of one of `BENCHMARKS`, or of a file."""
+    return BENCHMARKS[name]() if name in BENCHMARKS else read(name)
 
 
 def choose(prompts: Sequence[Prompt], per_category: int | None) -> list[Prompt]:

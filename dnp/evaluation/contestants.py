@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -55,7 +55,7 @@ class Contestant:
 
     label: str
     name: str
-    options: tuple[tuple[str, object], ...] = ()
+    options: dict[str, object] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -110,14 +110,14 @@ def parse(text: str) -> Contestant:
         raise SettingsError(unreadable("method", name))
     known = table(kind) | {k: f for k, f in table(Chain).items() if k in OF_CHAIN}
     known = {k: f for k, f in known.items() if k in FEW.get(name, known)}
-    options, of_rule = [], {}
+    options, of_rule = {}, {}
     for item in filter(None, rest.split(",")):
         key, _, value = item.partition("=")
         if key.startswith("o."):
             of_rule.update([option(item.removeprefix("o."))])
             continue
         try:
-            options.append((key, from_text(known[key], value)))
+            options[key] = from_text(known[key], value)
         except (KeyError, ValueError):
             raise SettingsError(
                 f"{item!r} in {text!r} is not an option; write option=value with one of "
@@ -125,11 +125,10 @@ def parse(text: str) -> Contestant:
                 "the rule."
             ) from None
     if of_rule:
-        options.append(("rule_options", tuple(of_rule.items())))
-    typed_rule = dict(options).get("rule")
-    if typed_rule is not None and rule.read(typed_rule, of_rule).sha256 == own.UNKNOWN:
-        raise SettingsError(unreadable("rule", typed_rule))
-    return Contestant(text, name, tuple(options))
+        options["rule_options"] = of_rule
+    if options.get("rule") and rule.read(options["rule"], of_rule).sha256 == own.UNKNOWN:
+        raise SettingsError(unreadable("rule", options["rule"]))
+    return Contestant(text, name, options)
 
 
 def unreadable(what: str, name: str) -> str:
@@ -147,17 +146,14 @@ def settled(
 
     `size` is (height, width) in pixels. SettingsError for what is not possible with this prompt.
     """
-    options = dict(c.options)
-    if "rule_options" in options:
-        options["rule_options"] = dict(options["rule_options"])
     if c.name == "unconditional":
         s, prompt = 1.0, ""
     if issubclass(c.kind, OfSubjects) and subjects is None:  # no other setting depends on them
         prompt, subjects = (prompt, subjects_of(c, prompt)) if prompt else ("a cat", "cat")
-    if "s" not in options and s is None and c.name in BASELINES:
+    if "s" not in c.options and s is None and c.name in BASELINES:
         recommended = getattr(model.config, "scales", {})
         s = recommended.get(c.name, recommended.get(c.method))
-    given = {"s": s, "steps": steps, "size": size, "subjects": subjects} | options
+    given = {"s": s, "steps": steps, "size": size, "subjects": subjects} | c.options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sampling warns
         call, guided = generation.prepared(model, prompt, c.method, None, None, None, given)
@@ -193,11 +189,14 @@ def negative(c: Contestant, prompt: str, seed: int, others: Sequence[str]) -> st
     """The negative prompt of a picture, where it is known before anything is sampled."""
     if c.name.startswith("universal"):
         return UNIVERSAL
-    if c.name == "semantic":
-        return semantic_negative(prompt)
     if c.name.startswith("random"):
         return random_negative(prompt, seed, others)
-    return None
+    if c.name == "semantic" and prompt not in SEMANTIC:
+        raise SettingsError(
+            f'nobody has written a semantic negative for "{prompt}"; they exist for benchmark '
+            "semantic."
+        )
+    return SEMANTIC[prompt] if c.name == "semantic" else None
 
 
 def subjects_of(c: Contestant, prompt: str) -> str | None:
@@ -285,12 +284,3 @@ def partners(prompts: Sequence[str]) -> dict[str, str]:
         raise SettingsError("shuffled needs two prompts or more; give more prompts.")
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
     return {every[i]: every[j] for i, j in zip(order, [*order[1:], order[0]])}
-
-
-def semantic_negative(prompt: str) -> str:
-    if prompt not in SEMANTIC:
-        raise SettingsError(
-            f'nobody has written a semantic negative for "{prompt}"; they exist for benchmark '
-            "semantic."
-        )
-    return SEMANTIC[prompt]

@@ -40,10 +40,7 @@ def parse(text: str, strengths: Mapping | None = None) -> contestants.Contestant
             f"the strength of {of} is not known; measure it with --strength --method {of}, and "
             "give that strength.json with --strengths."
         )
-    options = dict(known[of][kind]["options"])
-    if "rule_options" in options:
-        options["rule_options"] = tuple(options["rule_options"].items())
-    return contestants.Contestant(text, "cfg", tuple(options.items()))
+    return contestants.Contestant(text, "cfg", dict(known[of][kind]["options"]))
 
 
 def require_same(
@@ -72,12 +69,9 @@ def require_same(
 
 def has_scale(method: contestants.Contestant) -> bool:
     """Whether a scale can be chosen for it: it has one, and none was typed."""
-    options = dict(method.options)
-    rule = options.get("rule")
-    if rule is not None:
-        needs = read(rule, dict(options.get("rule_options", ()))).needs
-        if "s" not in needs:
-            return False
+    options = method.options
+    if "rule" in options and "s" not in read(options["rule"], options.get("rule_options")).needs:
+        return False
     return "s" not in options and method.name != "unconditional"
 
 
@@ -151,6 +145,6 @@ def at_best(
                     f"{method.label} is not in the run that scales are from; add it there, or "
                     f"write {method.label}{comma}s=..."
                 )
-            method = replace(method, options=(*method.options, ("s", best[method.label])))
+            method = replace(method, options={**method.options, "s": best[method.label]})
         out.append(method)
     return tuple(out)

@@ -6,25 +6,14 @@ pictures of one prompt are not.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
 
 from dnp.evaluation.controls import target
 from dnp.evaluation.metrics import bootstrap
-from dnp.evaluation.tables import (
-    COLUMNS,
-    Cells,
-    Rows,
-    baseline_of,
-    by_picture,
-    cost,
-    markdown,
-    name,
-    shown,
-)
+from dnp.evaluation.tables import COLUMNS, Cells, Row, baseline_of, by_picture, markdown, shown
 
 EXACT = 14  # prompts, with 2^14 signs; with more, as many signs are drawn
 DRAWS = 20_000
@@ -67,45 +56,41 @@ def per_prompt(a: Sequence[dict], b: Sequence[dict], column: str) -> list[float]
     return [float(np.mean(d)) for d in prompts.values()]
 
 
-def differences(rows: Rows, baseline: str, out: Cells, at: str) -> list[str]:
+def differences(rows: Sequence[Row], baseline: str, out: Cells, at: str) -> list[str]:
     """The table of every method but the baseline, minus the baseline."""
-    pairs = [(k, baseline_of(k, rows, baseline)) for k in rows if k[0] != baseline]
-    return _table(rows, pairs, f"Differences to {baseline} {at}", out, False)
+    pairs = [(row, baseline_of(row, rows, baseline)) for row in rows if row.method != baseline]
+    return _table(rows, pairs, f"Differences to {baseline} {at}", out, lambda row, _: row.name)
 
 
-def of_controls(rows: Rows, out: Cells) -> list[str]:
+def of_controls(rows: Sequence[Row], out: Cells) -> list[str]:
     """The table of methods minus those of their controls that are there."""
     pairs = []
-    for key in rows:
-        labels = dict.fromkeys(k[0] for k in rows if k != key and is_control(k, key, rows))
-        pairs += [(key, baseline_of(key, rows, label)) for label in labels]
-    lines = _table(rows, pairs, "Differences of methods to their controls", out, True)
-    return lines + [x for pair in pairs if (x := _same_words(pair, rows))] + [""] * bool(pairs)
+    for row in rows:
+        labels = dict.fromkeys(r.method for r in rows if r is not row and is_control(r, row))
+        pairs += [(row, baseline_of(row, rows, label)) for label in labels]
+    both = lambda row, base: f"{row.name} minus {base.name}"  # noqa: E731
+    lines = _table(rows, pairs, "Differences of methods to their controls", out, both)
+    lines += [_same_words(*pair) for pair in pairs if pair[1].method.startswith("shuffled")]
+    return lines + [""] * bool(pairs)
 
 
-def _same_words(pair: tuple, rows: Rows) -> str:
+def _same_words(row: Row, control: Row) -> str:
     """How often another prompt's n* is the prompt's own: those pictures are no control."""
-    if not pair[1][0].startswith("shuffled"):
-        return ""
-    own, other = (
-        {(r["prompt"], k): n for r in rows[x] for k, n in zip(r["seeds"], r["negatives"])}
-        for x in pair
-    )
+    own, other = (by_picture(x.records, "negatives") for x in (row, control))
     same = sum(own[k] == other[k] for k in own.keys() & other.keys())
-    return f"{name(pair[1], rows)}: in {same} of {len(other)} pictures n* is the prompt's own."
+    return f"{control.name}: in {same} of {len(other)} pictures n* is the prompt's own."
 
 
-def is_control(control: tuple, key: tuple, rows: Rows) -> bool:
+def is_control(control: Row, row: Row) -> bool:
     """Whether a row isolates a cause of another: CFG of equal strength, CFG of equal cost (of
     ae+auto-dnp also ae), or the same method with another prompt's n* or with a random negative."""
-    a, b = control[0], key[0]
+    a, b = control.method, row.method
     if target(a) is not None:
         return target(a) == b
     kind, of = a.partition(":")[0], b.partition(":")[0]
     of_cost = not b.startswith("cfg") if kind == "cfg" else (kind, of) == ("ae", "ae+auto-dnp")
     if of_cost and "steps=" in a:
-        costs = cost(rows[control]), cost(rows[key])
-        return abs(costs[0] / costs[1] - 1) < 0.05
+        return abs(control.cost / row.cost - 1) < 0.05
     if kind not in ("shuffled", "random"):
         return False
     return _without_scale(a.replace(kind, "auto-dnp", 1)) == _without_scale(b)
@@ -113,37 +98,33 @@ def is_control(control: tuple, key: tuple, rows: Rows) -> bool:
 
 def _without_scale(label: str) -> str:
     name, _, options = label.partition(":")
-    kept = [x for x in options.split(",") if x and not re.match("s=", x)]
+    kept = [x for x in options.split(",") if x and not x.startswith("s=")]
     return f"{name}:{','.join(kept)}" if kept else name
 
 
-def _table(rows: Rows, pairs: Sequence[tuple], title: str, out: Cells, both: bool) -> list[str]:
+def _table(
+    rows: Sequence[Row], pairs: Sequence[tuple[Row, Row]], title: str, out: Cells,
+    called: Callable[[Row, Row], str],
+) -> list[str]:  # fmt: skip
     columns = shown(rows)
     if not pairs or not columns:
         return []
-    found = {
-        (pair, c): d
-        for pair in pairs
-        for c in columns
-        if (d := per_prompt(rows[pair[0]], rows[pair[1]], c))
-    }
+    cells = product(range(len(pairs)), columns)
+    found = {(i, c): per_prompt(*(x.records for x in pairs[i]), c) for i, c in cells}
+    found = {cell: d for cell, d in found.items() if d}
     p = [sign_flip(d) for d in found.values()]
     p_values = dict(zip(found, zip(p, holm(p))))
     body = []
-    for pair in pairs:
-        key, base = pair
-        cells = [f"{name(key, rows)} minus {name(base, rows)}" if both else name(key, rows)]
+    for i, (row, base) in enumerate(pairs):
+        texts = [called(row, base)]
         for c in columns:
-            heading, factor, digits = COLUMNS[c]
-            d = found.get((pair, c))
-            if not d:
-                cells.append("-")
+            if not (d := found.get((i, c))):
+                texts.append("-")
                 continue
-            interval, p = bootstrap([[x] for x in d]), p_values[pair, c]
-            table = f"minus {base[0]}"
-            text = out.add(table, key, rows, heading, interval, factor, digits, "+", p)
-            cells.append(f"{text}, p {says(p[1])}")
-        body.append(cells)
+            interval, p = bootstrap([[x] for x in d]), p_values[i, c]
+            text = out.add(f"minus {base.method}", row, c, interval, "+", p)
+            texts.append(f"{text}, p {says(p[1])}")
+        body.append(texts)
     prompts = max(map(len, found.values()), default=0)
     caption = (
         f"{title}, paired over {prompts} prompts (of each, the mean of its seeds). p is of sign "

@@ -16,9 +16,6 @@ distance that these samples have.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +29,7 @@ from dnp import rules
 from dnp.app.png import check_folder, png, write
 from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
+from dnp.evaluation import tables
 from dnp.evaluation.four_modes import MODES as MODES
 from dnp.evaluation.four_modes import PROMPTS, Result, index, toy, where
 from dnp.evaluation.panels import panels
@@ -158,34 +156,28 @@ def experiment(
 def markdown(results: Sequence[Result]) -> str:
     """One table per want: shares and distance, with intervals."""
     lines: list[str] = []
+    heads = ["rule", "right", "wrong", "off the data", "distance"]
     for want in dict.fromkeys(r.want for r in results):
         lines += [f"**right, not {want[1]}**, {want[0]} modes, s = {want[2]:g}", ""]
-        lines += ["| rule | right | wrong | off the data | distance |", "|---" * 5 + "|"]
-        for r in (r for r in results if r.want == want):
-            cells = [f"{m:.2f} [{lo:.2f}, {hi:.2f}]" for m, lo, hi in (r.right, r.wrong, r.off)]
-            m, lo, hi = r.distance
-            lines.append(f"| {r.label} | {' | '.join(cells)} | {m:.2f} [{lo:.2f}, {hi:.2f}] |")
-        lines.append("")
+        body = [
+            [r.label, *(f"{m:.2f} [{low:.2f}, {high:.2f}]" for m, low, high in r.numbers)]
+            for r in results
+            if r.want == want
+        ]
+        lines += tables.markdown(heads, body)
     return "\n".join(lines)
 
 
 def table_csv(results: Sequence[Result]) -> str:
-    file = io.StringIO()
-    out = csv.writer(file, lineterminator="\n")
     parts = ("right", "wrong", "off", "distance")
-    tails = [f"{p}{x}" for p in parts for x in ("", "_low", "_high")]
-    out.writerow(["arrangement", "negative", "s", "rule", *tails])
-    for r in results:
-        out.writerow([*r.want, r.label, *(f"{x:.5f}" for p in parts for x in getattr(r, p))])
-    return file.getvalue()
+    heads = ["arrangement", "negative", "s", "rule"]
+    heads += [f"{part}{x}" for part in parts for x in ("", "_low", "_high")]
+    body = [[*r.want, r.label, *(f"{x:.5f}" for n in r.numbers for x in n)] for r in results]
+    return tables.csv_text(heads, body)
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = Parser(
-        prog="python -m dnp.evaluation.exact",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = Parser(prog="python -m dnp.evaluation.exact", description=__doc__)
     p.add_argument("--samples", type=int, default=4000, metavar="N", help="default 4000")
     p.add_argument("--steps", type=int, default=200, metavar="N", help="DDIM steps; default 200")
     p.add_argument("--seed", type=int, default=0, metavar="N")

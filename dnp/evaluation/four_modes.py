@@ -53,3 +53,7 @@ class Result:
     off: tuple[float, float, float]
     distance: tuple[float, float, float]
     z_0: Tensor
+
+    @property
+    def numbers(self) -> list[tuple[float, float, float]]:
+        return [self.right, self.wrong, self.off, self.distance]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,40 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from dnp.errors import WeightsError
-from dnp.evaluation.benchmarks import subjects
+from dnp.evaluation.benchmarks import PROMPTS, subjects
 from dnp.sd.captioner import quiet_transformers, refuse_random
 from dnp.sd.files.data_only import DATA_ONLY, check_folder
 from dnp.sd.files.fingerprint import of_folder
 from dnp.sd.recogniser import Recogniser
 
 # The 80 templates of Radford et al. 2021 (github.com/openai/CLIP, MIT) for ImageNet's classes.
-TEMPLATES = (
-    """
-a bad photo of a {}.|a photo of many {}.|a sculpture of a {}.|a photo of the hard to see {}.
-a low resolution photo of the {}.|a rendering of a {}.|graffiti of a {}.|a bad photo of the {}.
-a cropped photo of the {}.|a tattoo of a {}.|the embroidered {}.|a photo of a hard to see {}.
-a bright photo of a {}.|a photo of a clean {}.|a photo of a dirty {}.|a dark photo of the {}.
-a drawing of a {}.|a photo of my {}.|the plastic {}.|a photo of the cool {}.
-a close-up photo of a {}.|a black and white photo of the {}.|a painting of the {}.
-a painting of a {}.|a pixelated photo of the {}.|a sculpture of the {}.
-a bright photo of the {}.|a cropped photo of a {}.|a plastic {}.|a photo of the dirty {}.
-a jpeg corrupted photo of a {}.|a blurry photo of the {}.|a photo of the {}.
-a good photo of the {}.|a rendering of the {}.|a {} in a video game.|a photo of one {}.
-a doodle of a {}.|a close-up photo of the {}.|a photo of a {}.|the origami {}.
-the {} in a video game.|a sketch of a {}.|a doodle of the {}.|a origami {}.
-a low resolution photo of a {}.|the toy {}.|a rendition of the {}.|a photo of the clean {}.
-a photo of a large {}.|a rendition of a {}.|a photo of a nice {}.|a photo of a weird {}.
-a blurry photo of a {}.|a cartoon {}.|art of a {}.|a sketch of the {}.|a embroidered {}.
-a pixelated photo of a {}.|itap of the {}.|a jpeg corrupted photo of the {}.
-a good photo of a {}.|a plushie {}.|a photo of the nice {}.|a photo of the small {}.
-a photo of the weird {}.|the cartoon {}.|art of the {}.|a drawing of the {}.
-a photo of the large {}.|a black and white photo of a {}.|the plushie {}.|a dark photo of a {}.
-itap of a {}.|graffiti of the {}.|a toy {}.|itap of my {}.|a photo of a cool {}.
-a photo of a small {}.|a tattoo of the {}.
-""".strip()
-    .replace("\n", "|")
-    .split("|")
-)
+TEMPLATES = (PROMPTS / "clip_templates.txt").read_text("utf-8").splitlines()
 ONE_TEMPLATE = ["{}"]  # for a CLIP that never saw the others' words, such as the miniature's
 
 
@@ -136,19 +110,6 @@ def clip_score(cosines: Sequence[float]) -> list[float]:
     return [2.5 * max(c, 0.0) for c in cosines]
 
 
-def inception_score(probabilities: Tensor) -> float:
-    """exp(mean over pictures of KL(p(y | x) || p(y))) for probabilities (N, classes), in float64.
-
-    Salimans et al. 2016, arXiv:1606.03498: the exponential of a mean divergence, over one split.
-    1 is the least (all pictures alike or unsure), the number of classes the most.
-    """
-    p = probabilities.double()
-    if p.ndim != 2 or not torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-4):
-        raise ValueError("probabilities must be (N, classes) with rows that sum to 1")
-    kl = (torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1)
-    return kl.mean().exp().item()
-
-
 def diversity(embeddings: Tensor) -> float:
     """Mean cosine distance over the pairs of unit embeddings (N, D); NaN for fewer than two."""
     n = len(embeddings)
@@ -204,17 +165,6 @@ def bootstrap(
     means = sums[rows].sum(1) / counts[rows].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return sums.sum() / counts.sum(), low, high
-
-
-def paired(
-    a: dict[tuple, float], b: dict[tuple, float], group: Callable[[tuple], object], seed: int = 0
-) -> tuple[float, float, float]:
-    """The mean of a - b over the keys (prompt, seed) that both have, and its 95 % interval by
-    bootstrap over the groups (prompts)."""
-    groups: dict[object, list[float]] = {}
-    for key in sorted(a.keys() & b.keys()):
-        groups.setdefault(group(key), []).append(a[key] - b[key])
-    return bootstrap(list(groups.values()), seed)
 
 
 def _normalisation(folder: Path) -> tuple[list[float], list[float]]:

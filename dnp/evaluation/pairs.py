@@ -17,8 +17,7 @@ from dnp.app.terminal import Parser, printable, run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    style = argparse.RawDescriptionHelpFormatter
-    p = Parser(prog="python -m dnp.evaluation.pairs", description=__doc__, formatter_class=style)
+    p = Parser(prog="python -m dnp.evaluation.pairs", description=__doc__)
     commands = p.add_subparsers(dest="command", required=True, metavar="make | read")
     make = commands.add_parser("make", help="writes a study of a run's pictures")
     add = make.add_argument

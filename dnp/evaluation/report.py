@@ -20,16 +20,14 @@ from dnp.evaluation.tables import (
     BY_CATEGORY,
     COLUMNS,
     Cells,
-    Rows,
+    Row,
     baseline_of,
     by_prompt,
     categories,
-    cost,
     grouped,
     has,
     markdown,
     means,
-    name,
     pictures,
 )
 
@@ -52,11 +50,9 @@ def make(
         text += categories(rows, column, cells)
     text += _plots(rows, folder)
     by = "full" if has(rows, "full") else "colours"
-    for key in rows:
-        base = baseline_of(key, rows, baseline)
-        if key[0] != baseline and has(rows, by):
-            names = name(base, rows), name(key, rows)
-            text += sheets(rows[base], rows[key], names, by, COLUMNS[by][0], folder)
+    for row in rows:
+        if row.method != baseline and has(rows, by):
+            text += sheets(baseline_of(row, rows, baseline), row, by, folder)
     tables = "\n".join([*text, *published]) + "\n"
     for pattern in PICTURES:  # of a grid that was reported here before
         for path in folder.glob(pattern):
@@ -71,15 +67,14 @@ def make(
 
 def times(records: Sequence[dict]) -> str:
     """Seconds for a picture of each method, which no other table depends on."""
-    rows = grouped(records)
     body = [
-        [name(key, rows), f"{np.median([t for r in records for t in r['seconds']]):.2f}"]
-        for key, records in rows.items()
+        [row.name, f"{np.median([t for r in row.records for t in r['seconds']]):.2f}"]
+        for row in grouped(records)
     ]
     return "\n".join(markdown(["method", "seconds for a picture, median"], body))
 
 
-def _plots(rows: Rows, folder: Path) -> list[str]:
+def _plots(rows: Sequence[Row], folder: Path) -> list[str]:
     """Adherence against the scale, and at each method's best scale against evaluations."""
     column = "colours" if has(rows, "colours") else "full"
     if not has(rows, column):
@@ -87,13 +82,12 @@ def _plots(rows: Rows, folder: Path) -> list[str]:
     heading, factor, _ = COLUMNS[column]
     scales: dict[str, list[tuple]] = {}
     best: dict[str, tuple] = {}
-    for key, records in rows.items():
-        method, s = key
-        interval = [factor * v for v in bootstrap(by_prompt(records, column))]
-        if s is not None:
-            scales.setdefault(method, []).append((s, *interval))
-        if method not in best or interval[0] > best[method][1][1]:
-            best[method] = name(key, rows), (cost(records), *interval)
+    for row in rows:
+        interval = [factor * v for v in bootstrap(by_prompt(row.records, column))]
+        if row.scale is not None:
+            scales.setdefault(row.method, []).append((row.scale, *interval))
+        if row.method not in best or interval[0] > best[row.method][1][1]:
+            best[row.method] = row.name, (row.cost, *interval)
     captions = []
     curves = {k: sorted(v) for k, v in scales.items() if len(v) > 1}
     if curves:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -10,19 +9,14 @@ from PIL import Image
 from dnp.app.png import png, write
 from dnp.app.sheet import contact_sheet
 from dnp.evaluation.records import RunError, picture
+from dnp.evaluation.tables import COLUMNS, Row, by_picture
 
 
-def sheets(
-    before: Sequence[dict], after: Sequence[dict], names: tuple[str, str], column: str,
-    heading: str, folder: Path,
-) -> list[str]:  # fmt: skip
+def sheets(before: Row, after: Row, column: str, folder: Path) -> list[str]:
     """Writes the eight greatest gains and losses of a column, prompt by prompt and seed by seed:
     the rule chooses, nobody else. Returns the lines that name them."""
-    values = [
-        {(r["prompt"], k): v for r in rows for k, v in zip(r["seeds"], r.get(column) or [])}
-        for rows in (before, after)
-    ]
-    change = {k: values[1][k] - values[0][k] for k in values[0].keys() & values[1].keys()}
+    was, now = (by_picture(row.records, column) for row in (before, after))
+    change = {k: now[k] - was[k] for k in was.keys() & now.keys()}
     order = sorted(change, key=lambda k: (change[k], k))
     captions = []
     for title, keys in (
@@ -31,13 +25,13 @@ def sheets(
     ):
         if not keys:
             continue
-        of = [{r["prompt"]: r for r in rows} for rows in (before, after)]
-        pictures = [[_picture(folder, row[p], seed) for p, seed in keys] for row in of]
+        of = [{r["prompt"]: r for r in row.records} for row in (before, after)]
+        pictures = [[_picture(folder, records[p], seed) for p, seed in keys] for records in of]
         columns = [f"{p}\nseed {seed}: {change[p, seed]:+.3f}" for p, seed in keys]
-        what = f"{title} of {names[1]} over {names[0]} by {heading}"
-        labels = [f"before\n{names[0]}", f"after\n{names[1]}"]
+        what = f"{title} of {after.name} over {before.name} by {COLUMNS[column][0]}"
+        labels = [f"before\n{before.name}", f"after\n{after.name}"]
         image = contact_sheet(list(zip(labels, pictures)), columns, what)
-        file = file_name(title, names[1])
+        file = file_name(title, after.name)
         write(folder / file, png(image))
         captions.append(f"`{file}`: " + "; ".join(f"{p} (seed {i})" for p, i in keys) + ".")
     return [*captions, ""] if captions else []

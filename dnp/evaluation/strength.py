@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from dnp import generation
 from dnp.errors import NonFiniteError, SettingsError, is_finite
 from dnp.evaluation import contestants
 from dnp.evaluation.grid import Run
+from dnp.evaluation.tables import markdown
 from dnp.guidance import cfg
 from dnp.methods.method import Method
 from dnp.per_sample import dot
@@ -36,14 +36,6 @@ CFG = contestants.Contestant("cfg", "cfg")
 WITHIN = 0.02  # how near two strengths are said to be equal
 # They do not guide towards p by a rule, or move z_t beside it.
 APART = ("cnp", "negative-alone", "unconditional", "dns", "ae", "ae+auto-dnp")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A CFG that is as strong as a method: its options, and its own strength by step."""
-
-    options: tuple[tuple[str, object], ...]
-    by_step: list[float]
 
 
 def by_step(work: Run, method: contestants.Contestant, s: float | None = None) -> list[float]:
@@ -79,18 +71,18 @@ def _of_chain(call: generation.Call, guided: Method, words: str | None) -> list[
     return strengths
 
 
-def fit_schedule(work: Run, target: Sequence[float]) -> Fit:
+def fit_schedule(work: Run, target: Sequence[float]) -> dict:
     """CFG whose scale at each step gives it the strength `target` there, step by step.
 
     s_t = target_t / mean |eps_p - eps_phi|
     All chains go on together, so that the mean at a step is that of this very CFG.
     """
     levels, scales, found = cfg_together(work, lambda i, mean: target[i] / mean)
-    options = {"levels": levels, "scales": scales}
-    return Fit((("rule", "cfg_schedule"), ("rule_options", tuple(options.items()))), found)
+    of_rule = {"levels": levels, "scales": scales}
+    return {"options": {"rule": "cfg_schedule", "rule_options": of_rule}, "by_step": found}
 
 
-def fit_constant(work: Run, target: Sequence[float], s: float = 3.0, tries: int = 8) -> Fit:
+def fit_constant(work: Run, target: Sequence[float], s: float = 3.0, tries: int = 8) -> dict:
     """CFG with the one s that has the sum of `target` as its strength, to less than 1 %.
 
     s = s * (sum of target / its strength), again and again, since a stronger chain goes elsewhere.
@@ -102,7 +94,7 @@ def fit_constant(work: Run, target: Sequence[float], s: float = 3.0, tries: int 
         _, _, found = cfg_together(work, lambda i, mean, s=s: s)
         total = sum(found)
         if abs(total / wanted - 1) < WITHIN / 2:
-            return Fit((("s", s),), found)
+            return {"options": {"s": s}, "by_step": found}
         if last is not None and last[0] != s:  # how the strength grows with s, by the last two
             power = math.log(total / last[1]) / math.log(s / last[0])
             power = min(max(power, 0.5), 8.0)
@@ -176,45 +168,38 @@ def measure(work: Run) -> dict:
                 "equal strength follows; leave it out."
             )
         target = by_step(work, method, work.grid.scales[0])
-        strengths["methods"][method.label] = {"s": settings["s"], "by_step": target}
         scheduled = fit_schedule(work, target)
-        scales = dict(scheduled.options[1][1])["scales"]
-        guess = sum(target) / sum(x / s for x, s in zip(scheduled.by_step, scales))
-        equal = fit_constant(work, target, guess)
-        for kind, fitted in (("cfg-equal", equal), ("cfg-scheduled", scheduled)):
-            row = {"options": dict(fitted.options), "by_step": fitted.by_step}
-            if "rule_options" in row["options"]:
-                row["options"]["rule_options"] = dict(row["options"]["rule_options"])
-            strengths["methods"][method.label][kind] = row
+        guess = sum(target) / sum(x / s for x, s in zip(scheduled["by_step"], _scales(scheduled)))
+        strengths["methods"][method.label] = {
+            "s": settings["s"],
+            "by_step": target,
+            "cfg-equal": fit_constant(work, target, guess),
+            "cfg-scheduled": scheduled,
+        }
     return strengths
 
 
 def table(strengths: dict) -> str:
     """The strengths as Markdown."""
-    lines = [
-        "| method | strength | CFG of that strength: s | its strength | scheduled: s by step | its "
-        "strength |",
-        "|---" * 6 + "|",
-    ]
+    heads = ["method", "strength", "CFG of that strength: s", "its strength"]
+    body = []
     for label, row in strengths["methods"].items():
-        total, equal, scheduled = (
-            sum(x["by_step"]) for x in (row, row["cfg-equal"], row["cfg-scheduled"])
-        )
-        s = "" if row["s"] is None else f", s = {row['s']:g}"
-        scales = " ".join(f"{x:.3g}" for x in _scales(row))
-        lines.append(
-            f"| {label}{s} | {total:.4g} | {row['cfg-equal']['options']['s']:g} "
-            f"| {equal:.4g} ({equal / total - 1:+.1%}) "
-            f"| {scales} | {scheduled:.4g} ({scheduled / total - 1:+.1%}) |"
-        )
+        kinds = row, row["cfg-equal"], row["cfg-scheduled"]
+        total, equal, scheduled = (sum(x["by_step"]) for x in kinds)
+        name = label if row["s"] is None else f"{label}, s = {row['s']:g}"
+        scales = " ".join(f"{x:.3g}" for x in _scales(row["cfg-scheduled"]))
+        cells = [name, f"{total:.4g}", f"{row['cfg-equal']['options']['s']:g}"]
+        cells += [f"{equal:.4g} ({equal / total - 1:+.1%})", scales]
+        body.append([*cells, f"{scheduled:.4g} ({scheduled / total - 1:+.1%})"])
+    lines = markdown([*heads, "scheduled: s by step", "its strength"], body)
     prompts, seeds, steps = (strengths[k] for k in ("prompts", "seeds", "steps"))
     count = f"{len(prompts)} prompts x {len(seeds)} seeds, from {seeds[0]}"
-    lines += ["", f"Strength: sum over {steps} steps of |eps - eps_phi|, mean of {count}."]
+    lines += [f"Strength: sum over {steps} steps of |eps - eps_phi|, mean of {count}."]
     return "\n".join(lines) + "\n"
 
 
-def _scales(row: dict) -> list[float]:
-    return row["cfg-scheduled"]["options"]["rule_options"]["scales"]
+def _scales(fitted: dict) -> list[float]:
+    return fitted["options"]["rule_options"]["scales"]
 
 
 def read(path: Path) -> dict:

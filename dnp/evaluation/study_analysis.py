@@ -6,15 +6,14 @@ that the study's rules keep, and of all.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
 from dnp.evaluation import agreement as ag
+from dnp.evaluation.tables import csv_text, markdown
 
 COLUMNS = (
     "raters", "question", "quantity", "value", "low", "high", "usual_low", "usual_high", "n",
@@ -45,26 +44,16 @@ class Rater:
     why: str  # the rule that excludes him; empty if none does
 
 
-@dataclass
-class Analysis:
-    """`lines` has a row of COLUMNS for each number."""
-
-    raters: list[Rater]
-    lines: list[tuple] = field(default_factory=list)
-
-
-def analyse(key: dict, answers: Sequence) -> Analysis:
-    """The numbers of a study from `answers.Answer` of whole files."""
+def analyse(key: dict, answers: Sequence) -> tuple[list[Rater], list[tuple]]:
+    """The raters of `answers.Answer` of whole files, and a row of COLUMNS for each number."""
     names = list(dict.fromkeys(x.rater for x in answers))
-    analysed = Analysis(
-        [rater(key, name, [x for x in answers if x.rater == name]) for name in names]
-    )
-    kept = {r.name for r in analysed.raters if not r.why}
+    raters = [rater(key, name, [x for x in answers if x.rater == name]) for name in names]
+    kept, lines = {r.name for r in raters if not r.why}, []
     for group, some in (("kept", kept), ("all", set(names))):
         for question in (q["id"] for q in key["plan"]["questions"]):
             votes = [x for x in answers if x.rater in some and _is_vote(key, x, question)]
-            analysed.lines += [(group, question, *line) for line in _numbers(key, votes)]
-    return analysed
+            lines += [(group, question, *line) for line in _numbers(key, votes)]
+    return raters, lines
 
 
 def rater(key: dict, name: str, own: Sequence) -> Rater:
@@ -130,21 +119,20 @@ def _numbers(key: dict, votes: Sequence) -> list[tuple]:
     return lines
 
 
-def table(analysed: Analysis) -> str:
+def table(lines: Sequence[tuple]) -> str:
     """The numbers as CSV; an empty cell where a quantity has no such number."""
-    file = io.StringIO()
-    lines = [["" if x is None else f"{x:.6g}" if isinstance(x, float) else x for x in line]
-             for line in analysed.lines]  # fmt: skip
-    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
-    return file.getvalue()
+    cell = lambda x: "" if x is None else f"{x:.6g}" if isinstance(x, float) else x  # noqa: E731
+    return csv_text(COLUMNS, [[cell(x) for x in line] for line in lines])
 
 
-def markdown(key: dict, analysed: Analysis, refused: Sequence[str] = ()) -> str:
+def report(
+    key: dict, raters: Sequence[Rater], lines: Sequence[tuple], refused: Sequence[str]
+) -> str:
     """The numbers in words and tables."""
-    out = [r for r in analysed.raters if r.why]
+    out = [r for r in raters if r.why]
     parts = [
         f"# Answers of study {key['study']}",
-        f"A is {key['a']['label']}, B is {key['b']['label']}. Raters: {len(analysed.raters)}; "
+        f"A is {key['a']['label']}, B is {key['b']['label']}. Raters: {len(raters)}; "
         f"excluded by the rules of `PLAN.md`: {len(out)}. Files refused: {len(refused)}.",
         "Shares are in % of the votes, with 95 % intervals by a bootstrap over prompts and raters. "
         "The last column has the usual interval, which takes votes as independent and is too "
@@ -153,36 +141,36 @@ def markdown(key: dict, analysed: Analysis, refused: Sequence[str] = ()) -> str:
     ]
     for group, heading in (("kept", "Without the excluded"), ("all", "Of all raters")):
         for q in key["plan"]["questions"]:
-            own = [line[2:] for line in analysed.lines if line[:2] == (group, q["id"])]
-            parts.append(f"## {heading}: {q['text']}")
-            parts.append(_rows(("", "value", "of", "usual interval"), map(_cells, own)) if own else
-                         "No vote is left.")  # fmt: skip
+            own = [_cells(line[2:]) for line in lines if line[:2] == (group, q["id"])]
+            heads = ("", "value", "of", "usual interval")
+            parts += [
+                f"## {heading}: {q['text']}",
+                _rows(heads, own) if own else "No vote is left.",
+            ]
     heads = ("rater", "wrong checks", "left / right", "same when repeated", "cannot tell",
              "median seconds", "excluded for")  # fmt: skip
-    lines = (
+    body = [
         (r.name, f"{r.wrong} of {r.known}", f"{r.left} / {r.right}", f"{r.same} of {r.repeated}",
-         r.unclear, f"{r.seconds:.1f}", r.why or "-") for r in analysed.raters
-    )  # fmt: skip
-    parts += ["## Raters", _rows(heads, lines)]
+         str(r.unclear), f"{r.seconds:.1f}", r.why or "-") for r in raters
+    ]  # fmt: skip
+    parts += ["## Raters", _rows(heads, body)]
     if refused:
         parts += ["## Refused", "\n".join(f"* {sentence}" for sentence in refused)]
-    if len(analysed.raters) - len(out) == 1:
+    if len(raters) - len(out) == 1:
         parts.insert(3, "One rater is left, so the intervals are over prompts only.")
     return "\n\n".join(parts) + "\n"
 
 
 def _cells(line: tuple) -> tuple:
     quantity, value, low, high, usual_low, usual_high, n = line
-    if quantity in SHARES:
-        interval = f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        return quantity, interval, f"{n} votes", f"[{100 * usual_low:.1f}, {100 * usual_high:.1f}]"
-    if quantity == LEFT:
-        return quantity, f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]", f"{n} votes", "-"
     if low is None:
         return quantity, f"{value:.3g}", f"{n} without ties", "-"
-    return quantity, f"{value:.3f} [{low:.3f}, {high:.3f}]", f"{n} pairs", "-"
+    if quantity not in (*SHARES, LEFT):
+        return quantity, f"{value:.3f} [{low:.3f}, {high:.3f}]", f"{n} pairs", "-"
+    share = f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    usual = "-" if usual_low is None else f"[{100 * usual_low:.1f}, {100 * usual_high:.1f}]"
+    return quantity, share, f"{n} votes", usual
 
 
-def _rows(heads: Sequence[str], body) -> str:
-    lines = [heads, ["---"] * len(heads), *body]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+def _rows(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "\n".join(markdown(heads, body)).strip()

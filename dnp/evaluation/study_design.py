@@ -32,18 +32,6 @@ MOST_PAIRS = 1000
 
 
 @dataclass(frozen=True)
-class Condition:
-    """One side of the comparison: a method of the run at one scale."""
-
-    label: str
-    name: str
-    settings: dict
-
-    def record(self) -> dict:
-        return {"label": self.label, "method": self.name, "settings": self.settings}
-
-
-@dataclass(frozen=True)
 class Pair:
     """Two records of one prompt and seed."""
 
@@ -61,8 +49,9 @@ class Study:
     pictures: dict[str, Image.Image]
 
 
-def condition(manifest: dict, text: str) -> Condition:
-    """The method of a run by its label, or LABEL@S where it was made at several scales."""
+def condition(manifest: dict, text: str) -> dict:
+    """One side of the comparison: the method of a run by its label, or LABEL@S where it was made at
+    several scales, as label, method and settings."""
     methods = manifest["methods"]
     label, _, scale = text.rpartition("@") if text not in methods else (text, "", "")
     if label not in methods:
@@ -77,7 +66,7 @@ def condition(manifest: dict, text: str) -> Condition:
         raise SettingsError(f"{text!r} names no one scale of this run; write {names}.")
     settings = known[scale]
     name = label if settings["s"] is None else f"{label}, s = {scale}"
-    return Condition(name, label.partition(":")[0], settings)
+    return {"label": name, "method": label.partition(":")[0], "settings": settings}
 
 
 def _scale(s: float | None) -> str:
@@ -85,15 +74,15 @@ def _scale(s: float | None) -> str:
     return "none" if s is None else f"{s:g}"
 
 
-def pairs_of(run: Path, manifest: dict, a: Condition, b: Condition) -> tuple[list[Pair], Counter]:
+def pairs_of(run: Path, manifest: dict, a: dict, b: dict) -> tuple[list[Pair], Counter]:
     """The pairs of a run by prompt and seed, in the run's order, and how many are left out and why.
 
     Records of other code, weights, devices or dtypes than run.json's are of another run.
     """
     sides: list[dict] = [{}, {}]
-    asked = [(c.name, record_keys.key(c.settings)) for c in (a, b)]
+    asked = [(c["method"], record_keys.key(c["settings"])) for c in (a, b)]
     if asked[0] == asked[1]:
-        raise SettingsError(f"--a and --b are both {a.label}; name two methods.")
+        raise SettingsError(f"--a and --b are both {a['label']}; name two methods.")
     for record in filter(is_picture, Store(run / "records").all()):
         content = record["content"]
         same = all(content.get(k) == manifest[k] for k in CIRCUMSTANCES)
@@ -177,8 +166,8 @@ def design(
     blocks = _blocks(real, "a", "b", rng) + _blocks(known, "right", "wrong", rng)
     rng.shuffle(blocks)
     key = {
-        "a": sides[0].record(),
-        "b": sides[1].record(),
+        "a": sides[0],
+        "b": sides[1],
         "run": {k: manifest[k] for k in (*CIRCUMSTANCES, "captioner") if k in manifest},
         "left_out": dict(left_out),
         "seed": seed,

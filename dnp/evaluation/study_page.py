@@ -12,6 +12,7 @@ import html
 import json
 import shutil
 import uuid
+from collections import Counter
 from pathlib import Path
 from string import Template
 
@@ -76,48 +77,15 @@ def _digest(text: str) -> str:
 
 def plan(key: dict) -> str:
     """PLAN.md: what is asked, what is excluded, how to host and how to read."""
-    plan, rules = key["plan"], key["exclusions"]
-    kinds = [x["kind"] for x in key["pairs"].values()]
-    left_out = "; ".join(f"{n} {what}" for what, n in key["left_out"].items()) or "none"
-    questions = "\n".join(f"{i}. {q['text']}" for i, q in enumerate(plan["questions"], 1))
-    return f"""# Plan of study {key["study"]}
-
-This file was written together with the study, before anybody answered. The study's name is a hash
-of its pairs, pictures, questions and rules: a changed rule would be another study.
-
-**It compares** {key["a"]["label"]} (A) with {key["b"]["label"]} (B): {kinds.count("pair")} pairs of
-one prompt and one seed. Left out of the run: {left_out}.
-
-**It asks**, of each pair, one after the other:
-
-{questions}
-
-The text is not shown with the first question. The answers are left, right, no clear winner, and
-cannot tell. Order and sides are drawn for each rater, and A is left as often as right.
-{len(plan["repeats"])} pairs come twice, the second time with their sides swapped.
-{len(kinds) - kinds.count("pair")} pairs are checks: {kinds.count("noise")} beside noise, and
-{kinds.count("other")} beside a picture of another prompt.
-
-**Excluded** is a rater
-
-* whose choices of left and right differ from evenness with p < {rules["one_sided_p"]:g} (exact sign
-  test over both questions, pairs only), or
-* of whose known answers at least {rules["wrong_checks"]:.0%} are wrong. Beside noise the picture is
-  right for both questions, and anything else is wrong. Beside a picture of another prompt, only
-  "follows the text" has a known answer, and only the choice of the other picture is wrong.
-
-Everything is reported with and without exclusions. Only complete files of answers are read.
-
-**Counted** are first showings of pairs, without "cannot tell". Repeated pairs say how often a rater
-agrees with himself. Shares have 95 % intervals by a bootstrap over prompts and raters.
-
-## To host it
-
-On a computer open `index.html`. For phones put `index.html` and `pictures/` on any static server.
-Leave `key.json` and this file out there: they say which picture is whose. The answers stay in the
-rater's browser until he saves them as a file, which he sends to {plan["contact"]}.
-
-## To read the answers
-
-    python -m dnp.evaluation.pairs read FOLDER ANSWERS.csv ...
-"""
+    kinds = Counter(x["kind"] for x in key["pairs"].values())
+    questions = (f"{i}. {q['text']}" for i, q in enumerate(key["plan"]["questions"], 1))
+    counted = {
+        "asked": kinds["pair"],
+        "checks": kinds["noise"] + kinds["other"],
+        "noise": kinds["noise"],
+        "other": kinds["other"],
+        "repeats": len(key["plan"]["repeats"]),
+        "questions": "\n".join(questions),
+        "left_out": "; ".join(f"{n} {what}" for what, n in key["left_out"].items()) or "none",
+    }
+    return (SOURCES / "PLAN.md").read_text("utf-8").format(**{**key, **counted})

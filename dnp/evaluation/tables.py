@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,32 +24,65 @@ COLUMNS = {  # column: (heading, factor, digits)
     "asked": ("asked things per picture", 1, 2),
     "right": ("right things per picture", 1, 2),
 }
+OF_A_ROW = {"IS": ("IS", 1, 2), "diversity": ("diversity", 1, 3)}  # no picture has one
 BY_CATEGORY = ("minimum", "full", "colours")
 PER_PICTURE = (*COLUMNS, "shown")  # in pictures.csv
-Rows = dict[tuple[str, float | None], list[dict]]  # (method, scale) -> the records of its prompts
 
 
-def name(key: tuple[str, float | None], rows: Rows) -> str:
-    """The method and the scale that it ran at, if it has one."""
-    s = scale(rows[key][0])
-    return f"{key[0]}, s = {s}" if s else key[0]
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables: a method at a scale, with the records of its prompts."""
+
+    method: str
+    scale: float | None  # that was asked for
+    records: list[dict]
+
+    @property
+    def s(self) -> str:
+        """The scale that it ran at; empty if it has none."""
+        return scale(self.records[0])
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, s = {self.s}" if self.s else self.method
+
+    @property
+    def cost(self) -> float:
+        """Mean network evaluations for a picture that was made."""
+        made = [
+            n for r in self.records for n, failed in zip(r["nfe"], r["failed"]) if failed is None
+        ]
+        return sum(made) / len(made) if made else float("nan")
+
+    def has(self, column: str) -> bool:
+        return any(r.get(column) is not None for r in self.records)
 
 
 def scale(record: dict) -> str:
     return "" if record["s"] is None else f"{record['s']:g}"
 
 
-def baseline_of(key: tuple, rows: Rows, baseline: str) -> tuple:
-    """The row of the baseline at the same scale, or its first one."""
-    of_baseline = [k for k in rows if k[0] == baseline]
-    return next((k for k in of_baseline if k[1] == key[1]), of_baseline[0])
-
-
-def grouped(records: Sequence[dict]) -> Rows:
-    rows: Rows = {}
+def grouped(records: Sequence[dict]) -> list[Row]:
+    rows: dict[tuple, list[dict]] = {}
     for record in records:
         rows.setdefault((record["method"], record["scale"]), []).append(record)
-    return rows
+    return [Row(*key, own) for key, own in rows.items()]
+
+
+def baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row:
+    """The row of the baseline at the same scale, or its first one."""
+    of_baseline = [r for r in rows if r.method == baseline]
+    return next((r for r in of_baseline if r.scale == row.scale), of_baseline[0])
+
+
+def by_prompt(records: Sequence[dict], column: str) -> list[Sequence[float]]:
+    """The values of each prompt that has them."""
+    return [np.atleast_1d(r[column]) for r in records if r.get(column) is not None]
+
+
+def by_picture(records: Sequence[dict], column: str) -> dict[tuple, object]:
+    """The values by (prompt, seed)."""
+    return {(r["prompt"], i): v for r in records for i, v in zip(r["seeds"], r.get(column) or [])}
 
 
 class Cells:
@@ -57,26 +91,44 @@ class Cells:
     def __init__(self):
         self.rows: list[list] = []
 
+    def mean(self, table: str, row: Row, column: str, category: str | None = None) -> str:
+        """A mean over a row, or a category of it, as a cell."""
+        if column == "IS":
+            return self.add(table, row, column, inception_interval(row.records))
+        records = [r for r in row.records if category in (None, r["category"])]
+        values = by_prompt(records, column)
+        return self.add(table, row, column, bootstrap(values)) if values else "-"
+
     def add(
-        self, table: str, key: tuple, rows: Rows, heading: str, interval: Sequence[float],
-        factor: float = 1, digits: int = 3, sign: str = "", p: Sequence[float] = (),
+        self, table: str, row: Row, column: str, interval: Sequence[float], sign: str = "",
+        p: Sequence[float] = (),
     ) -> str:  # fmt: skip
         """The text of a cell: a mean and its interval. `p` is (p, p corrected) of a difference."""
+        heading, factor, digits = (COLUMNS | OF_A_ROW)[column]
         values = [factor * v for v in interval]
         numbers = [f"{v:.6g}" for v in (*values, *p)] + ([] if p else ["", ""])
-        self.rows.append([table, key[0], scale(rows[key][0]), heading, *numbers])
+        self.rows.append([table, row.method, row.s, heading, *numbers])
         mean, low, high = (f"{v:{sign}.{digits}f}" for v in values)
         return f"{mean} [{low}, {high}]"
 
     def csv(self) -> str:
         heads = ["table", "method", "s", "column", "mean", "low", "high", "p", "p_holm"]
-        return _csv(heads, self.rows)
+        return csv_text(heads, self.rows)
 
 
-def _csv(heads: Sequence[str], body: Sequence[Sequence]) -> str:
+def csv_text(heads: Sequence[str], body: Sequence[Sequence]) -> str:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([heads, *body])
     return file.getvalue()
+
+
+def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(heads) + " |",
+        "|---" * len(heads) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in body),
+        "",
+    ]
 
 
 def pictures(records: Sequence[dict]) -> str:
@@ -91,98 +143,67 @@ def pictures(records: Sequence[dict]) -> str:
             line += [r["negatives"][i], f"{r['nfe'][i]:g}", r["failed"][i], *numbers]
             body.append([*line, r["images"][i]])
     heads = ["method", "s", "prompt", "category", "seed", "negative", "evaluations", "failed"]
-    return _csv([*heads, *columns, "image"], body)
+    return csv_text([*heads, *columns, "image"], body)
 
 
-def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(heads) + " |",
-        "|---" * len(heads) + "|",
-        *("| " + " | ".join(cells) + " |" for cells in body),
-        "",
-    ]
+def has(rows: Sequence[Row], column: str) -> bool:
+    return any(row.has(column) for row in rows)
 
 
-def has(rows: Rows, column: str) -> bool:
-    return any(r.get(column) is not None for records in rows.values() for r in records)
-
-
-def shown(rows: Rows) -> list[str]:
+def shown(rows: Sequence[Row]) -> list[str]:
     """Those that the records have; `right` only where a prompt asks for more than two things."""
-    many = any(len(subjects(r["prompt"])) > 2 for records in rows.values() for r in records)
+    many = any(len(subjects(r["prompt"])) > 2 for row in rows for r in row.records)
     return [c for c in COLUMNS if has(rows, c) and (many or c != "right")]
 
 
-def by_prompt(records: Sequence[dict], column: str) -> list[Sequence[float]]:
-    """The values of each prompt that has them."""
-    return [np.atleast_1d(r[column]) for r in records if r.get(column) is not None]
-
-
-def means(rows: Rows, out: Cells) -> list[str]:
+def means(rows: Sequence[Row], out: Cells) -> list[str]:
     columns = shown(rows)
-    heads = ["method", *(COLUMNS[c][0] for c in columns)]
-    heads += ["IS"] * has(rows, "classes") + ["diversity"] * has(rows, "diversity")
+    last = ["IS"] * has(rows, "classes") + ["diversity"] * has(rows, "diversity")
     body = []
-    for key, records in rows.items():
-        cells = [name(key, rows)]
-        for c in [*columns, *["diversity"] * has(rows, "diversity")]:
-            heading, factor, digits = COLUMNS.get(c, (c, 1, 3))
-            values = by_prompt(records, c)
-            cell = (
-                out.add("all", key, rows, heading, bootstrap(values), factor, digits)
-                if values
-                else "-"
-            )
-            cells.append(cell)
-        if has(rows, "classes"):
-            place = 1 + len(columns)
-            cell = out.add("all", key, rows, "IS", inception_interval(records), 1, 2)
-            cells.insert(place, cell)
-        n = cost(records)
-        out.rows.append(["all", key[0], scale(rows[key][0]), "evaluations", f"{n:g}", *[""] * 4])
-        body.append([*cells, f"{n:g}"])
-    first = next(iter(rows.values()))
-    seeds = first[0]["seeds"]
+    for row in rows:
+        cells = {c: out.mean("all", row, c) for c in [*columns, *last[::-1]]}
+        n = f"{row.cost:g}"
+        out.rows.append(["all", row.method, row.s, "evaluations", n, *[""] * 4])
+        body.append([row.name, *(cells[c] for c in [*columns, *last]), n])
+    heads = ["method", *(COLUMNS[c][0] for c in columns), *last, "evaluations"]
+    return [*markdown(heads, body), *_notes(rows), ""]
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """How much was made, and what failed of it."""
+    first = rows[0].records
+    seeds, halves = first[0]["seeds"], len(by_prompt(first, "minimum"))
     notes = [
         f"{len(first)} prompts x {len(seeds)} seeds, from {seeds[0]}; 95 % intervals over prompts."
     ]
-    halves = len(by_prompt(first, "minimum"))
     if 0 < halves < len(first):
         notes.append(f'min. object: the {halves} prompts with " and " or " with ".')
-    for key, records in rows.items():
-        cut = sum("cut off" in note for r in records for note in r["notes"])
-        failed = sum(f is not None for r in records for f in r["failed"])
-        for count, what in (
-            (sum(r["empty"] for r in records), "empty captions (phi)"), (cut, "captions cut"),
-            (failed, "pictures overflowed"),
-        ):  # fmt: skip
-            if count:
-                notes.append(f"{name(key, rows)}: {count} {what}.")
-    return [*markdown([*heads, "evaluations"], body), *notes, ""]
+    for row in rows:
+        counts = {
+            "empty captions (phi)": sum(r["empty"] for r in row.records),
+            "captions cut": sum("cut off" in note for r in row.records for note in r["notes"]),
+            "pictures overflowed": sum(f is not None for r in row.records for f in r["failed"]),
+        }
+        notes += [f"{row.name}: {count} {what}." for what, count in counts.items() if count]
+    return notes
 
 
-def categories(rows: Rows, column: str, out: Cells) -> list[str]:
-    kinds = list(dict.fromkeys(r["category"] for records in rows.values() for r in records))
+def categories(rows: Sequence[Row], column: str, out: Cells) -> list[str]:
+    kinds = list(dict.fromkeys(r["category"] for row in rows for r in row.records))
     if len(kinds) < 2 or not has(rows, column):
         return []
-    heading, factor, digits = COLUMNS[column]
-    body = []
-    for key, records in rows.items():
-        cells = [name(key, rows)]
-        for kind in kinds:
-            values = by_prompt([r for r in records if r["category"] == kind], column)
-            put = values and out.add(kind, key, rows, heading, bootstrap(values), factor, digits)
-            cells.append(put or "-")
-        body.append(cells)
-    return [f"{heading}, by category:", "", *markdown(["method", *kinds], body)]
+    body = [[row.name, *(out.mean(kind, row, column, kind) for kind in kinds)] for row in rows]
+    return [f"{COLUMNS[column][0]}, by category:", "", *markdown(["method", *kinds], body)]
 
 
 def inception_interval(records: Sequence[dict], draws: int = 1000) -> tuple[float, float, float]:
     """The inception score of all pictures, and its 95 % interval by bootstrap over prompts.
 
-    exp(mean of sum p log p - sum of mean p log mean p), which is `metrics.inception_score`: so the
-    sums of each prompt are enough. The interval is 1.96 standard deviations of the draws each way:
-    a draw repeats prompts and so has fewer classes, and its percentiles may miss the score itself.
+    exp(mean over pictures of KL(p(y | x) || p(y))), over one split (Salimans et al. 2016,
+    arXiv:1606.03498): 1 is the least (all pictures alike or unsure), the number of classes the
+    most. It is exp(mean of sum p log p - sum of mean p log mean p), so the sums of each prompt are
+    enough. The interval is 1.96 standard deviations of the draws each way: a draw repeats prompts
+    and so has fewer classes, and its percentiles may miss the score itself.
     """
     p = [np.asarray(r["classes"], np.float64) for r in records if "classes" in r]
     p = [x / x.sum(1, keepdims=True) for x in p]
@@ -198,13 +219,3 @@ def inception_interval(records: Sequence[dict], draws: int = 1000) -> tuple[floa
     drawn = score(np.random.default_rng(0).integers(0, len(p), (draws, len(p))))
     value, half = float(score(np.arange(len(p)))), 1.96 * float(drawn.std())
     return value, value - half, value + half
-
-
-def cost(records: Sequence[dict]) -> float:
-    """Mean network evaluations for a picture that was made."""
-    made = [n for r in records for n, failed in zip(r["nfe"], r["failed"]) if failed is None]
-    return sum(made) / len(made) if made else float("nan")
-
-
-def by_picture(records: Sequence[dict], column: str) -> dict[tuple, float]:
-    return {(r["prompt"], i): v for r in records for i, v in zip(r["seeds"], r.get(column) or [])}
