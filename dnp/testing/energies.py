@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dnp.testing.identities import find
 from dnp.testing.inputs import F64, generator, levels, mixed, scales, spread
 from dnp.testing.subject import Subject
 
@@ -106,8 +107,11 @@ def energy(
     """The worst sign against an energy over levels, scales, points and loops, or the first found.
 
     At each of `count` levels: eight points, from samples of the toy to 300 away, and four loops in
-    random planes, one through three samples.
+    random planes, one through three samples. A rule that depends on batch mates is not a field.
     """
+    if not (mates := find("batch mates", f, seed)).ok:
+        sentence = f"{f.name} is not a gradient, since it is not a field. {mates.sentence}"
+        return Sign(mates.number, True, "any point, since it depends on batch mates", sentence)
     g, D = generator(seed), f.toy.means.shape[-1]
     ts = list(ts or levels(count, seed))
     ts = mixed(ts, max(len(ts), 4), g)

@@ -7,6 +7,7 @@ predicts the noises that are drawn, or is a toy. The words for n that it would m
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
@@ -58,7 +59,9 @@ class OfMethod:
         """The method at these scales, before a chain."""
         two = {"negative_scale": h} if self.kind.two_scale else {}
         made = self.kind(**self.given, **two)
-        made.complete(self.call())
+        with warnings.catch_warnings():  # about scales, which are drawn here
+            warnings.simplefilter("ignore")
+            made.complete(self.call())
         made.s = s
         return made
 
