@@ -118,6 +118,34 @@ def ccfg(near=1, far=-1, power=1.0):
     return mutant
 
 
+def half_space(power=1.0, plane=False, s_in=True, sign=1, tau_power=1.0, on="dn"):
+    """The projection with a step of it wrong."""
+
+    def mutant(phi, p, n, s, tau=0.0):
+        dp, dn = p - phi, n - phi
+        size = dot(dn, dn)
+        along = dot(s * dp if s_in else dp, {"dn": dn, "n": n}[on])
+        k = rules.over(along - sign * tau * size**tau_power, size**power)
+        return phi + s * dp - column(k if plane else k.clamp(min=0), dn) * dn
+
+    return mutant
+
+
+def dual(power=1.0, far=-1, cut=True, sign=1, over="dn", soft=1, twice=2, s_on="all"):
+    """The dual of Perp-Neg with a part of its weight wrong."""
+
+    def mutant(phi, p, n, s, tau=0.2, floor=0.1):
+        dp, dn = p - phi, n - phi
+        pp, nn = dot(dp, dp), dot(dn, dn)
+        below = {"dn": nn + soft * floor * pp, "dp": pp + soft * floor * nn}[over]
+        g = 1 + sign * rules.over(dot(dp, dn), below)
+        b = twice * torch.sigmoid(far * tau * nn**power)
+        push = column((g.clamp(min=0) if cut else g) * b, dn) * dn
+        return phi + s * (dp - push) if s_on == "all" else phi + s * dp - push
+
+    return mutant
+
+
 def apg(base="p", on="p", cut="before"):
     def mutant(phi, p, s, eta=0.0, r=2.5, d=None):
         d = p - phi if d is None else d
@@ -254,6 +282,28 @@ MUTANTS = {
         lambda a, b, c, s, h=None, r=0.25: cfg(a, b, s)
         - clip((s if h is None else h) * (c - a), r * dot(b - a, b - a).sqrt()),
     ),
+    "half-space: missing square": (rules, "half_space", half_space(power=0.5)),
+    "half-space: a plane": (rules, "half_space", half_space(plane=True)),
+    "half-space: s forgotten": (rules, "half_space", half_space(s_in=False)),
+    "half-space: sign of tau": (rules, "half_space", half_space(sign=-1)),
+    "half-space: tau |dn|": (rules, "half_space", half_space(tau_power=0.5)),
+    "half-space: along n, not dn": (rules, "half_space", half_space(on="n")),
+    "half-space: the dual": (
+        rules, "half_space",
+        lambda a, b, c, s, tau=0.0: rules.perp_neg_dual(a, b, c, s, tau=0.0, floor=0.0),
+    ),
+    "dual: missing square": (rules, "perp_neg_dual", dual(power=0.5)),
+    "dual: sign of the sigmoid": (rules, "perp_neg_dual", dual(far=1)),
+    "dual: not cut at 0": (rules, "perp_neg_dual", dual(cut=False)),
+    "dual: sign of the part along n": (rules, "perp_neg_dual", dual(sign=-1)),
+    "dual: over |dp|^2": (rules, "perp_neg_dual", dual(over="dp")),
+    "dual: no floor": (rules, "perp_neg_dual", dual(soft=0)),
+    "dual: no 2": (rules, "perp_neg_dual", dual(twice=1)),
+    "dual: s on dp only": (rules, "perp_neg_dual", dual(s_on="dp")),
+    "dual: is Perp-Neg": (
+        rules, "perp_neg_dual", lambda a, b, c, s, tau=0, floor=0: rules.perp_neg(a, b, c, s)
+    ),
+    "over: NaN at zero": (rules, "over", lambda a, b: a / b),
     "apg: base phi": (rules, "apg", apg(base="phi")),
     "apg: projection on phi": (rules, "apg", apg(on="phi")),
     "apg: cut after the projection": (rules, "apg", apg(cut="after")),
