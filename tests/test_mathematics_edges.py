@@ -87,6 +87,8 @@ def test_sums_over_a_large_latent_of_half_precision_are_finite(dtype):
         assert_close(got, guidance.optimal_negative(wide[1], norm_sq), **near)
     got = guidance.two_term_scale(*half, 3.0)
     assert_close(got, guidance.two_term_scale(*wide, 3.0), **near)
+    for got, want in zip(guidance.effective_scale(*half), guidance.effective_scale(*wide)):
+        assert_close(got, want, **near)
     assert rules.dot is guidance.dot
 
 

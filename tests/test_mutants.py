@@ -31,7 +31,16 @@ IDENTITIES = [
     )
     for name, f in vars(module).items()
     if name.startswith(
-        ("test_eq", "test_two", "test_ddim", "test_compo", "test_coeff", "test_rules", "test_p")
+        (
+            "test_eq",
+            "test_effective",
+            "test_two",
+            "test_ddim",
+            "test_compo",
+            "test_coeff",
+            "test_rules",
+            "test_p",
+        )
     )
     and not inspect.signature(f).parameters
     and not hasattr(f, "hypothesis")
@@ -47,7 +56,7 @@ cfg, dns, np3, np2 = (
     guidance.negative_prompt_two_term,
 )
 eps_from_energy, compose_energies = energy.eps_from_energy, energy.compose_energies
-optimal_negative = guidance.optimal_negative
+optimal_negative, effective_scale = guidance.optimal_negative, guidance.effective_scale
 eps_from_v, z0_from_eps = energy.eps_from_v, energy.z0_from_eps
 step, sample, pairs, level = (
     sampling.ddim_step,
@@ -114,6 +123,17 @@ def ccfg(near=1, far=-1, power=1.0):
         return phi + s * (
             a * dp - column(2 * torch.sigmoid(far * tau * dot(dn, dn) ** power), dn) * dn
         )
+
+    return mutant
+
+
+def effective(power=1.0, over="dp", base=True, whole=False):
+    def mutant(eps, phi, p):
+        push, dp = eps - phi if base else eps, p - phi
+        size = {"dp": dp, "push": push}[over]
+        s_eff = dot(push, dp) / dot(size, size) ** power
+        rest = push if whole else push - column(s_eff, dp) * dp
+        return s_eff, dot(rest, rest).sqrt()
 
     return mutant
 
@@ -217,6 +237,13 @@ MUTANTS = {
     "dns: starts at p": (guidance, "dns", lambda phi, p, s: p + s * (phi - p)),
     "dns: s of a pipeline": (guidance, "dns", lambda phi, p, s: dns(phi, p, s - 1)),
     "dns: is -eps_p": (guidance, "dns", lambda phi, p, s: -p),
+    "s_eff: over |dp|": (guidance, "effective_scale", effective(power=0.5)),
+    "s_eff: over |push|^2": (guidance, "effective_scale", effective(over="push")),
+    "s_eff: of eps, not of the push": (guidance, "effective_scale", effective(base=False)),
+    "s_eff: from p": (
+        guidance, "effective_scale", lambda e, phi, p: effective_scale(e, p, 2 * p - phi)
+    ),
+    "s_eff: the rest is the whole push": (guidance, "effective_scale", effective(whole=True)),
     "compose: no base": (guidance, "compose", lambda phi, ts: sum((w * e for w, e in ts), 0 * phi)),
     "compose: absolute weights": (
         guidance,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import dnp
 from dnp import guidance, rules
 from dnp.energy import v_from_eps, z0_from_eps
 from dnp.errors import SettingsError
@@ -49,6 +50,26 @@ def test_rules_perp_neg_leaves_the_push_along_p_whatever_n_is():
     for s in SCALES:
         dp = p - phi
         assert_close(inner(rules.perp_neg(phi, p, n, s) - phi, dp), s * inner(dp, dp))
+
+
+def test_rules_perp_neg_has_the_effective_scale_s_at_every_step_of_a_chain():
+    toy = exact.toy("oblique")  # dn is not at right angles to dp
+    z_T = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    given = dict(negative=1, z_T=z_T, steps=8, s=3.0)
+    found = {"perp_neg": [], "negative_prompt": []}
+    for rule, scales in found.items():
+        for t, z_t, _, eps in list(dnp.trajectory(toy, 0, rule=rule, **given))[:-1]:
+            phi, p, n = (toy.eps(z_t, t, c) for c in (None, 0, 1))
+            clear = (p - phi).norm(dim=1) > 1e-6  # elsewhere p is phi: NaN, or rounding
+            s_eff, rest = guidance.effective_scale(eps, phi, p)
+            scales.append(s_eff[clear])
+            if rule == "perp_neg":
+                across = (n - phi - rules.along(n - phi, p - phi))[clear]
+                assert_close(rest[clear], 3 * across.norm(dim=1), atol=1e-8, rtol=1e-6)
+    perp, eq4 = (torch.cat(scales) for scales in found.values())
+    assert len(perp) > 20
+    assert_close(perp, torch.full_like(perp, 3.0), atol=1e-6, rtol=0)
+    assert (eq4 - 3).abs().max() > 0.1
 
 
 def test_rules_perp_neg_is_finite_where_p_is_phi():
@@ -414,7 +435,6 @@ def test_rules_cfg_schedule_is_cfg_at_the_scale_of_its_step():
 
 def test_rules_cfg_plus_plus_is_a_schedule_of_cfg():
     """Along DDIM's levels: the same chain from the same start, by the scales of its formula."""
-    import dnp
     from dnp.toy import Mixture
 
     one = 0.2 * torch.ones(2, 1, 1).double()
