@@ -126,6 +126,16 @@ def z0_from_eps(z_t: Tensor, eps: Tensor, abar_t: float | Tensor) -> Tensor:
     return (z_t - sigma_t * eps) / sqrt_abar
 
 
+def eps_from_z0(z_t: Tensor, z0_hat: Tensor, abar_t: float | Tensor) -> Tensor:
+    """The noise prediction that belongs to a predicted clean latent, shaped like `z_t`.
+
+    eps = (z_t - sqrt(abar_t) * z0_hat) / sqrt(1 - abar_t)
+    The inverse of `z0_from_eps`.
+    """
+    sqrt_abar, sigma_t = _roots(abar_t, z_t)
+    return (z_t - sqrt_abar * z0_hat) / sigma_t
+
+
 def v_from_eps(z_t: Tensor, eps: Tensor, abar_t: float | Tensor) -> Tensor:
     """The velocity of Salimans and Ho, shaped like `z_t`.
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dnp import guidance
-from dnp.energy import z0_from_eps
+from dnp.energy import eps_from_z0, z0_from_eps
 from dnp.per_sample import Scale, dot, per_sample
 from dnp.sampling import ddim_step
 from dnp.schedule import column
@@ -84,6 +84,41 @@ def bounded(
     """
     dp, dn = s * (eps_p - eps_phi), (s if h is None else h) * (eps_n - eps_phi)
     eps = eps_phi + dp - clip(dn, r * dot(dp, dp).sqrt() if r < math.inf else r)
+    return eps
+
+
+@per_sample
+def half_space(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale, tau: float = 0.0) -> Tensor:
+    """The push of CFG, moved to the nearest one with at most tau of dn along dn.
+
+    eps = eps_phi + s * dp - max(0, <s dp, dn> / |dn|^2 - tau) * dn
+    Our reading of the abstracts of arXiv:2606.29801 (CRG) and arXiv:2603.06533 (NEGATE). Where
+    n = phi it is CFG, but it has no limit as n nears phi. At tau < 0 the push of n grows with dn.
+    The same for eps, z0_hat and v.
+    """
+    u, dn = s * (eps_p - eps_phi), eps_n - eps_phi
+    k = (over(dot(u, dn), dot(dn, dn)) - tau).clamp(min=0)
+    eps = eps_phi + u - column(k, dn) * dn
+    return eps
+
+
+@per_sample
+def perp_neg_dual(
+    eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale, tau: float = 0.2, floor: float = 0.1
+) -> Tensor:
+    """The dual of Perp-Neg: n pushes only as far as p does not lead away from it already.
+
+    eps = eps_phi + s * (dp - g * b * dn),  b = 2 sigmoid(-tau |dn|^2)
+    g = max(0, 1 + <dp, dn> / (|dn|^2 + floor |dp|^2))
+    Ours. At tau = floor = 0 it is `half_space` at tau = -s. A floor above 0 (0.1 is a choice) makes
+    it CFG as n nears phi, and tau > 0 bounds the push of n. Means the same for z0_hat with
+    tau / sigma^2 and for v with tau abar_t.
+    """
+    dp, dn = eps_p - eps_phi, eps_n - eps_phi
+    dn_sq = dot(dn, dn)
+    g = (1 + over(dot(dp, dn), dn_sq + floor * dot(dp, dp))).clamp(min=0)
+    b = 2 * torch.sigmoid(-tau * dn_sq)
+    eps = eps_phi + s * (dp - column(g * b, dn) * dn)
     return eps
 
 
@@ -251,20 +286,17 @@ class DNG:
 
 def along(a: Tensor, b: Tensor) -> Tensor:
     """The part of a along b, <a, b> / |b|^2 * b; zero where b is."""
-    bb = dot(b, b)
-    return column(dot(a, b) / torch.where(bb > 0, bb, 1), b) * b
+    return column(over(dot(a, b), dot(b, b)), b) * b
 
 
 def clip(d: Tensor, r: float | Tensor) -> Tensor:
     """min(1, r / |d|) * d, which has a norm of at most r, a number or (B,)."""
-    norm = dot(d, d).sqrt()
-    return column((r / torch.where(norm > 0, norm, 1)).clamp(max=1), d) * d
+    return column(over(r, dot(d, d).sqrt()).clamp(max=1), d) * d
 
 
-def eps_from_z0(z_t: Tensor, z0_hat: Tensor, abar_t: float | Tensor) -> Tensor:
-    """eps = (z_t - sqrt(abar_t) * z0_hat) / sqrt(1 - abar_t), the inverse of `z0_from_eps`."""
-    abar_t = torch.as_tensor(abar_t, dtype=torch.float64)
-    return (z_t - column(abar_t.sqrt(), z_t) * z0_hat) / column((1 - abar_t).sqrt(), z_t)
+def over(a: float | Tensor, b: Tensor) -> Tensor:
+    """a / b, and a where b is 0."""
+    return a / torch.where(b > 0, b, 1)
 
 
 RULES: dict[str, Callable] = {
@@ -277,6 +309,8 @@ RULES: dict[str, Callable] = {
     "ccfg": ccfg,
     "dng": DNG,
     "bounded": bounded,
+    "half_space": half_space,
+    "perp_neg_dual": perp_neg_dual,
     "apg": APG,
     "cfg_zero_star": cfg_zero_star,
     "cfg_plus_plus": cfg_plus_plus,

@@ -44,6 +44,15 @@ def test_what_it_finds_for_other_papers_rules():
     bounded = quiet(rules.bounded, **ONE)
     assert (bounded["bounded in n"], bounded["n = p"]) == ("yes", "CFG at 0.75 s for h = s")
     assert bounded["harmless if unrelated"].startswith("yes")
+    half = quiet(rules.half_space, **ONE)
+    assert (half["n = phi"], half["s = 0"], half["same in x0"]) == ("CFG", "phi", "yes")
+    assert quiet(rules.half_space, **ONE, scales=[3.0])["n = p"] == "phi"
+    assert half["bounded in n"] == "yes" and half["harmless if unrelated"].startswith("yes")
+    assert quiet(rules.half_space, **ONE, tau=-1.0)["bounded in n"] == "no"
+    dual = quiet(rules.perp_neg_dual, **ONE)
+    assert (dual["n = phi"], dual["same in x0"], dual["bounded in n"]) == ("CFG", "no", "yes")
+    dual = quiet(rules.perp_neg_dual, **ONE, tau=0.0, floor=0.0)
+    assert (dual["n = p"], dual["same in v"]) == ("CFG at -1 s", "yes")
     assert quiet(rules.apg, **ONE)["s = 1"] == "p"
     assert quiet(apg_of_nodes, **ONE)["linear"] == "phi: -s, p: 1 + s, n: 0"
 
@@ -192,8 +201,10 @@ def test_the_table_has_every_rule_and_its_docstrings_formula(table):
 
 def test_linear_rules_and_exact_dng_are_energies_and_no_other(table):
     signs = [line.split("`")[1] for line in table[2:] if line.endswith("| yes |")]
-    assert signs == ["perp_neg", "ccfg", "bounded", "apg", "cfg_zero_star"]
-    assert sum(line.endswith("| no |") for line in table) == len(rules.RULES) - 5
+    assert signs == [
+        "perp_neg", "ccfg", "bounded", "half_space", "perp_neg_dual", "apg", "cfg_zero_star",
+    ]  # fmt: skip
+    assert sum(line.endswith("| no |") for line in table) == len(rules.RULES) - len(signs)
 
 
 def test_the_command_takes_a_rule(tmp_path, capsys):

@@ -53,8 +53,6 @@ def python_rule(name, option, value):
     """The rule of this name as (parameters, callable of the noises and s, h, P)."""
     given = {option[0]: value} if option else {}
     own = {"dns_at_the_odds": at_the_odds, "dng": rules.dng}
-    if name not in own and name not in rules.RULES:
-        pytest.skip(f"dnp.rules has no {name}, so its numbers on the page are not compared")
     function = own.get(name) or rules.RULES[name]
     names = inspect.signature(function).parameters
     return lambda **seen: function(**{k: v for k, v in (seen | given).items() if k in names})
@@ -119,12 +117,9 @@ EPS = """(cases) => cases.map(({ modes, p, n, rule, s, h, option, t, z }) => gui
     c: { phi: modes.map((_, k) => k), p, n } }).eps)"""
 
 
-@pytest.mark.parametrize("pending", [False, True], ids=["the rules", "the new rules"])
-def test_eps_is_pythons_on_random_states_rules_and_levels(page, options, pending):
-    new = ("half_space", "perp_neg_dual")
-    names = [name for name in options if (name in new) == pending]
-    r, cases = random.Random(34), []
-    while len(cases) < (200 if pending else 1000):
+def test_eps_is_pythons_on_random_states_rules_and_levels(page, options):
+    names, cases, r = list(options), [], random.Random(34)
+    while len(cases) < 1200:
         cases += [c for c in [random_case(r, names, options)] if c]
     assert {case["rule"] for case, _ in cases} == set(names)
     found = torch.tensor(page.evaluate(EPS, [case for case, _ in cases]), dtype=torch.float64)
@@ -155,8 +150,6 @@ def test_chains_are_those_of_ddim_sample(page, options, modes):
     z_T = torch.randn(40, 2, generator=torch.Generator().manual_seed(1)).double()
     compared = 0
     for name, option in options.items():
-        if name in ("half_space", "perp_neg_dual") and name not in rules.RULES:
-            continue
         patch = dict(rule=name, s=1.5, h=0.75, option=option[4] if option else 0)
         toy, state, rows = chains(page, modes, patch, z_T)
         f = python_rule(name, option, state["option"])

@@ -92,6 +92,34 @@ def test_two_term_best_scale_leaves_the_orthogonal_part():
     )
 
 
+def test_effective_scale_of_a_multiple_of_dp_is_the_multiple_and_no_rest():
+    phi, p, _ = noises()
+    for s in SCALES:
+        s_eff, rest = guidance.effective_scale(guidance.cfg(phi, p, s), phi, p)
+        assert_close(s_eff, torch.full((3,), s, dtype=torch.float64))
+        assert rest.max() < 1e-12
+        assert_close(guidance.effective_scale(guidance.dns(phi, p, s), phi, p)[0], -s_eff)
+    each = torch.tensor([0.5, 2.0, 7.0], dtype=torch.float64)
+    assert_close(guidance.effective_scale(guidance.cfg(phi, p, each), phi, p)[0], each)
+
+
+def test_effective_scale_of_eq4_is_s_times_one_less_the_part_of_dn_along_dp():
+    phi = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    dp, dn = torch.tensor([[[2.0, 0.0, 0.0]], [[0.5, 3.0, -4.0]]], dtype=torch.float64)
+    for s in SCALES:
+        eps = guidance.negative_prompt(phi, phi + dp, phi + dn, s)
+        s_eff, rest = guidance.effective_scale(eps, phi, phi + dp)
+        assert_close(s_eff, torch.tensor([s * (1 - 0.25)], dtype=torch.float64))
+        assert_close(rest, torch.tensor([abs(s) * 5.0], dtype=torch.float64))
+
+
+def test_effective_scale_is_not_a_number_where_p_is_phi():
+    phi, p, n = noises()
+    p[1] = phi[1]
+    s_eff, rest = guidance.effective_scale(guidance.negative_prompt(phi, p, n, 2.0), phi, p)
+    assert s_eff.isnan().tolist() == rest.isnan().tolist() == [False, True, False]
+
+
 def test_two_scales_contain_eq3_eq4_and_the_two_term_form():
     phi, p, n = noises()
     for s in SCALES:

@@ -34,6 +34,10 @@ SCALED = {
     "ccfg, tau": lambda a, b, c, s: rules.ccfg(a, b, c, 2.0, tau=s.abs()),
     "dng": lambda a, b, c, s: rules.dng(a, b, c, s, torch.full((len(a),), 0.3), g=s),
     "bounded": lambda a, b, c, s: rules.bounded(a, b, c, s, h=s + 1),
+    "half_space": rules.half_space,
+    "half_space, tau": lambda a, b, c, s: rules.half_space(a, b, c, 2.0, tau=s - 2),
+    "perp_neg_dual": rules.perp_neg_dual,
+    "perp_neg_dual, tau": lambda a, b, c, s: rules.perp_neg_dual(a, b, c, 2.0, tau=s),
     "apg": lambda a, b, c, s: rules.apg(a, b, s, eta=s),
     "APG": lambda a, b, c, s: rules.APG()(a, b, s, c, torch.tensor(0.5, dtype=F64)),
     "cfg_zero_star": lambda a, b, c, s: rules.cfg_zero_star(a, b, s),
@@ -83,6 +87,8 @@ def test_sums_over_a_large_latent_of_half_precision_are_finite(dtype):
         assert_close(got, guidance.optimal_negative(wide[1], norm_sq), **near)
     got = guidance.two_term_scale(*half, 3.0)
     assert_close(got, guidance.two_term_scale(*wide, 3.0), **near)
+    for got, want in zip(guidance.effective_scale(*half), guidance.effective_scale(*wide)):
+        assert_close(got, want, **near)
     assert rules.dot is guidance.dot
 
 

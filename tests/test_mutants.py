@@ -31,7 +31,16 @@ IDENTITIES = [
     )
     for name, f in vars(module).items()
     if name.startswith(
-        ("test_eq", "test_two", "test_ddim", "test_compo", "test_coeff", "test_rules", "test_p")
+        (
+            "test_eq",
+            "test_effective",
+            "test_two",
+            "test_ddim",
+            "test_compo",
+            "test_coeff",
+            "test_rules",
+            "test_p",
+        )
     )
     and not inspect.signature(f).parameters
     and not hasattr(f, "hypothesis")
@@ -47,7 +56,7 @@ cfg, dns, np3, np2 = (
     guidance.negative_prompt_two_term,
 )
 eps_from_energy, compose_energies = energy.eps_from_energy, energy.compose_energies
-optimal_negative = guidance.optimal_negative
+optimal_negative, effective_scale = guidance.optimal_negative, guidance.effective_scale
 eps_from_v, z0_from_eps = energy.eps_from_v, energy.z0_from_eps
 step, sample, pairs, level = (
     sampling.ddim_step,
@@ -114,6 +123,45 @@ def ccfg(near=1, far=-1, power=1.0):
         return phi + s * (
             a * dp - column(2 * torch.sigmoid(far * tau * dot(dn, dn) ** power), dn) * dn
         )
+
+    return mutant
+
+
+def effective(power=1.0, over="dp", base=True, whole=False):
+    def mutant(eps, phi, p):
+        push, dp = eps - phi if base else eps, p - phi
+        size = {"dp": dp, "push": push}[over]
+        s_eff = dot(push, dp) / dot(size, size) ** power
+        rest = push if whole else push - column(s_eff, dp) * dp
+        return s_eff, dot(rest, rest).sqrt()
+
+    return mutant
+
+
+def half_space(power=1.0, plane=False, s_in=True, sign=1, tau_power=1.0, on="dn"):
+    """The projection with a step of it wrong."""
+
+    def mutant(phi, p, n, s, tau=0.0):
+        dp, dn = p - phi, n - phi
+        size = dot(dn, dn)
+        along = dot(s * dp if s_in else dp, {"dn": dn, "n": n}[on])
+        k = rules.over(along - sign * tau * size**tau_power, size**power)
+        return phi + s * dp - column(k if plane else k.clamp(min=0), dn) * dn
+
+    return mutant
+
+
+def dual(power=1.0, far=-1, cut=True, sign=1, over="dn", soft=1, twice=2, s_on="all"):
+    """The dual of Perp-Neg with a part of its weight wrong."""
+
+    def mutant(phi, p, n, s, tau=0.2, floor=0.1):
+        dp, dn = p - phi, n - phi
+        pp, nn = dot(dp, dp), dot(dn, dn)
+        below = {"dn": nn + soft * floor * pp, "dp": pp + soft * floor * nn}[over]
+        g = 1 + sign * rules.over(dot(dp, dn), below)
+        b = twice * torch.sigmoid(far * tau * nn**power)
+        push = column((g.clamp(min=0) if cut else g) * b, dn) * dn
+        return phi + s * (dp - push) if s_on == "all" else phi + s * dp - push
 
     return mutant
 
@@ -189,6 +237,13 @@ MUTANTS = {
     "dns: starts at p": (guidance, "dns", lambda phi, p, s: p + s * (phi - p)),
     "dns: s of a pipeline": (guidance, "dns", lambda phi, p, s: dns(phi, p, s - 1)),
     "dns: is -eps_p": (guidance, "dns", lambda phi, p, s: -p),
+    "s_eff: over |dp|": (guidance, "effective_scale", effective(power=0.5)),
+    "s_eff: over |push|^2": (guidance, "effective_scale", effective(over="push")),
+    "s_eff: of eps, not of the push": (guidance, "effective_scale", effective(base=False)),
+    "s_eff: from p": (
+        guidance, "effective_scale", lambda e, phi, p: effective_scale(e, p, 2 * p - phi)
+    ),
+    "s_eff: the rest is the whole push": (guidance, "effective_scale", effective(whole=True)),
     "compose: no base": (guidance, "compose", lambda phi, ts: sum((w * e for w, e in ts), 0 * phi)),
     "compose: absolute weights": (
         guidance,
@@ -254,6 +309,28 @@ MUTANTS = {
         lambda a, b, c, s, h=None, r=0.25: cfg(a, b, s)
         - clip((s if h is None else h) * (c - a), r * dot(b - a, b - a).sqrt()),
     ),
+    "half-space: missing square": (rules, "half_space", half_space(power=0.5)),
+    "half-space: a plane": (rules, "half_space", half_space(plane=True)),
+    "half-space: s forgotten": (rules, "half_space", half_space(s_in=False)),
+    "half-space: sign of tau": (rules, "half_space", half_space(sign=-1)),
+    "half-space: tau |dn|": (rules, "half_space", half_space(tau_power=0.5)),
+    "half-space: along n, not dn": (rules, "half_space", half_space(on="n")),
+    "half-space: the dual": (
+        rules, "half_space",
+        lambda a, b, c, s, tau=0.0: rules.perp_neg_dual(a, b, c, s, tau=0.0, floor=0.0),
+    ),
+    "dual: missing square": (rules, "perp_neg_dual", dual(power=0.5)),
+    "dual: sign of the sigmoid": (rules, "perp_neg_dual", dual(far=1)),
+    "dual: not cut at 0": (rules, "perp_neg_dual", dual(cut=False)),
+    "dual: sign of the part along n": (rules, "perp_neg_dual", dual(sign=-1)),
+    "dual: over |dp|^2": (rules, "perp_neg_dual", dual(over="dp")),
+    "dual: no floor": (rules, "perp_neg_dual", dual(soft=0)),
+    "dual: no 2": (rules, "perp_neg_dual", dual(twice=1)),
+    "dual: s on dp only": (rules, "perp_neg_dual", dual(s_on="dp")),
+    "dual: is Perp-Neg": (
+        rules, "perp_neg_dual", lambda a, b, c, s, tau=0, floor=0: rules.perp_neg(a, b, c, s)
+    ),
+    "over: NaN at zero": (rules, "over", lambda a, b: a / b),
     "apg: base phi": (rules, "apg", apg(base="phi")),
     "apg: projection on phi": (rules, "apg", apg(on="phi")),
     "apg: cut after the projection": (rules, "apg", apg(cut="after")),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import dnp
 from dnp import guidance, rules
 from dnp.energy import v_from_eps, z0_from_eps
 from dnp.errors import SettingsError
@@ -49,6 +50,26 @@ def test_rules_perp_neg_leaves_the_push_along_p_whatever_n_is():
     for s in SCALES:
         dp = p - phi
         assert_close(inner(rules.perp_neg(phi, p, n, s) - phi, dp), s * inner(dp, dp))
+
+
+def test_rules_perp_neg_has_the_effective_scale_s_at_every_step_of_a_chain():
+    toy = exact.toy("oblique")  # dn is not at right angles to dp
+    z_T = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    given = dict(negative=1, z_T=z_T, steps=8, s=3.0)
+    found = {"perp_neg": [], "negative_prompt": []}
+    for rule, scales in found.items():
+        for t, z_t, _, eps in list(dnp.trajectory(toy, 0, rule=rule, **given))[:-1]:
+            phi, p, n = (toy.eps(z_t, t, c) for c in (None, 0, 1))
+            clear = (p - phi).norm(dim=1) > 1e-6  # elsewhere p is phi: NaN, or rounding
+            s_eff, rest = guidance.effective_scale(eps, phi, p)
+            scales.append(s_eff[clear])
+            if rule == "perp_neg":
+                across = (n - phi - rules.along(n - phi, p - phi))[clear]
+                assert_close(rest[clear], 3 * across.norm(dim=1), atol=1e-8, rtol=1e-6)
+    perp, eq4 = (torch.cat(scales) for scales in found.values())
+    assert len(perp) > 20
+    assert_close(perp, torch.full_like(perp, 3.0), atol=1e-6, rtol=0)
+    assert (eq4 - 3).abs().max() > 0.1
 
 
 def test_rules_perp_neg_is_finite_where_p_is_phi():
@@ -130,6 +151,129 @@ def test_rules_bounded_is_cfg_at_0_two_scales_at_infinity_and_within_between():
         assert_close(inner(push, push).sqrt(), 0.25 * s * inner(p - phi, p - phi).sqrt())
     weak = phi + 1e-3 * (n - phi)
     assert_close(rules.bounded(phi, p, weak, 3.0), guidance.negative_prompt(phi, p, weak, 3.0))
+
+
+def test_rules_half_space_is_cfg_where_the_push_is_inside_it():
+    phi, p, n = noises()
+    leads_away = phi - torch.where(inner(p - phi, n - phi) > 0, 1, -1)[:, None, None, None] * (
+        n - phi
+    )
+    for s in SCALES:
+        cfg = guidance.cfg(phi, p, s)
+        assert_close(rules.half_space(phi, p, n, s, tau=1e9), cfg)
+        assert_close(rules.half_space(phi, p, n, s, tau=math.inf), cfg)
+        assert_close(rules.half_space(phi, p, leads_away, s), cfg)
+        for tau in (-2.0, 0.0, 0.7):
+            assert_close(rules.half_space(phi, p, phi, s, tau), cfg)
+        across = phi + rules.perp_neg(0 * phi, p - phi, n - phi, 1.0) - (p - phi)
+        assert_close(rules.half_space(phi, p, across, s), cfg)
+        assert_close(rules.half_space(phi, p, across, s, tau=0.7), cfg)
+
+
+def test_rules_half_space_ends_at_tau_along_dn_and_at_the_nearest_such_point():
+    """<eps - eps_phi, dn> = min(<s dp, dn>, tau |dn|^2), and the correction is parallel to dn."""
+    phi, p, n = noises()
+    dp, dn = p - phi, n - phi
+    for s in SCALES:
+        for tau in (-2.0, -0.4, 0.0, 0.3):
+            push = rules.half_space(phi, p, n, s, tau) - phi
+            least = torch.minimum(s * inner(dp, dn), tau * inner(dn, dn))
+            assert_close(inner(push, dn), least)
+            moved = push - s * dp
+            assert_close(moved, rules.along(moved, dn))
+            again = rules.half_space(phi, phi + push, n, 1.0, tau)
+            assert_close(again, phi + push)
+
+
+def test_rules_half_space_of_one_prompt():
+    """n = p: CFG at min(s, tau). p = phi: DNS from n at -tau."""
+    phi, p, n = noises()
+    for s in SCALES:
+        for tau in (-1.5, 0.0, 0.7):
+            want = guidance.cfg(phi, p, min(s, tau))
+            assert_close(rules.half_space(phi, p, p, s, tau), want)
+            assert_close(rules.half_space(phi, phi, n, s, tau), guidance.dns(phi, n, max(-tau, 0)))
+
+
+def test_rules_half_space_has_no_limit_where_n_nears_phi():
+    """However short dn is, nothing of dp is left along it; so it is not CFG next to n = phi."""
+    phi, dp = row(1, 2), row(3, 4)
+    for short in (1e-2, 1e-9):
+        got = rules.half_space(phi, phi + dp, phi + row(short, 0), 2.0)
+        assert_close(got, phi + row(0, 8), rtol=1e-6, atol=1e-6)
+
+
+def test_rules_perp_neg_dual_is_cfg_where_the_negative_says_nothing():
+    phi, p, n = noises()
+    dp = p - phi
+    for s in SCALES:
+        cfg = guidance.cfg(phi, p, s)
+        assert_close(rules.perp_neg_dual(phi, p, n, s, tau=1e9), cfg)
+        for away in (1.0, 0.5):  # dn = -away dp
+            n_away = phi - away * dp
+            assert_close(rules.perp_neg_dual(phi, p, n_away, s, floor=0.0), cfg)
+            assert_close(rules.perp_neg_dual(phi, p, n_away, s, floor=away - away**2), cfg)
+        for tau in (0.0, 0.2):
+            assert_close(rules.perp_neg_dual(phi, p, phi, s, tau), cfg)
+            assert_close(rules.perp_neg_dual(phi, p, phi, s, tau, floor=0.0), cfg)
+            near = phi + 1e-7 * (n - phi)  # the floor's purpose
+            assert_close(rules.perp_neg_dual(phi, p, near, s, tau), cfg, rtol=1e-5, atol=1e-5)
+
+
+def test_rules_perp_neg_dual_is_eq4_where_the_negative_is_at_right_angles():
+    phi, dp, dn = row(1, 2, 3), row(1, -1, 0), row(2, 2, 5)
+    for s in SCALES:
+        eq4 = guidance.negative_prompt(phi, phi + dp, phi + dn, s)
+        assert_close(rules.perp_neg_dual(phi, phi + dp, phi + dn, s, tau=0.0), eq4)
+        plain = rules.ccfg(phi, phi + dp, phi + dn, s, tau=0.2, plain=True)
+        assert_close(rules.perp_neg_dual(phi, phi + dp, phi + dn, s), plain)
+
+
+def test_rules_perp_neg_dual_leaves_the_push_along_n_whatever_p_is():
+    """Perp-Neg keeps the pull along dp whatever n is. Here, without a floor and at tau = 0, it is
+    -s |dn|^2 along dn, or as far as p leads by itself: the half-space at tau = -s."""
+    phi, p, n = noises()
+    dp, dn = p - phi, n - phi
+    for s in SCALES:
+        for p_c in (p, phi - dp, phi - 2 * dn, phi + 3 * dn, n):
+            got = rules.perp_neg_dual(phi, p_c, n, s, tau=0.0, floor=0.0)
+            least = torch.minimum(inner(p_c - phi, dn), -inner(dn, dn))
+            assert_close(inner(got - phi, dn), s * least)
+            assert_close(got, rules.half_space(phi, p_c, n, s, tau=-s))
+        assert_close(rules.perp_neg_dual(phi, p, p, s, tau=0.0, floor=0.0), guidance.dns(phi, p, s))
+
+
+def test_rules_perp_neg_dual_by_hand():
+    """dp = (2, 0), dn = (1, 1): <dp, dn> = 2, |dn|^2 = 2, |dp|^2 = 4."""
+    phi, p, n = row(0, 0), row(2, 0), row(1, 1)
+    for tau, floor in ((0.0, 0.0), (0.2, 0.1), (1.5, 0.5)):
+        push = (1 + 2 / (2 + floor * 4)) * 2 / (1 + math.exp(2 * tau))
+        got = rules.perp_neg_dual(phi, p, n, 3.0, tau=tau, floor=floor)
+        assert_close(got, 3 * (p - push * n))
+    default = rules.perp_neg_dual(phi, p, n, 3.0)
+    assert_close(default, rules.perp_neg_dual(phi, p, n, 3.0, tau=0.2, floor=0.1))
+
+
+def test_rules_perp_neg_dual_means_the_same_for_z0_and_v_with_tau_rescaled():
+    (z, *_), (phi, p, n), abar = noises(seed=4), noises(), 0.3
+    phi, p, n = 0.1 * phi, 0.1 * p, 0.1 * n
+    eps = rules.perp_neg_dual(phi, p, n, 3.0, tau=0.7)
+    for to, tau in ((z0_from_eps, 0.7 / ((1 - abar) / abar)), (v_from_eps, 0.7 * abar)):
+        moved = [to(z, e, abar) for e in (phi, p, n)]
+        assert_close(rules.perp_neg_dual(*moved, 3.0, tau=tau), to(z, eps, abar))
+
+
+def test_rules_half_space_and_the_dual_are_finite_where_a_difference_is_zero():
+    phi, p, n = noises()
+    for rule in (rules.half_space, rules.perp_neg_dual):
+        for tau in (-1.0, 0.0, 0.5):
+            for p_c, n_c in ((phi, phi), (phi, n), (p, phi)):
+                assert rule(phi, p_c, n_c, 2.0, tau=tau).isfinite().all()
+    assert rules.perp_neg_dual(phi, phi, phi, 2.0, floor=0.0).isfinite().all()
+    for s in SCALES:
+        assert_close(
+            rules.perp_neg_dual(phi, phi, n, s, tau=0.0), guidance.negative_prompt(phi, phi, n, s)
+        )
 
 
 def test_rules_apg_without_its_parts_is_cfg_and_at_s_1_p():
@@ -268,7 +412,9 @@ def test_rules_of_autoguidance_is_the_two_term_form():
 
 def test_norms_of_large_half_precision_latents_are_finite():
     phi, p, n = (x.half() for x in noises(shape=(1, 4, 160, 160)))
-    for f in (rules.perp_neg, rules.bounded, rules.ccfg):
+    for f in (
+        rules.perp_neg, rules.bounded, rules.ccfg, rules.half_space, rules.perp_neg_dual,
+    ):  # fmt: skip
         assert f(phi, p, n, 3.0).isfinite().all()
     assert rules.apg(phi, p, 3.0).isfinite().all()
     assert rules.cfg_zero_star(phi, p, 3.0).isfinite().all()
@@ -289,7 +435,6 @@ def test_rules_cfg_schedule_is_cfg_at_the_scale_of_its_step():
 
 def test_rules_cfg_plus_plus_is_a_schedule_of_cfg():
     """Along DDIM's levels: the same chain from the same start, by the scales of its formula."""
-    import dnp
     from dnp.toy import Mixture
 
     one = 0.2 * torch.ones(2, 1, 1).double()

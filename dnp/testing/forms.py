@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dnp import guidance
 from dnp.energy import u_from_eps, v_from_eps, z0_from_eps
 from dnp.testing.identities import LIMIT, changed
 from dnp.testing.inputs import F64, Draw, draws, noises
@@ -143,14 +144,10 @@ def growth(f: Subject, seed: int = 0) -> float:
 
 
 def effective_scale(f: Subject, draw: Draw) -> tuple[Tensor, Tensor]:
-    """s_eff (B,) = <eps - phi, dp> / |dp|^2, and the length (B,) of the rest in units of |dp|.
-
-    "Guidance Matters", arXiv:2602.22570.
-    """
+    """`guidance.effective_scale` of a rule, (B,), and the rest, (B,), in units of |dp|."""
     phi, p, _ = draw.noises()
-    moved, dp = ((x - phi).flatten(1) for x in (f.at(draw), p))
-    s_eff = (moved * dp).sum(1) / (dp * dp).sum(1)
-    return s_eff, (moved - s_eff[:, None] * dp).norm(dim=1) / dp.norm(dim=1)
+    s_eff, rest = guidance.effective_scale(f.at(draw), phi, p)
+    return s_eff, rest / (p - phi).flatten(1).norm(dim=1)
 
 
 def jump(f: Subject, some: Sequence[Draw]) -> tuple[float, float | None]:
