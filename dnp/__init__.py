@@ -45,7 +45,7 @@ __all__ = [*_HOME]
 _MODULES = {  # the rooms and files that are attributes too
     **{name: name for name in (
         "app", "checks", "energy", "errors", "evaluation", "generation", "guidance", "methods",
-        "rules", "sampling", "schedule", "sd", "toy",
+        "rules", "sampling", "schedule", "sd", "toy", "units",
     )},
     "pipelines": "diffusers.pipelines",
 }  # fmt: skip
