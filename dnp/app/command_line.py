@@ -22,14 +22,14 @@ from dnp.app.drawing import (
 )
 from dnp.app.options import jobs, parse
 from dnp.app.other_interfaces import tell_what_is_not_read
-from dnp.app.settings import find_weights
 from dnp.app.terminal import fail, printable, streams
 from dnp.errors import DnpError, SettingsError, memory_is_full
 from dnp.methods import METHODS
 from dnp.methods.attend_excite import OfSubjects, subjects_of
 from dnp.methods.method import Method
+from dnp.methods.own import UNKNOWN
 from dnp.methods.words import AutoDNP
-from dnp.sd import OF_PIPELINE
+from dnp.sd import OF_PIPELINE, find_weights
 
 
 def run(asked: list[SimpleNamespace]) -> None:
@@ -53,11 +53,10 @@ def run(asked: list[SimpleNamespace]) -> None:
             for_weights(a, kind, settings)
     png.check_folder(Path(args.out))
     model = opened(args)
-    if str(args.fingerprint).startswith(OF_PIPELINE):
+    if str(args.fingerprint).startswith((OF_PIPELINE, UNKNOWN)):
+        what = "could not be named" if args.fingerprint == UNKNOWN else "are a diffusers pipeline's"
         warnings.warn(
-            "the PNG's weights came from a diffusers pipeline, so it is not known whether these "
-            "are the same",
-            stacklevel=1,
+            f"the PNG's weights {what}, so it is not known whether these are the same", stacklevel=1
         )
     elif args.fingerprint not in (None, model.config.fingerprint):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
