@@ -5,9 +5,9 @@
 
 A model is an object with `eps(z_t, t, c) -> eps`, `schedule`, and `latent_shape(size)` or
 `sample(n, t, c, generator=)`: a Stable Diffusion, a toy, a pipeline of diffusers, or your own
-(`dnp/models.py` says what else it may have). `t` is the index of a level in `schedule.abar`; where
-the levels depend on the number of steps, a call asks `model.at_steps(steps, size)` for the model on
-those, so that the rest of it sees one fixed schedule.
+(`dnp/methods/models.py` says what else it may have). `t` is the index of a level in
+`schedule.abar`; where the levels depend on the number of steps, a call asks for the model on those,
+`model.at_steps(steps, size)`, so that the rest of it sees one fixed schedule.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dnp import models, process, sampling
+from dnp import process, sampling
 from dnp.errors import NonFiniteError, SettingsError
-from dnp.methods import METHODS, own, sorted_out
+from dnp.methods import METHODS, models, own, sorted_out
 from dnp.methods.chain import Chain
 from dnp.methods.method import Method
 

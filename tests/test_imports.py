@@ -18,12 +18,12 @@ FLOORS = (
     EQUATIONS,
     ("methods",),
     ("testing",),
-    ("generation", "models", "sd"),
+    ("generation", "sd"),
     ("diffusers", "app"),
     ("checks", "evaluation", "__main__"),
 )
 ROOMS = {"methods", "testing", "sd", "sd.files", "diffusers", "app", "evaluation"}
-AT_THE_TOP = {*EQUATIONS, "__init__", "__main__", "errors", "checks", "generation", "models"}
+AT_THE_TOP = {*EQUATIONS, "__init__", "__main__", "errors", "checks", "generation"}
 FILES = {
     ".".join(path.relative_to(ROOT / "dnp").with_suffix("").parts): path
     for path in (ROOT / "dnp").rglob("*.py")

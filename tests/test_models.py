@@ -7,11 +7,11 @@ from torch.testing import assert_close
 
 import dnp
 from conftest import ROOT
-from dnp import models, toy, units
+from dnp import toy, units
 from dnp.app import png
 from dnp.errors import SettingsError, WeightsError
 from dnp.evaluation import exact
-from dnp.methods import own
+from dnp.methods import models, own
 from dnp.schedule import Schedule
 
 F64 = torch.float64

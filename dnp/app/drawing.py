@@ -33,7 +33,7 @@ def opened(args: SimpleNamespace):
     """The model of these settings on its device, every number of it read, or that of --model;
     prints what it is."""
     import dnp
-    from dnp.models import load_own
+    from dnp.methods.models import load_own
     from dnp.sd import speed
     from dnp.sd.device import choose_device, choose_dtype
 

@@ -29,7 +29,7 @@ class Weights:
         "weights/mini", "a diffusers folder or a .safetensors file", metavar="PATH"
     )
     model: str | None = setting(
-        None, "a model of your own in their place (dnp/models.py)", metavar="FILE.py:NAME"
+        None, "a model of your own in their place (dnp/methods/models.py)", metavar="FILE.py:NAME"
     )
     prediction: str | None = setting(
         None, "epsilon or v_prediction; default: what PATH says", metavar="KIND"

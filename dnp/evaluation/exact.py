@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnp import models, rules
+from dnp import rules
 from dnp.app.png import check_folder, png, write
 from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
@@ -34,6 +34,7 @@ from dnp.evaluation.four_modes import MODES as MODES
 from dnp.evaluation.four_modes import Result, index, toy, where
 from dnp.evaluation.panels import panels
 from dnp.generation import trajectory
+from dnp.methods import models
 from dnp.methods.rule import read
 from dnp.toy import Mixture
 

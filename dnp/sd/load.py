@@ -108,7 +108,7 @@ def require_weights(path: Path) -> None:
     if path.suffix == ".py":
         raise WeightsError(
             f"{path} is Python code and not weights; a model of your own is `model=FILE.py:NAME` "
-            "for the commands, and itself in Python (dnp/models.py)."
+            "for the commands, and itself in Python (dnp/methods/models.py)."
         )
 
 

@@ -62,7 +62,7 @@ class Model:
 def model(eps: EpsFn, schedule: Schedule, shape: tuple[int, ...], **more: object) -> Model:
     """A model of a function `eps(z_t, t, c)`, for latents (B, *shape).
 
-    `more` is what else it may have (`dnp/models.py`). Chains start at the noisiest level, `spacing`
+    `more` is what else it may have, as above. Chains start at the noisiest level, `spacing`
     trailing, unless you say otherwise. SettingsError for a name that a model does not have.
     """
     for name in more:
@@ -164,7 +164,7 @@ def load_own(name: str) -> Own:
     if missing:
         raise SettingsError(
             f"{name} has no {' and no '.join(missing)}; a prompt in words needs encode(prompts), a "
-            "picture decode(z_0), and z_T latent_shape(size) (dnp/models.py)."
+            "picture decode(z_0), and z_T latent_shape(size) (dnp/methods/models.py)."
         )
     return Own(inner, fingerprint(inner, name))
 
