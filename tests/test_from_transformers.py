@@ -169,9 +169,10 @@ def test_half_precision_and_pictures_by_the_vaes_own_scale_and_shift(name):
     theirs = pipe.image_processor.postprocess(x.detach(), output_type="np")[0]
     ours = np.asarray(made.images[0]) / 255
     assert abs(ours - theirs).max() < 1.01 / 255
-    grey = torch.full((1, 3, 32, 48), 127 / 127.5 - 1)
-    mean = pipe.vae.encode(grey).latent_dist.mean
-    back = model.encode_images([Image.new("RGB", (48, 32), (127, 127, 127))])
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    x = torch.from_numpy(pixels / 127.5 - 1).float().permute(2, 0, 1)[None]
+    mean = pipe.vae.encode(x).latent_dist.mean
+    back = model.encode_images([Image.fromarray(pixels)])
     assert_close(back, (mean - config.shift_factor) * config.scaling_factor, atol=1e-4, rtol=1e-4)
 
 
