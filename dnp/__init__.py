@@ -45,8 +45,8 @@ _HOME = {  # name: the module that has it; imported when it is first used, so th
 __all__ = [*_HOME]
 _MODULES = {  # the rooms and files that are attributes too
     **{name: name for name in (
-        "app", "checks", "energy", "errors", "evaluation", "generation", "guidance", "methods",
-        "rules", "sampling", "schedule", "sd", "toy", "units",
+        "app", "checks", "diffusers", "energy", "errors", "evaluation", "generation", "guidance",
+        "methods", "rules", "sampling", "schedule", "sd", "toy", "units",
     )},
     "pipelines": "diffusers.pipelines",
 }  # fmt: skip
