@@ -60,11 +60,11 @@ def run(asked: list[SimpleNamespace]) -> None:
         )
     elif args.fingerprint not in (None, model.config.fingerprint):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
-    height, width = (
-        n * model.config.vae.factor for n in model.latent_shape(args.settings.get("size"))[-2:]
-    )
-    if height != width:
-        print(f"size: width {width}, height {height}")
+    if args.model is None:
+        size = model.latent_shape(args.settings.get("size"))[-2:]
+        height, width = (n * model.config.vae.factor for n in size)
+        if height != width:
+            print(f"size: width {width}, height {height}")
     for text in (text for a in asked for text in (a.prompt, a.negative or "")):
         tell_what_is_not_read(text, model.config.words)
     if any(map(asks_captioner, kinds)):
@@ -95,7 +95,7 @@ def for_weights(args: SimpleNamespace, kind: type[Method], settings: dict) -> No
     loaded, which takes a while for large ones."""
     from dnp.sd.files import folder
 
-    if kind not in METHODS.values() or args.compare:
+    if kind not in METHODS.values() or args.compare or args.model is not None:
         return
     captions = asks_captioner(kind) and args.negative is None and args.captioner is None
     reads = issubclass(kind, OfSubjects) and settings.get("subjects") is None

@@ -35,6 +35,7 @@ class PipelineConfig:
     identity: Identity
     scales: dict[str, float] = field(default_factory=dict)
     words: tuple[str, ...] = ()
+    things: tuple[str, ...] = ()
     captioner: None = None
 
     @property
