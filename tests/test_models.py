@@ -1,8 +1,12 @@
 """A model of one's own: of a function, of an object, and of FILE.py:NAME, at every door."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 import dnp
@@ -10,7 +14,8 @@ from conftest import ROOT
 from dnp import toy, units
 from dnp.app import png
 from dnp.errors import SettingsError, WeightsError
-from dnp.evaluation import exact
+from dnp.evaluation import __main__ as evaluation
+from dnp.evaluation import differences, exact, report, tables
 from dnp.methods import models, own
 from dnp.schedule import Schedule
 
@@ -198,8 +203,6 @@ def test_the_command_line_draws_with_a_model_of_ones_own(cli, mine):
     assert held["model"] == "mine.py:Colours" and "weights" not in held
     assert held["fingerprint"].startswith("own-") and held["device"] == "cpu"
     made = dnp.generate(models.find("mine.py:Colours"), "a cat", s=3.0, steps=4)
-    from PIL import Image
-
     assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(made.images[0]))
     assert made.images[0].size == (5, 4) and "fingerprint" not in made.settings
     code, (other,), _, _ = cli("a cat", "--model", "mine.py:make", "--steps", 4, "--compare")
@@ -345,3 +348,73 @@ def test_the_miniature_of_the_clone_is_found_from_anywhere(tmp_path, monkeypatch
         dnp.load("weights/mini")
     with pytest.raises(WeightsError, match="no such file or folder"):
         dnp.load("weights/other")
+
+
+# ------------------------------------------------------------------------- the experiments
+
+METRIC = """
+import numpy as np
+
+
+def redness(pictures, prompts):
+    assert len(pictures) == len(prompts)
+    return [np.asarray(p)[..., 0].mean() / 255 for p in pictures]
+
+
+def short(pictures, prompts):
+    return [0.0]
+
+
+full = redness
+shut = lambda pictures, prompts: [0.0] * len(pictures)
+"""
+RUN = "--benchmark prompts.txt --method cfg cfg:rule=apg --steps 3 --scale 3 --seeds 2 --out run"
+
+
+@pytest.fixture
+def laid(mine, monkeypatch):
+    (mine.parent / "prompts.txt").write_text("a cat\na red car and a dog in the snow\n")
+    (mine.parent / "measure.py").write_text(METRIC)
+    monkeypatch.setattr(tables, "COLUMNS", dict(tables.COLUMNS))
+    for module in (report, differences):
+        monkeypatch.setattr(module, "COLUMNS", tables.COLUMNS)
+
+
+def test_experiments_with_a_model_and_a_metric_of_ones_own(mine, laid, capsys):
+    words = [*RUN.split(), "--model", "mine.py:Colours", "--metric", "measure.py:redness"]
+    evaluation.main(words)
+    told = capsys.readouterr().out
+    assert "| redness |" in told or "redness" in told.split("|---")[0]
+    out = mine.with_name("run")
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["weights"] == models.load_own("mine.py:Colours").config.fingerprint
+    rows = list(csv.DictReader((out / "pictures.csv").open()))
+    assert len(rows) == 8
+    for row in rows:
+        with Image.open(out / "images" / row["image"]) as picture:
+            red = np.asarray(picture)[..., 0].mean() / 255
+        assert float(row["redness"]) == pytest.approx(red, abs=1e-5)
+    made = {p.name: p.stat().st_mtime_ns for p in (out / "images").iterdir()}
+    evaluation.main(words)  # nothing is made again
+    assert made == {p.name: p.stat().st_mtime_ns for p in (out / "images").iterdir()}
+    mine.write_text(FILE.replace("tensor(0.5)", "tensor(0.25)"))
+    evaluation.main(words)  # another model, other pictures
+    assert len(list((out / "images").iterdir())) == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--model mine.py:Draws", "holds something whose content cannot be seen"),
+        ("--model mine.py:Deaf", "has no encode"),
+        ("--model mine.py:make --weights elsewhere", "--weights and --model are both given"),
+        ("--model mine.py:make --metric measure.py:full", "its name is taken"),
+        ("--model mine.py:make --metric redness", "it is not FILE.py:NAME"),
+        ("--model mine.py:make --metric measure.py:shut", "is not a plain function"),
+        ("--model mine.py:make --metric measure.py:short", r"returned \[0.0\] for 2 pictures"),
+        ("--model mine.py:make --method auto-dnp", "needs a captioner; give --captioner"),
+    ],
+)
+def test_experiments_that_cannot_be_are_one_sentence(mine, laid, words, told):
+    with pytest.raises(SettingsError, match=told):
+        evaluation.main([*RUN.split(), *words.split()])

@@ -153,10 +153,11 @@ def find(name: str, what: str = "model") -> object:
     return found
 
 
-def load_own(name: str) -> Own:
+def load_own(name: str, named: bool = False) -> Own:
     """A model for the commands, of FILE.py:NAME.
 
-    SettingsError, one sentence, for what it lacks: there a prompt is words and the result pictures.
+    SettingsError, one sentence, for what it lacks: there a prompt is words and the result pictures;
+    and, where it must be `named`, if its fingerprint is unknown.
     """
     inner = find(name)
     require(inner)
@@ -166,7 +167,13 @@ def load_own(name: str) -> Own:
             f"{name} has no {' and no '.join(missing)}; a prompt in words needs encode(prompts), a "
             "picture decode(z_0), and z_T latent_shape(size) (dnp/methods/models.py)."
         )
-    return Own(inner, fingerprint(inner, name))
+    known_as = fingerprint(inner, name)
+    if named and known_as == own.UNKNOWN:
+        raise SettingsError(
+            f"{name} holds something whose content cannot be seen, such as a generator, so its "
+            "records could not be told apart from another model's; keep tensors, numbers and texts."
+        )
+    return Own(inner, known_as)
 
 
 # ----------------------------------------------------------------------------------- identity
