@@ -39,13 +39,14 @@ _HOME = {  # name: the module that has it; imported when it is first used, so th
     "from_diffusers": "diffusers.from_diffusers",
     "generate": "generation",
     "load": "sd.load",
+    "model": "methods.models",
     "trajectory": "generation",
 }
 __all__ = [*_HOME]
 _MODULES = {  # the rooms and files that are attributes too
     **{name: name for name in (
-        "app", "checks", "energy", "errors", "evaluation", "generation", "guidance", "methods",
-        "rules", "sampling", "schedule", "sd", "toy",
+        "app", "checks", "diffusers", "energy", "errors", "evaluation", "generation", "guidance",
+        "methods", "rules", "sampling", "schedule", "sd", "toy", "units",
     )},
     "pipelines": "diffusers.pipelines",
 }  # fmt: skip

@@ -4,13 +4,16 @@
     a chain  = a method, which is a guided model (z_t, t) -> eps, under a sampler
 
 A model is an object with `eps(z_t, t, c) -> eps`, `schedule`, and `latent_shape(size)` or
-`sample(n, t, c, generator=)`: a Stable Diffusion, a toy, or your own. It may have `spacing`,
-`encode(prompts)`, `decode(z_0)`, `device`, `dtype`, `attention(level)`, `captioner` and `config`.
+`sample(n, t, c, generator=)`: a Stable Diffusion, a toy, a pipeline of diffusers, or your own
+(`dnp/methods/models.py` says what else it may have). `t` is the index of a level in
+`schedule.abar`; where the levels depend on the number of steps, a call asks for the model on those,
+`model.at_steps(steps, size)`, so that the rest of it sees one fixed schedule.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from dnp import process, sampling
 from dnp.errors import NonFiniteError, SettingsError
-from dnp.methods import METHODS, own, sorted_out
+from dnp.methods import METHODS, models, own, sorted_out
 from dnp.methods.chain import Chain
 from dnp.methods.method import Method
 
@@ -75,15 +78,12 @@ class Call(Chain):
 
     def open(self, model, prompt, negative, captioner, progress) -> Call:
         """With the model, the prompt and what is given for n."""
+        models.require(model)
+        if hasattr(model, "at_steps"):
+            model = model.at_steps(self.steps, self.size)
         self.model, self.prompt, self.negative = model, prompt, negative
         self.captioner, self.progress = captioner, progress
         self.config, self.takes = getattr(model, "config", None), getattr(model, "takes", ())
-        for name in ("schedule", "eps"):
-            if not hasattr(model, name):
-                raise SettingsError(
-                    f"{type(model).__name__} is not a model (it has no {name}); open one with "
-                    "dnp.load(PATH) or dnp.from_diffusers(pipe)."
-                )
         if isinstance(prompt, list | tuple):
             raise SettingsError("a list is not a prompt; give one, and call again for the next.")
         for what, text in (("prompt", prompt), ("negative prompt", negative)):
@@ -103,7 +103,7 @@ class Call(Chain):
         self.empty = "" if hasattr(model, "encode") else None
         self.spacing = getattr(model, "spacing", getattr(self.config, "spacing", "leading"))
         self.pairs = model.schedule.pairs(self.steps, self.spacing)
-        if self.pairs[0][0] < 0.9 * T:
+        if self.pairs[0][0] < 0.9 * (T - 1):
             warnings.warn(
                 f"with steps = {self.steps}, {self.spacing} spacing starts at t = "
                 f"{self.pairs[0][0]} of {T}, where a picture should be half made; choose 10 or "
@@ -114,7 +114,7 @@ class Call(Chain):
 
     @property
     def device(self) -> torch.device:
-        return getattr(self.model, "device", torch.device("cpu"))
+        return torch.device(getattr(self.model, "device", "cpu"))
 
     def encode(self, prompts: list) -> object:
         """The condition of prompts; that of a toy is its own integer."""
@@ -139,17 +139,14 @@ class Call(Chain):
     def noise(self, generators: list[torch.Generator], positive: str) -> Tensor:
         """z_T of each generator; of a toy from its own law at the first level."""
         model = self.model
+        models.require_latents(model)
         if hasattr(model, "latent_shape"):
             empty = torch.empty(
                 len(generators), *model.latent_shape(self.size), dtype=torch.float32
             )
-            dtype = torch.promote_types(getattr(model, "dtype", torch.float32), torch.float32)
+            kinds = (getattr(model, k, torch.float32) for k in ("dtype", "latent_dtype"))
+            dtype = functools.reduce(torch.promote_types, kinds, torch.float32)
             return sampling.noise_like(empty, generators).to(self.device, dtype)
-        if not hasattr(model, "sample"):
-            raise SettingsError(
-                f"{type(model).__name__} has neither latent_shape(size) nor sample(n, t, c, "
-                "generator=), so z_T cannot be drawn; add one, or give trajectory a z_T."
-            )
         t, c = self.pairs[0][0], self.prompt if positive == "p" else None
         return torch.cat([model.sample(1, t, c, generator=g) for g in generators])
 
@@ -268,9 +265,9 @@ def record(call: Call, guided: Method) -> dict:
         made |= {"rule": rule.name, "rule_options": rule.options, "rule_sha256": rule.sha256}
     if type(guided) not in METHODS.values():
         made["method_sha256"] = own.identity(type(guided))
-    if call.config is not None:
+    if hasattr(call.config, "fingerprint"):
         made["dtype"] = str(call.model.dtype).removeprefix("torch.")
-        made["device"] = call.model.device.type
+        made["device"] = call.device.type
         made["fingerprint"] = call.config.fingerprint
     return made
 

@@ -43,6 +43,45 @@ class Schedule:
         abar = torch.cumprod(1 - betas.double(), dim=0)
         return cls(abar, 1.0 if set_alpha_to_one else abar[0].item(), steps_offset)
 
+    @classmethod
+    def from_levels(cls, alpha: Tensor, sigma: Tensor) -> Schedule:
+        """The levels (alpha, sigma), (T,) each, from the cleanest on: z = alpha z_0 + sigma eps.
+
+        abar = alpha^2 / (alpha^2 + sigma^2)
+        The clean end has no noise. ValueError unless alpha > 0, since at 0 eps says nothing of
+        z_0, and sigma / alpha rises.
+        """
+        alpha, sigma = (torch.as_tensor(x).double().cpu() for x in (alpha, sigma))
+        abar = alpha**2 / (alpha**2 + sigma**2)
+        if abar.ndim != 1 or not ((alpha > 0) & (sigma >= 0)).all() or not (abar.diff() < 0).all():
+            raise ValueError(
+                "levels must be alpha (T,) above 0 and sigma (T,), with sigma / alpha rising."
+            )
+        return cls(abar, abar_final=1.0)
+
+    @classmethod
+    def cosine(cls, T: int = 1000, offset: float = 0.008) -> Schedule:
+        """abar_t = f(t + 1) / f(0), f(t) = cos^2((t / T + offset) / (1 + offset) pi / 2), with no
+        beta above 0.999: Eq. (17), arXiv:2102.09672."""
+        x = (torch.arange(T + 1, dtype=torch.float64) / T + offset) / (1 + offset)
+        f = (x * torch.pi / 2).cos() ** 2
+        betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+        return cls.from_betas(betas, set_alpha_to_one=True, steps_offset=0)
+
+    @classmethod
+    def flow(cls, T: int = 1000, shift: float = 1.0, cut: float = 1e-4) -> Schedule:
+        """The levels of a flow, z = (1 - tau) z_0 + tau eps, from tau near 0 to 1 - cut.
+
+        tau = shift u / (1 + (shift - 1) u),  u = (t + 1) / T
+        The shift is Stable Diffusion 3's, Eq. (23), arXiv:2403.03206. At tau = 1 eps says nothing
+        of z_0, so the last tau is at most 1 - cut. A smaller cut is nearer to the flow's own chain
+        and divides rounding by it: 1e-4 suits float32, 1e-6 float64.
+        """
+        u = torch.arange(1, T + 1, dtype=torch.float64) / T
+        tau = shift * u / (1 + (shift - 1) * u)
+        tau[-1] -= min(cut, (1 - tau[-2:-1].sum().item()) / 2)
+        return cls.from_levels(1 - tau, tau)
+
     def level(self, t: int | Tensor) -> Tensor:
         """abar_t as float64 on the CPU, shaped like `t`; t = -1 is the clean end, `abar_final`."""
         t = torch.as_tensor(t).cpu()

@@ -106,7 +106,7 @@ def test_settings_of_the_wrong_kind_are_named(model, bad):
 
 
 def test_what_is_no_model_no_prompt_or_no_number_is_named(model):
-    with pytest.raises(dnp.SettingsError, match=r"str is not a model .*; open one with dnp\.load"):
+    with pytest.raises(dnp.SettingsError, match=r"str is not a model .*weights with dnp\.load"):
         dnp.generate("weights/mini", "a cat")
     with pytest.raises(dnp.SettingsError, match="a list is not a prompt"):
         dnp.generate(model, ["a cat", "a dog"])

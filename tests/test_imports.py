@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 EQUATIONS = (
-    "schedule", "per_sample", "process", "energy", "guidance", "sampling", "toy", "rules",
+    "schedule", "units", "per_sample", "process", "energy", "guidance", "sampling", "toy", "rules",
     "theorems", "particles",
 )  # fmt: skip
 # Bottom to top, by longest prefix: a module imports from its own floor and those below.

@@ -22,14 +22,14 @@ from dnp.app.drawing import (
 )
 from dnp.app.options import jobs, parse
 from dnp.app.other_interfaces import tell_what_is_not_read
-from dnp.app.settings import find_weights
 from dnp.app.terminal import fail, printable, streams
 from dnp.errors import DnpError, SettingsError, memory_is_full
 from dnp.methods import METHODS
 from dnp.methods.attend_excite import OfSubjects, subjects_of
 from dnp.methods.method import Method
+from dnp.methods.own import UNKNOWN
 from dnp.methods.words import AutoDNP
-from dnp.sd import OF_PIPELINE
+from dnp.sd import OF_PIPELINE, find_weights
 
 
 def run(asked: list[SimpleNamespace]) -> None:
@@ -53,19 +53,18 @@ def run(asked: list[SimpleNamespace]) -> None:
             for_weights(a, kind, settings)
     png.check_folder(Path(args.out))
     model = opened(args)
-    if str(args.fingerprint).startswith(OF_PIPELINE):
+    if str(args.fingerprint).startswith((OF_PIPELINE, UNKNOWN)):
+        what = "could not be named" if args.fingerprint == UNKNOWN else "are a diffusers pipeline's"
         warnings.warn(
-            "the PNG's weights came from a diffusers pipeline, so it is not known whether these "
-            "are the same",
-            stacklevel=1,
+            f"the PNG's weights {what}, so it is not known whether these are the same", stacklevel=1
         )
     elif args.fingerprint not in (None, model.config.fingerprint):
         warnings.warn("these are other weights than the PNG was made with", stacklevel=1)
-    height, width = (
-        n * model.config.vae.factor for n in model.latent_shape(args.settings.get("size"))[-2:]
-    )
-    if height != width:
-        print(f"size: width {width}, height {height}")
+    if args.model is None:
+        size = model.latent_shape(args.settings.get("size"))[-2:]
+        height, width = (n * model.config.vae.factor for n in size)
+        if height != width:
+            print(f"size: width {width}, height {height}")
     for text in (text for a in asked for text in (a.prompt, a.negative or "")):
         tell_what_is_not_read(text, model.config.words)
     if any(map(asks_captioner, kinds)):
@@ -96,7 +95,7 @@ def for_weights(args: SimpleNamespace, kind: type[Method], settings: dict) -> No
     loaded, which takes a while for large ones."""
     from dnp.sd.files import folder
 
-    if kind not in METHODS.values() or args.compare:
+    if kind not in METHODS.values() or args.compare or args.model is not None:
         return
     captions = asks_captioner(kind) and args.negative is None and args.captioner is None
     reads = issubclass(kind, OfSubjects) and settings.get("subjects") is None

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from dnp.app.from_png import warn_of_other_code
-from dnp.app.settings import find_weights
 from dnp.app.terminal import ask, printable
 from dnp.methods import METHODS
 from dnp.methods.chain import Chain
@@ -21,6 +20,7 @@ from dnp.methods.cnp import CNP
 from dnp.methods.fields import table
 from dnp.methods.method import Method
 from dnp.methods.words import DNP, AutoDNP, dns_seeds
+from dnp.sd import find_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,11 +30,17 @@ MOST_WORDS = 60  # of a person's caption (arXiv:2411.05473)
 
 
 def opened(args: SimpleNamespace):
-    """The model of these settings on its device, every number of it read; prints what it is."""
+    """The model of these settings on its device, every number of it read, or that of --model;
+    prints what it is."""
     import dnp
+    from dnp.methods.models import load_own
     from dnp.sd import speed
     from dnp.sd.device import choose_device, choose_dtype
 
+    if args.model is not None:
+        model = load_own(args.model)
+        print(f"device: {model.device}; model: {printable(args.model)}")
+        return model
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
@@ -72,7 +78,8 @@ def methods_of(args: SimpleNamespace) -> dict[str | None, dict]:
     left_out = {"dnp", "ae+auto-dnp", "cnp"}
     if args.negative is None:
         left_out |= {"np", "np2"}
-    if args.captioner is None and not (find_weights(args.weights) / "captioner").is_dir():
+    folder = find_weights(args.weights) / "captioner"
+    if args.captioner is None and (args.model is not None or not folder.is_dir()):
         left_out.add("auto-dnp")
     chain = {k: v for k, v in args.settings.items() if k not in table(*METHODS.values())}
     out = {}
@@ -143,7 +150,7 @@ def draw(
         made = results["cfg"][0].settings
         used = {k: None if k in of_cfg else v for k, v in made.items()}
         used |= {**args.settings, "negative": args.negative, "compare": True}
-        used |= {k: getattr(args, k) for k in ("weights", "captioner", "prediction")}
+        used |= of_weights(args)
         sheet = compare_sheet(args, results)
         stem, seed = png.slug(args.prompt), args.settings.get("seed", 0)
         bar.write(str(keep(sheet, f"{stem}-compare-{seed}", used)), file=sys.stdout)
@@ -162,7 +169,7 @@ def save(
     for i, picture in enumerate(result.images):
         n, seed = result.negatives[i], made["seed"] + i
         used = {**made, "seed": seed, "images": 1, "negative": n}
-        used |= {k: getattr(args, k) for k in ("weights", "captioner", "prediction")}
+        used |= of_weights(args)
         path = keep(picture, f"{stem}-{name}-{seed}", used)
         star = f'  n* = "{n}"' if issubclass(kind, AutoDNP) and args.negative is None else ""
         bar.write(f"{path}{printable(star)}", file=sys.stdout)
@@ -180,7 +187,13 @@ def of_dns(model, args: SimpleNamespace, made: dict, seed: int) -> dict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         used = record(*prepared(model, args.prompt, "dns", None, None, None, settings))
-    return used | {"negative": None} | {k: getattr(args, k) for k in ("weights", "prediction")}
+    return used | {"negative": None} | of_weights(args, "weights", "model", "prediction")
+
+
+def of_weights(args: SimpleNamespace, *names: str) -> dict[str, str | None]:
+    """Whose weights, as a PNG holds it; a model of one's own stands in the place of weights."""
+    names = names or ("weights", "model", "captioner", "prediction")
+    return {k: getattr(args, k) for k in names if k != "weights" or args.model is None}
 
 
 def steps_of_all(args: SimpleNamespace, methods: dict, kinds: dict[str | None, type]) -> int:

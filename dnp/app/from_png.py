@@ -30,7 +30,9 @@ def from_png(typed: dict) -> dict:
     file = typed["from_"]
     recorded = read_settings(Path(file), read_parameters)
     other = typed.keys() & {"method", "compare"}  # another method drops the recorded one's
-    for what, anew in (("method", other), ("rule", other | typed.keys() & {"rule"})):
+    files = {"method": other, "rule": other | typed.keys() & {"rule"},
+             "model": typed.keys() & {"model", "weights"}}  # fmt: skip
+    for what, anew in files.items():
         name = recorded.get(what)
         if own.is_file(name) and not anew:
             raise SettingsError(
@@ -53,7 +55,15 @@ def from_png(typed: dict) -> dict:
                 f"{file}: {key} = {value!r:.60} was never written here; take another PNG."
             )
     recorded.pop("device", None)
-    if str(recorded.get("fingerprint")).startswith(OF_PIPELINE) and "weights" not in typed:
+    if "weights" in typed:
+        recorded.pop("model", None)
+    if "model" in typed:
+        recorded.pop("weights", None)
+        recorded.pop("prediction", None)
+    if str(recorded.get("fingerprint")).startswith(OF_PIPELINE) and not typed.keys() & {
+        "weights",
+        "model",
+    }:
         raise SettingsError(
             f"{file}: its weights came from a diffusers pipeline that was open in Python "
             "(dnp.from_diffusers), and no file is named; save it with pipe.save_pretrained(FOLDER) "

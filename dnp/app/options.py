@@ -228,6 +228,13 @@ def resolve(typed: dict) -> SimpleNamespace:
         settings={k: v for k, v in given.items() if k in own_fields and v is not None},
         typed=list(typed),
     )
+    if args.model is not None:
+        for name in ("weights", "prediction", "device", "dtype"):
+            if name in typed:
+                raise SettingsError(
+                    f"--{name} and --model are both given, and a model of your own has its own; "
+                    "leave one out."
+                )
     if args.prompt is None:
         raise SettingsError(
             'no prompt; give one in quotes, such as "a red car", or --from FILE.png.'

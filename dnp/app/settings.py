@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from dnp.methods import METHODS, own
 from dnp.methods.fields import setting
 from dnp.methods.method import Method
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(kw_only=True)
@@ -31,6 +27,9 @@ class Weights:
 
     weights: str = setting(
         "weights/mini", "a diffusers folder or a .safetensors file", metavar="PATH"
+    )
+    model: str | None = setting(
+        None, "a model of your own in their place (dnp/methods/models.py)", metavar="FILE.py:NAME"
     )
     prediction: str | None = setting(
         None, "epsilon or v_prediction; default: what PATH says", metavar="KIND"
@@ -73,11 +72,3 @@ def method_of(name: str | None) -> list[type[Method]]:
         found = own.find(name, "method")
         return [found] if isinstance(found, type) and issubclass(found, Method) else []
     return [METHODS[name]] if name in METHODS else []
-
-
-def find_weights(name: str) -> Path:
-    """A relative path is looked for here and then beside the package."""
-    here, beside = Path(name), ROOT / name
-    with suppress(OSError):  # a name too long for a path: `dnp.load` says so
-        return beside if not here.exists() and beside.exists() else here
-    return here

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dnp.app.settings import find_weights
 from dnp.methods import METHODS
 from dnp.methods.method import formula
 from dnp.methods.words import AutoDNP
+from dnp.sd import find_weights
 
 GREY = (90, 90, 90)
 LABEL = 320  # pixels of the widest label of a row
@@ -100,7 +100,8 @@ def compare_sheet(args: SimpleNamespace, results: dict):
     from dnp.sd.world import subjects
 
     wanted = subjects(args.prompt)
-    judge = recogniser.of_weights(find_weights(args.weights), len(wanted)) if wanted else None
+    closed = wanted and args.model is None  # a model of one's own has no world with a recogniser
+    judge = recogniser.of_weights(find_weights(args.weights), len(wanted)) if closed else None
     judge = judge and recogniser.load_recogniser(judge)
     rows = []
     for method, parts in results.items():

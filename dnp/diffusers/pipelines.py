@@ -192,7 +192,7 @@ def _family(pipe, call: dict) -> Family:
             f"this {family.denoiser} was distilled with the guidance scale inside (LCM), and its "
             "pipeline evaluates no negative; take the model that it was distilled from."
         )
-    if why := _distilled(pipe, config):
+    if why := distilled(pipe, config):
         warnings.warn(f"{why}: it may ignore negatives", DistilledNote, stacklevel=3)
     return family
 
@@ -202,7 +202,7 @@ def _is_known(pipe, kind: type) -> bool:
     return kind.__name__ in FAMILIES and type(pipe).__call__ is kind.__call__
 
 
-def _distilled(pipe, config) -> str | None:
+def distilled(pipe, config) -> str | None:
     """Why a model seems to be distilled; None if nothing says so."""
     if config.get("guidance_embeds"):
         return "this transformer was distilled with the guidance inside (guidance_embeds)"

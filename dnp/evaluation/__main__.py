@@ -50,6 +50,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     size_help = "height and width in pixels; default: as the weights were trained"
     add("--size", nargs=2, type=int, metavar=("H", "W"), help=size_help)
     add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
+    own_help = "a model of your own in their place (dnp/methods/models.py)"
+    add("--model", metavar="FILE.py:NAME", help=own_help)
+    metric_help = "a metric of your own, (pictures, prompts) -> numbers; it gets a column"
+    add("--metric", nargs="+", default=[], metavar="FILE.py:NAME", help=metric_help)
     add("--captioner", type=Path, metavar="FOLDER", help="default: the weights' own")
     add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
     judge_help = "default: the weights' own, if there; for trio, judge.safetensors beside it"
@@ -92,8 +96,9 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.evaluation import dry as dry_run
     from dnp.evaluation import strength as strong
     from dnp.evaluation.grid import Grid, Run
-    from dnp.evaluation.measure import Instruments
+    from dnp.evaluation.measure import Instruments, own_metrics
     from dnp.evaluation.records import writing
+    from dnp.methods.models import load_own
     from dnp.methods.words import SEEDS
     from dnp.sd import recogniser, speed
     from dnp.sd.captioner import load_captioner
@@ -106,32 +111,40 @@ def main(argv: list[str] | None = None) -> None:
     rank, world = runner.share(dict(os.environ))
     every = benchmarks.load(args.benchmark)
     prompts = benchmarks.choose(every, args.per_category)
-    device = choose_device(args.device, rank)
-    dtype = choose_dtype(args.dtype, device)
-    runner.threads(device)
-    model = dnp.load(args.weights, device, dtype)
-    model.check_finite()
-    measures = speed.apply(model)
-    if rank == 0:
-        print(speed.line(measures, model))
+    if args.model is not None:
+        model = load_own(args.model, named=True)
+        device = model.device
+        runner.threads(device)
+    else:
+        device = choose_device(args.device, rank)
+        dtype = choose_dtype(args.dtype, device)
+        runner.threads(device)
+        model = dnp.load(args.weights, device, dtype)
+        model.check_finite()
+        measures = speed.apply(model)
+        if rank == 0:
+            print(speed.line(measures, model))
     benchmarks.require_drawable(prompts, model.config.words)
     needs = [c.label for c in chosen if c.captioned]
     captioner = args.captioner or model.config.captioner
     if needs and captioner is None:
         raise SettingsError(f"{needs[0]} needs a captioner; give --captioner FOLDER.")
     own_clip, dry = args.weights / "clip", args.dry_run
-    clip = args.clip or (own_clip if own_clip.is_dir() else None)
+    clip = args.clip or (own_clip if own_clip.is_dir() and args.model is None else None)
     # A miniature's own CLIP has read captions of its world, and none of the 80 templates.
     closed = clip == own_clip and model.config.words
     templates = metrics.ONE_TEMPLATE if closed else metrics.TEMPLATES
     three = any(len(benchmarks.subjects(p.text)) > 2 for p in prompts)  # or a file of such
-    judge = args.recogniser or recogniser.of_weights(args.weights, 3 if three else 2)
+    judge = args.recogniser or (
+        recogniser.of_weights(args.weights, 3 if three else 2) if args.model is None else None
+    )
     instruments = Instruments(
         load_captioner(captioner, device) if needs and not (args.rescore or dry) else None,
         metrics.CLIPScorer(clip, templates, str(device)) if clip and not dry else None,
         recogniser.load_recogniser(judge) if judge and not dry else None,
         of_folder(Path(captioner)).whole if needs else None,
         Fingerprint([judge]).whole if judge else None,
+        own_metrics(args.metric),
     )
     scales = tuple(args.scale) if args.scale else (None,)
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
@@ -190,6 +203,8 @@ def _check(args: argparse.Namespace) -> tuple:
     """
     from dnp.evaluation import controls, strength
 
+    if args.model is not None and args.weights != ROOT / "weights" / "mini":
+        raise SettingsError("--weights and --model are both given; leave one out.")
     for what, value in (("seeds", args.seeds), ("steps", args.steps)):
         if not 1 <= value <= 1000:
             raise SettingsError(f"{value} {what} are not possible; choose 1 to 1000.")

@@ -31,9 +31,10 @@ from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
 from dnp.evaluation import tables
 from dnp.evaluation.four_modes import MODES as MODES
-from dnp.evaluation.four_modes import PROMPTS, Result, index, toy, where
+from dnp.evaluation.four_modes import Result, index, toy, where
 from dnp.evaluation.panels import panels
 from dnp.generation import trajectory
+from dnp.methods import models
 from dnp.methods.rule import read
 from dnp.toy import Mixture
 
@@ -132,11 +133,13 @@ def distance(x: Tensor, y: Tensor, groups: int = 10) -> tuple[float, float, floa
 
 def experiment(
     arrangement: str, negative: str, s: float, entries: Sequence[Entry] = ENTRIES,
-    samples: int = 4000, steps: int = 200, seed: int = 0,
+    samples: int = 4000, steps: int = 200, seed: int = 0, model: Mixture | None = None,
 ) -> Iterator[Result]:  # fmt: skip
-    """One row per entry, all from the same start; and the law itself, first."""
-    model, n = toy(arrangement), index(negative)
-    wanted = [k for k in PROMPTS["right"] if k not in PROMPTS[negative]]
+    """One row per entry, all from the same start; and the law itself, first. `model` is a toy of
+    one's own, whose prompt is 0 and whose negative is the number that `negative` says."""
+    n = index(negative) if model is None else int(negative)
+    model = toy(arrangement) if model is None else model
+    wanted = [k for k in model.prompts[0] if k not in model.prompts[n]]
     g = torch.Generator().manual_seed(seed)
     law, again = (model.sample(samples, c=(0, n), generator=g) for _ in range(2))
     z_T = model.sample(samples, model.schedule.pairs(steps, "trailing")[0][0], generator=g)
@@ -150,6 +153,30 @@ def experiment(
         yield Result((arrangement, negative, s), label, *shares, distance(z_0, law), z_0)
 
 
+def own_toy(name: str) -> tuple[Mixture, tuple]:
+    """The toy of FILE.py:NAME, and what is wanted of it: its prompt 0 and not each other prompt.
+
+    SettingsError unless it is a mixture in two dimensions with such a prompt. The tracked DNG
+    starts from P = 1/2 on every toy.
+    """
+    model = models.find(name, "toy")
+    if not isinstance(model, Mixture):
+        raise SettingsError(
+            f"{name} is a {type(model).__name__}; the exact law of p and not n is known of a "
+            "dnp.toy.Mixture."
+        )
+    if model.means.shape[-1] != 2:
+        raise SettingsError(f"{name} has {model.means.shape[-1]} dimensions; give a toy with 2.")
+    prompts = {c: set(kept) for c, kept in model.prompts.items()}
+    others = [c for c in prompts if c not in (None, 0) and prompts[0] - prompts[c]]
+    if not others or not prompts[0] <= prompts[None]:
+        raise SettingsError(
+            f"{name} has no prompt that leaves something of its prompt 0; give it one, as "
+            "prompts=[[0, 1], [1]]."
+        )
+    return model, tuple((name.rpartition(":")[2], str(c), (1.0, 3.0)) for c in others)
+
+
 # ----------------------------------------------------------------------------- telling
 
 
@@ -158,7 +185,8 @@ def markdown(results: Sequence[Result]) -> str:
     lines: list[str] = []
     heads = ["rule", "right", "wrong", "off the data", "distance"]
     for want in dict.fromkeys(r.want for r in results):
-        lines += [f"**right, not {want[1]}**, {want[0]} modes, s = {want[2]:g}", ""]
+        p = 0 if want[1].isdigit() else "right"  # the prompt of a toy of one's own
+        lines += [f"**{p}, not {want[1]}**, {want[0]} modes, s = {want[2]:g}", ""]
         body = [
             [r.label, *(f"{m:.2f} [{low:.2f}, {high:.2f}]" for m, low, high in r.numbers)]
             for r in results
@@ -182,10 +210,14 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--steps", type=int, default=200, metavar="N", help="DDIM steps; default 200")
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument("--rule", metavar="RULE", help="a row more: a name of RULES, or FILE.py:NAME")
+    toy_help = "a Mixture of your own, FILE.py:NAME: prompt 0 and not each other; no picture"
+    p.add_argument("--toy", metavar="FILE.py:NAME", help=toy_help)
     p.add_argument("--out", type=Path, metavar="FOLDER", help="writes exact.md, .csv and .png")
     args = p.parse_args(argv)
+    model, wants = own_toy(args.toy) if args.toy is not None else (None, WANTS)
+    most = 1000 if model is None else len(model.schedule.abar)
     for name, value, low, high in (
-        ("samples", args.samples, 100, 100_000), ("steps", args.steps, 2, 1000),
+        ("samples", args.samples, 100, 100_000), ("steps", args.steps, 2, most),
     ):  # fmt: skip
         if not low <= value <= high:
             raise SettingsError(f"{value} {name} are not possible; choose {low} to {high}.")
@@ -195,8 +227,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.out:
         check_folder(args.out)
     results: list[Result] = []
-    sizes = dict(samples=args.samples, steps=args.steps, seed=args.seed)
-    for arrangement, negative, scales in WANTS:
+    sizes = dict(samples=args.samples, steps=args.steps, seed=args.seed, model=model)
+    for arrangement, negative, scales in wants:
         for s in scales:
             block = list(experiment(arrangement, negative, s, entries, **sizes))
             print(markdown(block), flush=True)
@@ -205,7 +237,8 @@ def main(argv: list[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         write(args.out / "exact.md", markdown(results).encode())
         write(args.out / "exact.csv", table_csv(results).encode())
-        write(args.out / "exact.png", png(panels(results)))
+        if model is None:
+            write(args.out / "exact.png", png(panels(results)))
 
 
 if __name__ == "__main__":

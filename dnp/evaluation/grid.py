@@ -161,9 +161,8 @@ class Run:
             except NonFiniteError as e:
                 if len(seeds) > 1:
                     return [r for k in seeds for r in self._sample(method, settings, prompt, [k])]
-                sides = self.model.latent_shape(self.grid.size)[:0:-1]
-                black = Image.new("RGB", [self.model.config.vae.factor * side for side in sides])
-                samples, seconds, failed = [contestants.Sample(black, None, 0)], 0.0, str(e)
+                samples = [contestants.Sample(self.black(), None, 0)]
+                seconds, failed = 0.0, str(e)
                 words = [contestants.Words(None, 0, 0.0)]
         rows = [
             {
@@ -179,6 +178,14 @@ class Run:
         ]
         rows[0]["notes"] = [str(note.message) for note in notes]
         return rows
+
+    def black(self) -> Image.Image:
+        """A black picture of the size that the model makes."""
+        shape = self.model.latent_shape(self.grid.size)
+        if hasattr(self.model.config, "vae"):
+            return Image.new("RGB", [self.model.config.vae.factor * n for n in shape[:0:-1]])
+        zeros = torch.zeros(1, *shape, device=self.model.device)  # a model of one's own
+        return Image.new("RGB", self.model.decode(zeros)[0].size)
 
     def negatives(self, method, settings, prompt, seeds) -> list[contestants.Words]:
         """The negative prompt of each picture, and what it costs to make it."""

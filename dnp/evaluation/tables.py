@@ -26,7 +26,6 @@ COLUMNS = {  # column: (heading, factor, digits)
 }
 OF_A_ROW = {"IS": ("IS", 1, 2), "diversity": ("diversity", 1, 3)}  # no picture has one
 BY_CATEGORY = ("minimum", "full", "colours")
-PER_PICTURE = (*COLUMNS, "shown")  # in pictures.csv
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 def pictures(records: Sequence[dict]) -> str:
     """A line for each picture: how it was made, and its numbers."""
-    columns = [c for c in PER_PICTURE if any(c in r for r in records)]
+    columns = [c for c in (*COLUMNS, "shown") if any(c in r for r in records)]
     body = []
     for r in records:
         for i, seed in enumerate(r["seeds"]):

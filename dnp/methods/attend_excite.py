@@ -215,7 +215,8 @@ def require_subjects(model, prompt: str, method: OfSubjects, given: str | None) 
             f"method {method.name} takes gradients, and torch.inference_mode forbids them; take "
             "torch.no_grad."
         )
-    subjects = subjects_of(prompt, given, model.config.things, method)
+    world = getattr(getattr(model, "config", None), "things", ())
+    subjects = subjects_of(prompt, given, world, method)
     model.places(prompt, subjects)
     return ", ".join(subjects)
 

@@ -192,7 +192,10 @@ class Method:
     def noises(self, z_t: Tensor, t: Tensor, conditions: Sequence[object]) -> Sequence[Tensor]:
         """The noise of each condition, counted."""
         self.evaluations += len(conditions)
-        return self.evaluate(z_t, t, conditions)
+        noises = self.evaluate(z_t, t, conditions)
+        for eps in noises:
+            require_noise(eps, z_t, f"eps of {type(self.model).__name__}")
+        return noises
 
     def both(self, z: Tensor, t: int) -> Sequence[Tensor]:
         """eps_phi and eps_p at another latent or level, as inner chains need them."""

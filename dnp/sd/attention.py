@@ -1,4 +1,4 @@
-"""The maps of cross-attention of one level of the U-Net, read by hooks.
+"""The maps of cross-attention of one level of a U-Net, ours or diffusers', read by hooks.
 
 Without a recorder no hook is there, so a forward costs nothing more. With one the network's own
 numbers stay bit-equal: a map is computed beside them, from the same input and the same weights.
@@ -7,10 +7,9 @@ numbers stay bit-equal: a map is computed beside them, from the same input and t
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnp.errors import SettingsError
-from dnp.sd.unet import UNet
 
 
 class AttentionMaps:
@@ -20,28 +19,33 @@ class AttentionMaps:
     without attention to the prompt.
     """
 
-    def __init__(self, unet: UNet, level: int):
+    def __init__(self, unet: nn.Module, level: int):
         last = len(unet.down_blocks) - 1
         if not 0 <= level <= last:
             raise SettingsError(f"ae_level = {level} is not in this U-Net; choose 0 to {last}.")
         blocks = [unet.down_blocks[level], unet.up_blocks[last - level]]
         blocks += [unet.mid_block] if level == last else []
-        transformers = [a for block in blocks for a in block.attentions]
+        attentions = [a for block in blocks for a in getattr(block, "attentions", ())]
+        transformers = [a for a in attentions if hasattr(a, "transformer_blocks")]
         if not transformers:
             raise SettingsError(f"ae_level = {level} has no attention; choose another.")
         self.layers = [b.attn2 for t in transformers for b in t.transformer_blocks]
         self.maps: list[Tensor] = []
 
     def __enter__(self) -> AttentionMaps:
-        self.handles = [layer.register_forward_hook(self._record) for layer in self.layers]
+        self.handles = [
+            layer.register_forward_hook(self._record, with_kwargs=True) for layer in self.layers
+        ]
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
-    def _record(self, layer, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        self.maps.append(cross_attention(layer, *inputs))
+    def _record(self, layer, inputs: tuple, named: dict, output: Tensor) -> None:
+        """Ours gets (x, context), diffusers' the context by its name."""
+        x, context = (*inputs, named.get("encoder_hidden_states"))[:2]
+        self.maps.append(cross_attention(layer, x, context))
 
     def mean(self) -> Tensor:
         """The mean over layers and heads of the forward since the last call: (B, N, L)."""

@@ -9,7 +9,7 @@ import torch
 
 from dnp import process
 from dnp.errors import SettingsError, WeightsError
-from dnp.sd import families
+from dnp.sd import families, find_weights
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.device import choose_device
 from dnp.sd.files import folder, tensors
@@ -28,7 +28,8 @@ def load(
     prediction_type: str | None = None,
 ) -> StableDiffusion:
     """Opens weights as a StableDiffusion: a folder in the diffusers layout
-    (`dnp/sd/files/tensors.py`) or one file in the original layout (`dnp/sd/files/names.py`).
+    (`dnp/sd/files/tensors.py`) or one file in the original layout (`dnp/sd/files/names.py`). A
+    relative path is looked for here, and then in the clone that the package lies in.
 
     `device` None is the CPU, `dtype` None is float32. Where it is half precision, the VAE stays in
     float32, since float16 overflows in it, and so does the text encoder on a CPU: it runs once.
@@ -38,7 +39,7 @@ def load(
     switches stay as they were; what makes a CPU faster
     is `dnp.sd.speed.apply(model)`.
     """
-    path, device = Path(path), choose_device(str(device or "cpu"))
+    path, device = find_weights(path), choose_device(str(device or "cpu"))
     dtype = dtype or torch.float32
     if dtype not in tensors.DTYPES.values() or (device.type, dtype) == ("mps", torch.float64):
         raise SettingsError(f"{dtype} cannot be used on {device.type}; give torch.float32.")
@@ -46,6 +47,7 @@ def load(
         raise SettingsError(
             f"prediction {prediction_type!r} is unknown; choose epsilon or v_prediction."
         )
+    require_weights(path)
     parts = folder.read(path, prediction_type)
     files = Fingerprint(parts.files, parts.settings())
     text, unet, vae = parts.text, parts.unet, parts.vae
@@ -96,9 +98,24 @@ def load(
     return StableDiffusion(*networks, parts.tokenizer, parts.schedule, config, entries)
 
 
+def require_weights(path: Path) -> None:
+    """WeightsError for the miniature where only the package is installed, and for Python code."""
+    if path.parts[-2:] == ("weights", "mini") and not path.exists():
+        raise WeightsError(
+            f"{path}: no such folder; the miniature comes with the repository and not with the "
+            "package, so clone the repository and give the path of its weights/mini."
+        )
+    if path.suffix == ".py":
+        raise WeightsError(
+            f"{path} is Python code and not weights; a model of your own is `model=FILE.py:NAME` "
+            "for the commands, and itself in Python (dnp/methods/models.py)."
+        )
+
+
 def describe(path: str | Path) -> str:
     """What weights hold, without reading a tensor's numbers: layout, parts, parameters, sha256."""
-    path = Path(path)
+    path = find_weights(path)
+    require_weights(path)
     parts = folder.read(path)
     rows = [f"layout      {'diffusers folder' if path.is_dir() else 'original single file'}"]
     if family := families.of(parts.unet):

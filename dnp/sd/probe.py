@@ -2,7 +2,7 @@
 
 A switch of diffusers (FreeU, tiling, a processor, padding) is an attribute of a module, which
 `wiring` reads. A hook or a patched forward is code, which only its numbers tell: `numbers` runs one
-small forward of the text encoders, the U-Net and the VAE's decoder. Threads and speed measures
+small forward of the text encoders, the denoiser and the VAE's decoder. Threads and speed measures
 change those in the last digits, so they are computed in float64 and rounded.
 """
 
@@ -25,7 +25,8 @@ _DRAWS = 8  # numbers of each result; float64 is sure of 6 of their digits, MPS'
 
 def networks(pipe) -> dict[str, nn.Module]:
     """The networks that make a picture, by their names in the pipeline."""
-    parts = {k: getattr(pipe, k, None) for k in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    names = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+    parts = {k: getattr(pipe, k, None) for k in names}
     return {k: part for k, part in parts.items() if part is not None}
 
 
@@ -40,7 +41,7 @@ def beside(pipe) -> list:
             if hasattr(module, "scaling") and hasattr(module, "active_adapters"):  # a LoRA's layer
                 adapters = [module.active_adapters, module.disable_adapters, module.merged_adapters]
                 content.append([part, name, dict(module.scaling), adapters])
-    for name in ("tokenizer", "tokenizer_2"):
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         if (tokenizer := getattr(pipe, name, None)) is not None:
             backend = getattr(tokenizer, "backend_tokenizer", None)
             said = json.loads(backend.to_str()) if backend else {}
@@ -81,13 +82,13 @@ def numbers(model, seed: int = 0) -> list[float]:
     WeightsError where something in the pipeline does not compute in float64, so cannot be seen.
     """
     kind, digits = (torch.float32, 3) if model.device.type == "mps" else (torch.float64, 6)
-    f = 2 ** (len(model.pipe.unet.config.block_out_channels) - 1)
+    model, shape = model.small()
     T = len(model.schedule.abar)
     try:
         with torch.random.fork_rng(), _Wide(kind):
             torch.manual_seed(seed)
             c = model.encode(["a cat and two dogs", ""])
-            z = _draw((2, model.config.unet.in_channels, f, f)).to(model.device, kind)
+            z = _draw((2, *shape)).to(model.device, kind)
             eps = model.eps(z, torch.tensor([T - 1, T // 3], device=model.device), c)
             picture = model.pipe.vae.decode(z[:1], return_dict=False)[0]
             results = [*(c if isinstance(c, tuple) else [c]), eps, picture]
@@ -100,7 +101,7 @@ def numbers(model, seed: int = 0) -> list[float]:
         raise WeightsError(
             f"whether something was changed in this pipeline cannot be seen, since a forward in "
             f"float64 fails ({reason(e)}); undo what replaces its layers or its attention, as with "
-            "pipe.unet.set_default_attn_processor()."
+            f"pipe.{model.denoiser}.set_default_attn_processor()."
         ) from None
 
 
