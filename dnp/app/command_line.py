@@ -117,6 +117,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         typed = parse(sys.argv[1:] if argv is None else argv)
         try:
+            if typed.get("page"):
+                from dnp.app.page import serve
+
+                serve(typed)
+                return
             if typed.get("info"):
                 from dnp.sd.load import describe
 

@@ -7,8 +7,10 @@ of the application itself.
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Mapping
 from dataclasses import Field, fields
 from types import SimpleNamespace
 
@@ -36,9 +38,10 @@ ABOUT = """Pictures from a prompt by diffusion-negative sampling and its neighbo
     python -m dnp "a cat and a dog" --method auto-dnp
     python -m dnp "a cat and a dog" --negative "a bear" --compare --images 4
     python -m dnp --from outputs/a-red-car-cfg-0.png
+    python -m dnp --page
 
 The equations are those of arXiv:2411.05473; ANSWER is arXiv:2508.02973."""
-FLAGS = ("compare", "allow_download", "show", "info")
+FLAGS = ("compare", "allow_download", "show", "info", "page")
 GROUPS = {"the picture": (Picture,), "the method": tuple(METHODS.values()), "the chain": (Chain,),
           "the weights": (Weights,), "this run": (Once,)}  # fmt: skip
 
@@ -99,6 +102,42 @@ def written_out(argv: list[str], known: Collection[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def words_of(typed: Mapping[str, object]) -> list[str]:
+    """The words that `parse` reads as these settings: `parse(words_of(typed)) == typed`.
+
+    A value may be a text too, as a field of the page holds it.
+    """
+    words, prompt = [], typed.get("prompt")
+    for name, value in typed.items():
+        flag = flags(name)[-1]
+        if name == "rule_options":
+            for k, v in value.items():
+                plain = isinstance(v, str) and option(f"{k}={v}")[1] == v
+                words += [flag, f"{k}={v if plain else json.dumps(v)}"]
+        elif name in FLAGS:
+            words += [flag] if value else []
+        elif isinstance(value, tuple | list):
+            two = kind(table(*METHODS.values(), Chain)[name]) != "Numbers"
+            words += [flag, *map(str, value)] if two else [flag, ":".join(map(str, value))]
+        elif name != "prompt":
+            text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+    if prompt is None:
+        return words
+    return [*words, "--", prompt] if prompt.startswith("-") else [prompt, *words]
+
+
+def line(typed: Mapping[str, object], prog: str = "python -m dnp") -> str:
+    """The line to type for these settings; in double quotes where those mean the same anywhere."""
+    return " ".join([prog, *map(_quoted, words_of(typed))])
+
+
+def _quoted(word: str) -> str:
+    if re.fullmatch(r"[\w@%+=:,./-]+", word):
+        return word
+    return shlex.quote(word) if re.search(r'["$`\\!%\x00-\x1f]', word) else f'"{word}"'
 
 
 def add(group, f: Field, who: str) -> None:
@@ -173,6 +212,9 @@ def resolve(typed: dict) -> SimpleNamespace:
                 raise SettingsError(
                     f"--compare shows every method in one sheet; leave --{name} out, or --compare."
                 )
+    for name in ("host", "port"):
+        if name in typed:
+            raise SettingsError(f"--{name} belongs to --page; add --page, or leave --{name} out.")
     recorded = from_png(typed) if "from_" in typed else {}
     if "rule_options" in typed:  # over the recorded ones of the same rule
         options = (recorded.get("rule_options") or {}) | typed["rule_options"]

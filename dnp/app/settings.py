@@ -55,6 +55,12 @@ class Once:
     prompts: str | None = setting(
         None, "prompts of a text file, one a line; TAB and a negative may follow", metavar="FILE"
     )
+    page: bool = setting(False, "open a live page in the browser: DNP by hand")
+    host: str = setting(
+        "127.0.0.1", "where --page is served; another address asks for the token of its link; "
+        "default 127.0.0.1", metavar="ADDRESS",
+    )  # fmt: skip
+    port: int = setting(8765, "of --page; 0 is any that is free", low=0, high=65535)
     from_: str | None = setting(
         None, "take every setting from a PNG made here; other options override them",
         metavar="FILE.png",
