@@ -21,6 +21,7 @@ from dnp.app import drawing, png
 from dnp.app.asks import KINDS, checked, field_of, rules
 from dnp.app.attention import WordMaps
 from dnp.app.options import line, parse, resolve, words_of
+from dnp.app.other_interfaces import tell_what_is_not_read
 from dnp.errors import DnpError, SettingsError, memory_is_full
 from dnp.generation import prepared
 from dnp.methods import sorted_out
@@ -220,7 +221,7 @@ class Desk:
                 mine = lambda: threading.current_thread() is self.worker  # noqa: E731
                 warnings.showwarning = lambda note, *_: mine() and draw.notes.append(str(note))
                 for text in dict.fromkeys((draw.runs[0].prompt, draw.runs[-1].negative or "")):
-                    drawing.tell_what_is_not_read(text, self.model.config.words)
+                    tell_what_is_not_read(text, self.model.config.words)
                 for args, typed in zip(draw.runs, draw.typed):
                     self.run(draw, args, line(typed))
         except Stopped:
