@@ -4,6 +4,7 @@ import copy
 import http.client
 import json
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -65,17 +66,20 @@ class Client:
         return status, json.loads(body)
 
     def events(self):
-        """Every event as (name, content), from now on."""
+        """Every event as (name, content), from now on; an AssertionError after two minutes."""
         wire = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         wire.request("GET", "/events", headers={"Cookie": self.cookie})
-        answer, name = wire.getresponse(), None
+        answer, name, end = wire.getresponse(), None, time.monotonic() + 120
         assert answer.status == 200
+        content = None
         try:
             while line := answer.readline().decode().rstrip("\n") or "-":
+                assert time.monotonic() < end, content
                 if line.startswith("event: "):
                     name = line.removeprefix("event: ")
                 elif line.startswith("data: "):
-                    yield name, json.loads(line.removeprefix("data: "))
+                    content = json.loads(line.removeprefix("data: "))
+                    yield name, content
         finally:
             wire.close()
 

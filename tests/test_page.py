@@ -388,14 +388,17 @@ def test_the_command_says_where_the_page_is_and_ends_with_ctrl_c(tmp_path):
         [sys.executable, "-c", code, *words], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    line = next(line for line in run.stdout if line.startswith("page: "))
-    port = int(re.search(r"http://127\.0\.0\.1:(\d+)/ \(Ctrl-C", line)[1])
-    client = Client(port)
-    assert client.draw("look", {**TINY, "steps": "1000"})[0] == 200
-    events = client.events()
-    next(c for n, c in events if n == "state" and c["place"] and c["place"]["done"])
-    run.send_signal(2)
-    out, err = run.communicate(timeout=30)
+    try:
+        line = next(line for line in run.stdout if line.startswith("page: "))
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/ \(Ctrl-C", line)[1])
+        client = Client(port)
+        assert client.draw("look", {**TINY, "steps": "1000"})[0] == 200
+        states = (content for name, content in client.events() if name == "state")
+        assert next(s for s in states if s["ended"] or s["place"]["done"])["ended"] is None
+        run.send_signal(2)
+        out, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
     assert (run.returncode, out, err) == (0, "the page has ended.\n", "")
 
 
