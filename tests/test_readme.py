@@ -5,10 +5,12 @@ import importlib
 import re
 import shlex
 import sys
+import textwrap
 
 import pytest
 import torch
 
+import dnp
 from conftest import MINI, ROOT
 from dnp import guidance
 from dnp.app import command_line, options
@@ -71,13 +73,15 @@ def test_glossary_has_the_names_of_guidance():
 
 def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     (tmp_path / "weights").symlink_to(ROOT / "weights")
     monkeypatch.chdir(tmp_path)
     space = {}
     for block in blocks:
         exec(compile(block, "<README>", "exec"), space)
-    assert (tmp_path / "gentle.png").exists()
+    assert (tmp_path / "gentle.png").exists() and (tmp_path / "opposite.png").exists()
+    lines = dnp.__doc__.split("\n\n", 1)[1].split("\n\nThe mathematics")[0]
+    assert blocks[0].strip() == textwrap.dedent(lines).strip()
     out = capsys.readouterr().out
     assert "60 network evaluations" in out
     printed = dict(re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S))[""]
