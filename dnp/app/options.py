@@ -30,6 +30,7 @@ from dnp.methods.fields import (
     table,
 )
 from dnp.methods.method import Method, formula
+from dnp.sd.files.data_only import read_regular
 
 ABOUT = """Pictures from a prompt by diffusion-negative sampling and its neighbours.
 
@@ -261,11 +262,8 @@ def read_prompts(file: str) -> list[dict[str, str]]:
     Empty lines, and those that begin with #, are passed over. SettingsError, one sentence with the
     fix, for a file without prompts, for JSON, and for options inside a line.
     """
-    from dnp.sd.files.data_only import open_regular
-
     try:
-        with open_regular(file) as f:
-            lines = f.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+        lines = read_regular(file).decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except (OSError, ValueError) as e:
         raise SettingsError(
             f"{file}: cannot be read ({str(e)[:200]}); give --prompts a text file in UTF-8."

@@ -22,7 +22,7 @@ from dnp.evaluation import record_keys
 from dnp.evaluation import study_analysis as analysis
 from dnp.evaluation.records import RunError, writing
 from dnp.evaluation.study_design import name_of
-from dnp.sd.files.data_only import open_regular
+from dnp.sd.files.data_only import read_regular
 
 COLUMNS = (
     "study", "rater", "number", "of", "pair", "showing", "prompt", "seed", "left", "right",
@@ -88,11 +88,11 @@ def read_key(folder: Path) -> dict:
     """key.json of a study; RunError if it or a picture is not as the study was made."""
     path = folder / "key.json"
     try:
-        key = json.loads(_bytes(path))
+        key = json.loads(read_regular(path))
         whole = key["study"] == name_of(key)
         digests = key["pictures"].items()
         changed = [
-            n for n, d in digests if record_keys.digest(_bytes(folder / "pictures" / n)) != d
+            n for n, d in digests if record_keys.digest(read_regular(folder / "pictures" / n)) != d
         ]
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
         raise RunError(
@@ -105,11 +105,6 @@ def read_key(folder: Path) -> dict:
             "trusted; restore it."
         )
     return key
-
-
-def _bytes(path: Path) -> bytes:
-    with open_regular(path) as file:
-        return file.read()
 
 
 def read_file(path: Path, key: dict) -> list[Answer]:

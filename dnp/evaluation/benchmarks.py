@@ -21,6 +21,7 @@ from pathlib import Path
 
 from dnp.errors import SettingsError
 from dnp.evaluation.trio import Prompt, trio
+from dnp.sd.files.data_only import read_regular
 from dnp.sd.world import ANIMALS, COLOURS, OBJECTS, WORN, subjects
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -62,9 +63,7 @@ def read(path: str | Path) -> list[Prompt]:
     SettingsError if there are none, or the file is of another kind.
     """
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError("no regular file")  # a pipe could keep us waiting for ever
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
         if str(path).endswith(".json"):
             lists = json.loads(text)
             if not all(isinstance(texts, list) for texts in lists.values()):

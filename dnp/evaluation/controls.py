@@ -15,7 +15,7 @@ from pathlib import Path
 from dnp.errors import SettingsError, is_finite, reason
 from dnp.evaluation import contestants
 from dnp.methods.rule import read
-from dnp.sd.files.data_only import open_regular
+from dnp.sd.files.data_only import read_regular
 
 EQUAL = ("cfg-equal", "cfg-scheduled")
 BY = ("colours", "full")  # what is best: the first that a run has
@@ -110,9 +110,8 @@ def _pictures(folder: Path) -> list[dict]:
     """
     path, rows = Path(folder) / "pictures.csv", []
     try:
-        with open_regular(path) as file:
-            text = io.StringIO(file.read().decode("utf-8"), newline="")
-        for r in csv.DictReader(text, strict=True):
+        text = read_regular(path).decode("utf-8")
+        for r in csv.DictReader(io.StringIO(text, newline=""), strict=True):
             cells = {"s": r["s"], **{k: r.get(k) for k in BY}}
             row = {k: float(v) if v else None for k, v in cells.items()}
             if not all(v is None or is_finite(v) for v in row.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -33,8 +34,7 @@ def estimate(work: Run, world: int = 1) -> str:
         for s in work.grid.scales:
             settings, missing = work.settings(method, s), 0
             for prompt in work.grid.prompts:
-                contents = [work.content(method, settings, prompt.text, k) for k in work.grid.seeds]
-                new = [c for c in contents if work.kept(c) is None]
+                new = [c for c in work.contents((method, s, prompt)) if work.kept(c) is None]
                 missing += len(new)
                 for c in new if method.name in contestants.FROM_DNS else ():
                     images = _dns_images(work, c, settings)
@@ -99,15 +99,9 @@ class Silent:
         self.shape, self.tokens = z_t.shape, (c[0] if isinstance(c, tuple) else c).shape[1]
         return torch.zeros_like(z_t)
 
-    def attention(self, level: int) -> Silent:
+    def attention(self, level: int) -> nullcontext[Silent]:
         self.level = level
-        return self
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        return nullcontext(self)
 
     def mean(self) -> torch.Tensor:
         height, width = (-(-side // 2**self.level) for side in self.shape[-2:])

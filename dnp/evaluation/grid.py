@@ -33,6 +33,7 @@ from dnp.evaluation.records import Store, is_picture, picture, writing
 from dnp.methods.words import describe
 
 DNS = contestants.Contestant("dns", "dns")
+Unit = tuple[contestants.Contestant, float | None, Prompt]  # at a scale, with all seeds
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,10 @@ class Grid:
     size: tuple[int, int] | None = None  # (height, width) in pixels; None: as trained
     others: tuple[str, ...] = ()  # where random negatives come from
 
-    def units(self) -> list[tuple[contestants.Contestant, float | None, Prompt]]:
+    def units(self) -> list[Unit]:
         return [(a, s, p) for a in self.methods for s in self.scales for p in self.prompts]
 
-    def share(
-        self, rank: int, world: int
-    ) -> list[tuple[contestants.Contestant, float | None, Prompt]]:
+    def share(self, rank: int, world: int) -> list[Unit]:
         """The units of one process. Those of a prompt stay together, since they share DNS images,
         unless there are fewer prompts than processes."""
         few, n = len(self.prompts) < world, len(self.prompts)
@@ -104,12 +103,24 @@ class Run:
             "subjects": contestants.subjects_of(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
+            **self.circumstances(captioned),
+        }
+
+    def circumstances(self, captioned: bool = True) -> dict:
+        """What a picture depends on beside what was asked for."""
+        return {
             "code": record_keys.code_hash(),
             "weights": self.model.config.fingerprint,
             "captioner": self.instruments.captioner_file if captioned else None,
             "device": self.model.device.type,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
+
+    def contents(self, unit: Unit) -> list[dict]:
+        """`content` of each picture of a unit."""
+        method, s, prompt = unit
+        settings = self.settings(method, s)
+        return [self.content(method, settings, prompt.text, k) for k in self.grid.seeds]
 
     def kept(self, content: dict) -> dict | None:
         """The record of a picture; None if it is not there, or its picture is not as it was."""
@@ -221,19 +232,16 @@ class Run:
 
     # ------------------------------------------------------------------------------------- scoring
 
-    def _kept(self, unit: tuple) -> list[dict] | None:
-        method, s, prompt = unit
-        settings = self.settings(method, s)
-        contents = (self.content(method, settings, prompt.text, k) for k in self.grid.seeds)
-        records = [self.kept(content) for content in contents]
+    def _kept(self, unit: Unit) -> list[dict] | None:
+        records = [self.kept(content) for content in self.contents(unit)]
         return None if None in records else records
 
-    def of(self, unit: tuple, records: Sequence[dict] | None = None) -> str | None:
+    def of(self, unit: Unit, records: Sequence[dict] | None = None) -> str | None:
         """The key of the scores of a unit: that of its pictures; None where one is missing."""
         records = records or self._kept(unit)
         return records and record_keys.key([unit[2].text, [r["sha256"] for r in records]])
 
-    def unit(self, unit: tuple, rescore: bool = False, make: bool = True) -> dict | None:
+    def unit(self, unit: Unit, rescore: bool = False, make: bool = True) -> dict | None:
         """The row of one (method, scale, prompt) for the tables: a list with one entry for each
         seed under each name. None if a picture is missing, or, unless they may be made, scores."""
         method, s, prompt = unit

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dnp.errors import SettingsError
 from dnp.evaluation import contestants, measure, record_keys
-from dnp.evaluation.grid import Run
+from dnp.evaluation.grid import Run, Unit
 from dnp.evaluation.records import writing
 
 
@@ -21,7 +21,8 @@ def run(work: Run, rank: int, world: int, rescore: bool = False) -> None:
     valid."""
     units = work.grid.share(rank, world)
     with writing(work.folder):
-        missing = _missing(work, units)
+        contents = [content for unit in units for content in work.contents(unit)]
+        missing = [content for content in contents if work.kept(content) is None]
         if rescore and missing:
             raise SettingsError(
                 f"{len(missing)} pictures of this grid are not in {work.folder}, as this code and "
@@ -35,16 +36,7 @@ def run(work: Run, rank: int, world: int, rescore: bool = False) -> None:
             work.unit((method, s, prompt), rescore)
 
 
-def _missing(work: Run, units: Sequence[tuple]) -> list[dict]:
-    contents = [
-        work.content(method, work.settings(method, s), prompt.text, seed)
-        for method, s, prompt in units
-        for seed in work.grid.seeds
-    ]
-    return [content for content in contents if work.kept(content) is None]
-
-
-def _notes(work: Run, units: Sequence[tuple], missing: Sequence[dict]) -> list[str]:
+def _notes(work: Run, units: Sequence[Unit], missing: Sequence[dict]) -> list[str]:
     """What a reader must know before it is made: one line for each kind of change."""
     notes = []
     if work.lost:
@@ -71,7 +63,7 @@ def _notes(work: Run, units: Sequence[tuple], missing: Sequence[dict]) -> list[s
 
 def manifest(work: Run) -> dict:
     """What the tables are of, and the protocol of their numbers."""
-    grid, model = work.grid, work.model
+    grid = work.grid
     return {
         "prompts": [[p.text, p.category] for p in grid.prompts],
         "methods": {a.label: [work.settings(a, s) for s in grid.scales] for a in grid.methods},
@@ -81,11 +73,7 @@ def manifest(work: Run) -> dict:
         "seeds": list(grid.seeds),
         "steps": grid.steps,
         "size": grid.size,
-        "weights": model.config.fingerprint,
-        "code": record_keys.code_hash(),
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "captioner": work.instruments.captioner_file,
+        **work.circumstances(),
         "metrics": work.instruments.identity(),
         "protocol": measure.PROTOCOL,
     }

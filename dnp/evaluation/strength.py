@@ -30,7 +30,7 @@ from dnp.guidance import cfg
 from dnp.methods.method import Method
 from dnp.per_sample import dot
 from dnp.sampling import ddim_step
-from dnp.sd.files.data_only import open_regular
+from dnp.sd.files.data_only import read_regular
 
 CFG = contestants.Contestant("cfg", "cfg")
 WITHIN = 0.02  # how near two strengths are said to be equal
@@ -205,8 +205,7 @@ def _scales(fitted: dict) -> list[float]:
 def read(path: Path) -> dict:
     """A `strength.json`; SettingsError if it is none."""
     try:
-        with open_regular(path) as file:
-            strengths = json.loads(file.read())
+        strengths = json.loads(read_regular(path))
         whole = all(map(_is_whole, strengths["methods"].values()))
         whole = whole and {"weights", "steps", "size", "prompts", "seeds"} <= strengths.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +48,12 @@ def lies_in(folder: str | Path, name: str) -> Path | None:
     return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
+def read_regular(path: str | Path) -> bytes:
+    """All bytes of a regular file; OSError for anything else, at once."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def check_folder(folder: str | Path) -> None:
     """WeightsError if a folder for transformers is more than data; to be called before it opens it.
 
@@ -72,32 +77,27 @@ def check_folder(folder: str | Path) -> None:
                 f"{path}: adapters load their model from elsewhere; give a merged model's folder."
             )
         if path.suffix.lower() == ".json":
-            for key, value in _entries(_read(path)):
+            for key, value in _entries(path):
                 _refuse(path, key, value)
 
 
-def _read(path: Path) -> object:
+def _entries(path: Path) -> list[tuple[str, object]]:
+    """Every (key, value) of the objects in a JSON file, those of nested ones too."""
+    entries: list[tuple[str, object]] = []
+
+    def kept(pairs: list[tuple[str, object]]) -> dict:
+        entries.extend(pairs)
+        return dict(pairs)
+
     try:
-        with open_regular(path) as f:
-            return json.loads(f.read().decode("utf-8"))
+        json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=kept)
     except FileNotFoundError:  # a link to nothing
-        return None
+        return []
     except (OSError, ValueError, RecursionError) as e:
         raise WeightsError(
             f"{path}: cannot be read as JSON ({str(e)[:200]}); restore or remove it."
         ) from None
-
-
-def _entries(data: object) -> Iterator[tuple[str, object]]:
-    """Every (key, value) of nested dicts and lists."""
-    left = [data]
-    while left:
-        inside = left.pop()
-        if isinstance(inside, dict):
-            yield from inside.items()
-            left += [v for v in inside.values() if isinstance(v, dict | list)]
-        elif isinstance(inside, list):
-            left += [v for v in inside if isinstance(v, dict | list)]
+    return entries
 
 
 def _refuse(path: Path, key: str, value: object) -> None:
