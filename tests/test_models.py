@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -159,6 +160,17 @@ def test_what_is_missing_is_named_in_one_sentence():
         dnp.generate(dnp.model(eps, SCHEDULE, (2,)), 0, size=(8, 8), steps=2)
     with pytest.raises(SettingsError, match="reads a network's attention"):
         dnp.generate(dnp.model(eps, SCHEDULE, (2,)), 0, "ae", steps=2)
+
+
+def test_the_example_of_contributing_runs():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    space = {}
+    exec(compile(code, "<CONTRIBUTING.md>", "exec"), space)
+    result = space["result"]
+    assert result.nfe == 60 and result.latents[1].shape == (1, 2)
+    assert result.latents[1].isfinite().all() and result.settings["prompt"] == "a cat"
+    assert len(code.strip().splitlines()) <= 9  # with two imports and an empty line
 
 
 @pytest.mark.parametrize(
