@@ -73,8 +73,9 @@ class Client:
         assert answer.status == 200
         content = None
         try:
-            while line := answer.readline().decode().rstrip("\n") or "-":
+            while raw := answer.readline():
                 assert time.monotonic() < end, content
+                line = raw.decode().rstrip("\n")
                 if line.startswith("event: "):
                     name = line.removeprefix("event: ")
                 elif line.startswith("data: "):
