@@ -10,9 +10,9 @@ DNS excess    more often in DNS than in the empty prompt
 
 The toy has 6 things in 5 colours with an exact noise: a car is red in the share that is given, and
 every other thing and colour is as frequent as the next. The truth of the miniature is the law of
-its world's generator, by `weights/mini/training/unasked.py`, seen by the same eyes as the pictures: a
-label is true where the prompt's own scenes have it more often than all scenes by .10, and not true
-where they have it as often or more rarely; what lies between is not counted.
+its world's generator, by `weights/mini/training/unasked.py`, seen by the same eyes as the pictures:
+a label is true where the prompt's own scenes have it more often than all scenes by .10, and not
+true where they have it as often or more rarely; what lies between is not counted.
 """
 
 from __future__ import annotations
