@@ -1,0 +1,294 @@
+"""What a prompt brings along unasked: an audit of a model.
+
+    python -m dnp.evaluation.audit "a crown"
+    python -m dnp.evaluation.audit "a doctor" --weights FOLDER --words "man, woman" --clip FOLDER
+
+Sets of pictures from the same noises are compared, label by label:
+
+    what the prompt brings      the prompt at s = 1   against   the empty prompt
+    what guidance amplifies     CFG at s              against   the prompt at s = 1
+    its opposite                DNS                   against   the empty prompt (more often, only)
+
+The labels are fixed before the test, and the prompt's own words are not among them: things and
+colours by the recogniser and settings by CLIP where the weights have them, or --words, or a
+captioner's words. p is exact (McNemar, two-sided), corrected by Holm over the whole family in each
+comparison by itself. The first comparison is the verdict; the two others are exploratory.
+Out: the table, the verdict, a negative against what the prompt brings, a sheet, and a CSV. The
+pictures are kept by their settings, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dnp.app import png
+from dnp.app.settings import find_weights
+from dnp.app.sheet import contact_sheet
+from dnp.app.terminal import Parser, run
+from dnp.errors import SettingsError
+from dnp.evaluation.audit_pictures import Kept, empty_alone, prompt_alone, sampled
+from dnp.evaluation.differences import says
+from dnp.evaluation.labels import Labels, Seen, labels_for
+from dnp.evaluation.mcnemar import Comparison, compare, power
+from dnp.methods.method import SCALE
+
+MOST = 1000  # pictures of a set
+SHOWN = 8  # pictures of each set in the sheet
+WITH_NEGATIVE = 16  # pictures of CFG that are made again with the negative
+BRINGS, AMPLIFIES, OPPOSITE = "what the prompt brings", "what guidance amplifies", "its opposite"
+EMPTY, PROMPT, GUIDED, DNS, NEGATED = "empty", "prompt", "cfg", "dns", "negative"
+
+
+@dataclass
+class Audit:
+    """What `audit` found."""
+
+    prompt: object
+    scales: dict[str, float]  # of CFG, DNS, and the two-term form with the negative
+    what: str  # who sees the labels
+    family: tuple[str, ...]
+    comparisons: tuple[Comparison, Comparison, Comparison]
+    sets: dict[str, list]  # pictures by EMPTY, PROMPT, GUIDED, DNS and, if there is one, NEGATED
+    seen: dict[str, Seen]
+    habit: str | None  # what the prompt brings most
+    negative: str | None = None  # words against it
+    seed: int = 0  # of the first picture
+
+    @property
+    def verdict(self) -> str:
+        """In words, a line for each comparison."""
+        brings, amplifies, opposite = self.comparisons
+        rarer = f"; more rarely: {_names(brings.fewer)}" if brings.fewer else ""
+        lines = [
+            f"brings along: {_names(brings.more) or 'nothing that was found'}{rarer}",
+            f"guidance amplifies: {_names(amplifies.more) or 'nothing that was found'}",
+            f"its opposite has more often: {_names(opposite.more) or 'nothing that was found'}",
+        ]
+        return "\n".join(lines)
+
+    @property
+    def power(self) -> str:
+        """How much these pictures can find, in a sentence."""
+        n, tests = self.comparisons[0].pictures, len(self.family)
+        chance = {k: power(k, 0.09, 0.30, tests) for k in (n, 2 * n)}
+        said = " and ".join(f"{p:.2f} of the audits with {k}" for k, p in chance.items())
+        plain = power(n, 0.1, 0.6, tests)
+        return (
+            f"Power over {tests} labels: a share of .09 against .30 is found in {said} pictures, "
+            f"one of .10 against .60 in {plain:.2f} with {n}. What is not named may be there."
+        )
+
+    @property
+    def against(self) -> str:
+        """What the negative did to the habit, in a sentence; empty without one."""
+        if self.negative is None:
+            return ""
+        after = self.seen[NEGATED]
+        was, now = (sum(self.habit in x for x in seen) for seen in
+                    (self.seen[GUIDED][: len(after)], after))  # fmt: skip
+        return (
+            f'A negative against it: "{self.negative}", by the two-term form n + s (p - n) (np2) '
+            f"at s = {self.scales[NEGATED]:g}. {self.habit.capitalize()}: in {was} of {len(after)} "
+            f"pictures by CFG at s = {self.scales[GUIDED]:g}, in {now} with the negative."
+        )
+
+
+def _names(lines) -> str:
+    return ", ".join(x.label for x in lines)
+
+
+def evaluations(pictures: int, steps: int) -> int:
+    """The network evaluations of an audit, as `progress` is told of them."""
+    return steps * (6 * pictures + 2 * min(pictures, WITH_NEGATIVE))
+
+
+def audit(
+    model, prompt, pictures: int = 48, s: float | None = None,
+    progress: Callable[[int], None] | None = None, *, labels: Labels, steps: int = 20,
+    seed: int = 0, kept: Kept | None = None,
+) -> Audit:  # fmt: skip
+    """What `prompt` brings along in so many pictures, of the seeds seed, seed + 1, ...
+
+    `s` is CFG's scale; None is the weights' own, else 7.5. `labels` says what is looked for
+    (`labels_for`), `progress` is called with a number of evaluations, `evaluations` of them in all.
+    `model` may be a toy, whose pictures are its z_0. SettingsError for what is not possible.
+    """
+    recommended = getattr(getattr(model, "config", None), "scales", {})
+    s = recommended.get("cfg", SCALE) if s is None else s
+    scales = {GUIDED: s, DNS: recommended.get("dns", s), NEGATED: recommended.get("np2", s)}
+    chains = {
+        EMPTY: ("cfg", {"rule": empty_alone}, 1),
+        PROMPT: ("cfg", {"rule": prompt_alone}, 1),
+        GUIDED: ("cfg", {"s": scales[GUIDED]}, 2),
+        DNS: ("dns", {"s": scales[DNS]}, 2),
+    }
+    sets, seen = {}, {}
+
+    def make(name: str, method: str, own: dict, cost: int, count: int, negative=None) -> None:
+        given = {**own, "steps": steps, "seed": seed, "images": count}
+        of = ("" if hasattr(model, "encode") else None) if name == EMPTY else prompt
+        tell = (lambda n: progress(n * cost)) if progress else None
+        sets[name], seen[name] = [], []
+        for batch in sampled(model, of, method, negative, given, tell, kept):
+            sets[name] += batch
+            seen[name] += labels.see(batch)
+
+    for name, (method, own, cost) in chains.items():
+        make(name, method, own, cost, pictures)
+    family = labels.family(seen.values(), prompt)
+    if not family:
+        raise SettingsError("the prompt asks for every label itself; leave something open.")
+    comparisons = tuple(
+        compare(question, seen, first, second, family)
+        for question, first, second in (
+            (BRINGS, PROMPT, EMPTY), (AMPLIFIES, GUIDED, PROMPT), (OPPOSITE, DNS, EMPTY),
+        )
+    )  # fmt: skip
+    habit = next((x.label for x in comparisons[0].more), None)
+    negative, few = None, min(pictures, WITH_NEGATIVE)
+    if habit is not None:
+        negative = labels.negative(prompt, habit)
+        make(NEGATED, "np2", {"s": scales[NEGATED]}, 2, few, negative)
+    elif progress:
+        progress(2 * few * steps)
+    return Audit(
+        prompt, scales, labels.what, family, comparisons, sets, seen, habit, negative, seed
+    )
+
+
+# ----------------------------------------------------------------------------- telling
+
+
+def markdown(a: Audit) -> str:
+    """The family, a table of all labels that are seen anywhere, the verdict, and the negative."""
+    names = {EMPTY: "empty", PROMPT: "s = 1", GUIDED: f"CFG {a.scales[GUIDED]:g}",
+             DNS: f"DNS {a.scales[DNS]:g}"}  # fmt: skip
+    lines = [f'**What "{a.prompt}" brings along**, {a.comparisons[0].pictures} pictures of each, '
+             f"seeds from {a.seed}. Labels: {a.what}.", "",
+             f"The family ({len(a.family)}): {', '.join(a.family)}.", ""]  # fmt: skip
+    heads = ["label", *names.values(), *(f"p, {c.question}" for c in a.comparisons)]
+    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for i, label in enumerate(a.family):
+        counts = [sum(label in x for x in a.seen[name]) for name in names]
+        if any(counts):
+            of = [c.lines[i] for c in a.comparisons]
+            marked = [f"**{says(x.corrected)}**" if x.found else says(x.corrected) for x in of]
+            lines.append("| " + " | ".join([label, *map(str, counts), *marked]) + " |")
+    lines += ["", "Numbers are pictures that show a label; labels that none shows are left out. p "
+              "is McNemar's, exact and two-sided, with Holm's correction over the whole family in "
+              "each comparison by itself; bold: 0.05 or less.", ""]  # fmt: skip
+    lines += ["Verdict", "", *(f"- {line}" for line in a.verdict.split("\n")), ""]
+    lines += [text + "\n" for text in (a.against, a.power) if text]
+    return "\n".join(lines)
+
+
+def table_csv(a: Audit) -> str:
+    """A line for each label of each comparison."""
+    file = io.StringIO()
+    out = csv.writer(file, lineterminator="\n")
+    out.writerow(["comparison", "first", "second", "pictures", "label", "in_first", "in_second",
+                  "only_first", "only_second", "p", "p_holm"])  # fmt: skip
+    for c in a.comparisons:
+        for x in c.lines:
+            row = [c.question, c.first, c.second, c.pictures, x.label, x.first, x.second]
+            out.writerow([*row, x.only_first, x.only_second, f"{x.p:.6g}", f"{x.corrected:.6g}"])
+    return file.getvalue()
+
+
+def sheet(a: Audit):
+    """The first pictures of each set, one column for each noise, with what is seen below them."""
+    titles = {
+        EMPTY: "the empty prompt",
+        PROMPT: f"s = 1\nthe prompt alone; {a.verdict.splitlines()[0]}",
+        GUIDED: f"CFG\ns = {a.scales[GUIDED]:g}",
+        DNS: f"DNS\ns = {a.scales[DNS]:g}",
+        NEGATED: f"np2\nn = {a.negative}, s = {a.scales[NEGATED]:g}",
+    }
+    rows = [
+        (titles[name], pictures[:SHOWN], [", ".join(sorted(x)) for x in a.seen[name][:SHOWN]])
+        for name, pictures in a.sets.items()
+    ]
+    seeds = [f"seed {a.seed + i}" for i in range(min(SHOWN, len(a.sets[EMPTY])))]
+    return contact_sheet(rows, seeds, f'What "{a.prompt}" brings along')
+
+
+def parse(argv: Sequence[str] | None):
+    p = Parser(prog="python -m dnp.evaluation.audit", description=__doc__,
+               formatter_class=RawDescriptionHelpFormatter)  # fmt: skip
+    add = p.add_argument
+    add("prompt", metavar="PROMPT", help="the prompt that is audited")
+    add("--pictures", type=int, default=48, metavar="N", help="of each set; default 48")
+    add("--s", type=float, metavar="S", help="CFG's scale; default: the weights' own, else 7.5")
+    add("--steps", type=int, default=20, metavar="N", help="DDIM steps; default 20")
+    add("--seed", type=int, default=0, metavar="N", help="of the first picture; default 0")
+    add("--weights", default="weights/mini", metavar="PATH", help="a folder or a .safetensors file")
+    own = "a pipeline of diffusers, or a model, that a file of yours holds, or a function for one"
+    add("--model", metavar="FILE.py:NAME", help=own)
+    add("--words", metavar="WORDS", help='labels of your own, as "man, woman"; CLIP tells them')
+    add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
+    add("--captioner", metavar="FOLDER", help="where there are no other labels; default: their own")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    add("--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16, float16")
+    add("--out", type=Path, default=Path("outputs"), metavar="FOLDER", help="default outputs")
+    args = p.parse_args(argv)
+    if not args.prompt.strip():
+        raise SettingsError('the empty prompt brings nothing; give a prompt, such as "a crown".')
+    if not 2 <= args.pictures <= MOST:
+        raise SettingsError(f"--pictures {args.pictures} is not possible; choose 2 to {MOST}.")
+    return args
+
+
+def opened(args):
+    """The model of --model, or of --weights."""
+    import dnp
+    from dnp.methods import own
+    from dnp.sd import speed
+    from dnp.sd.device import choose_device, choose_dtype
+
+    if args.model is not None:
+        if not own.is_file(args.model):
+            raise SettingsError(f"--model {args.model} is not possible; give FILE.py:NAME.")
+        found = own.find(args.model, "model")
+        if callable(found) and not hasattr(found, "eps") and not hasattr(found, "components"):
+            found = found()
+        return found if hasattr(found, "eps") else dnp.from_diffusers(found)
+    device = choose_device(args.device)
+    model = dnp.load(find_weights(args.weights), device, choose_dtype(args.dtype, device))
+    model.check_finite()
+    speed.apply(model)
+    return model
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    png.check_folder(args.out)
+
+    from tqdm import tqdm
+
+    model = opened(args)
+    weights = None if args.model else find_weights(args.weights)
+    labels = labels_for(model, args.prompt, weights, args.words, args.clip, args.captioner)
+    print(f"labels: {labels.what}")
+    kept = Kept(args.out / "audit-pictures") if getattr(model, "config", None) else None
+    total = evaluations(args.pictures, args.steps)
+    with tqdm(total=total, unit="evaluation", leave=False) as bar:
+        found = audit(
+            model, args.prompt, args.pictures, args.s, bar.update, labels=labels,
+            steps=args.steps, seed=args.seed, kept=kept,
+        )  # fmt: skip
+    report, stem = markdown(found), f"{png.slug(args.prompt)}-audit"
+    print(report)
+    args.out.mkdir(parents=True, exist_ok=True)
+    png.write(args.out / f"{stem}.md", report.encode())
+    png.write(args.out / f"{stem}.csv", table_csv(found).encode())
+    png.write(args.out / f"{stem}.png", png.png(sheet(found)))
+    print(f"{args.out / stem}.png, .csv, .md")
+
+
+if __name__ == "__main__":
+    run(main, "interrupted; what is made is kept, and the same command goes on from there.")

@@ -1,0 +1,248 @@
+"""How far to trust an audit: four detectors, at equal evaluations, where the truth is known.
+
+    python -m dnp.evaluation.trust                                  # the exact toy alone
+    python -m dnp.evaluation.trust --truth weights/mini/training/unasked.json
+
+s = 1         more often in the prompt at s = 1 than in the empty prompt; the audit's verdict
+CFG           more often in CFG than in the prompt at s = 1
+DNS lacks     more rarely in DNS than in the empty prompt
+DNS excess    more often in DNS than in the empty prompt
+
+The toy has 6 things in 5 colours with an exact noise: a car is red in the share that is given, and
+every other thing and colour is as frequent as the next. The truth of the miniature is the law of
+its world's generator, by `weights/mini/training/unasked.py`, seen by the same eyes as the pictures:
+a label is true where the prompt's own scenes have it more often than all scenes by .10, and not
+true where they have it as often or more rarely; what lies between is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dnp.app.terminal import Parser, run
+from dnp.errors import SettingsError
+from dnp.evaluation.audit import DNS, EMPTY, GUIDED, PROMPT, Audit, audit
+from dnp.evaluation.labels import Seen
+from dnp.evaluation.mcnemar import compare
+from dnp.sd.files.data_only import open_regular
+from dnp.toy import Mixture
+
+HABIT = 0.10  # a true label's share is greater by so much
+DETECTORS = {  # name: (sets, more or fewer, evaluations of a pair and step)
+    "s = 1": (PROMPT, EMPTY, "more", 2),
+    "CFG": (GUIDED, PROMPT, "more", 3),
+    "DNS lacks": (DNS, EMPTY, "fewer", 3),
+    "DNS excess": (DNS, EMPTY, "more", 3),
+}
+COLOURS = "red orange yellow green blue".split()
+BIASES = {"no habit": 0.2, "weak": 0.4, "strong": 0.6}  # the share of red cars
+
+
+def named(seen: dict[str, Seen], family: Sequence[str], pictures: int) -> dict[str, set[str]]:
+    """The labels that each detector names, all with the evaluations of so many pictures of s = 1
+    and of the empty prompt."""
+    out = {}
+    for name, (first, second, way, cost) in DETECTORS.items():
+        count = pictures * 2 // cost
+        few = {k: seen[k][:count] for k in (first, second)}
+        out[name] = {x.label for x in getattr(compare(name, few, first, second, family), way)}
+    return out
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of several audits, by one detector: labels named that are true, of how many, and labels named
+    that are not true; `clean` counts the audits without any of the latter."""
+
+    right: int
+    true: int
+    wrong: int
+    clean: int
+    audits: int
+
+
+def scores(cases: Iterable[tuple[dict[str, set[str]], set[str], set[str]]]) -> dict[str, Score]:
+    """By detector, of (labels named by each, labels that are true, labels that are not)."""
+    cases = list(cases)
+    out = {}
+    for name in DETECTORS:
+        right = sum(len(of[name] & true) for of, true, _ in cases)
+        wrong = [len(of[name] & false) for of, _, false in cases]
+        total = sum(len(true) for _, true, _ in cases)
+        out[name] = Score(right, total, sum(wrong), wrong.count(0), len(cases))
+    return out
+
+
+def markdown(rows: dict[str, dict[str, Score]]) -> str:
+    """A row for each world, a column for each detector."""
+    lines = [f"| | {' | '.join(DETECTORS)} |", "|---" * (1 + len(DETECTORS)) + "|"]
+    for name, by in rows.items():
+        cells = [f"{x.right} of {x.true}, {x.wrong} wrong in {x.audits - x.clean} of {x.audits}"
+                 for x in by.values()]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+# --------------------------------------------------------------------------- the exact toy
+
+
+class Habits(Mixture):
+    """6 things in 5 colours: a thing's axis and a colour's axis each at 2, sd .35. Prompt 0 is "a
+    car", the first thing, red in the share `red`; prompt 1 is "a red car"."""
+
+    spacing = "trailing"  # so that chains start at the noisiest level
+
+    def __init__(self, red: float):
+        eye = torch.eye(11, dtype=torch.float64)
+        means = torch.stack([2 * (eye[i] + eye[6 + j]) for i in range(6) for j in range(5)])
+        cars = [red, *[(1 - red) / 4] * 4]
+        weights = [w / 6 for w in cars] + [1 / 30] * 25
+        super().__init__(weights, means, 0.35**2 * eye.expand(30, 11, 11), [range(5), [0]])
+
+
+class OfHabits:
+    """The colour of the nearest mode."""
+
+    what = "the colour of the nearest mode"
+
+    def family(self, seen: Iterable[Seen], prompt: int) -> tuple[str, ...]:
+        return tuple(COLOURS)
+
+    def see(self, z_0: Sequence[Tensor]) -> Seen:
+        return [frozenset([COLOURS[j]]) for j in torch.stack(list(z_0))[:, 6:].argmax(1).tolist()]
+
+    def negative(self, prompt: int, label: str) -> int:
+        return 1
+
+
+def of_toy(pictures: int, audits: int, s: float = 3.0) -> dict[str, dict[str, Score]]:
+    """The scores on the toy, at each bias, over so many audits of so many pictures."""
+    rows = {}
+    for name, red in BIASES.items():
+        found = audit(Habits(red), 0, pictures * audits, s, labels=OfHabits(), steps=20)
+        true = {"red"} if red > 0.2 else set()
+        cases = []
+        for i in range(audits):
+            part = slice(i * pictures, (i + 1) * pictures)
+            seen = {k: v[part] for k, v in found.seen.items()}
+            cases.append((named(seen, COLOURS, pictures), true, set(COLOURS) - true))
+        rows[f"toy, {name}: {red:.0%} of the cars are red"] = scores(cases)
+    return rows
+
+
+# --------------------------------------------------------------------------- the miniature
+
+
+def read_truth(path: Path) -> dict[str, dict[str, list[float]]]:
+    """{prompt: {label: [share in its own scenes, share in all]}}; SettingsError if it is not."""
+    try:
+        with open_regular(path) as f:
+            table = json.load(f)
+        for labels in table.values():
+            for own, every in labels.values():
+                float(own), float(every)
+        return table
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise SettingsError(
+            f"{path}: cannot be read ({str(e)[:120]}); make it with "
+            "weights/mini/training/unasked.py."
+        ) from None
+
+
+def judged(found: Audit, shares: dict[str, list[float]], pictures: int) -> tuple:
+    """A case of `scores`: an audit against the shares of its labels in the world."""
+    of = {k: shares[k] for k in found.family}
+    true = {k for k, (own, every) in of.items() if own >= every + HABIT}
+    return (
+        named(found.seen, found.family, pictures),
+        true,
+        {k for k, (a, b) in of.items() if a <= b},
+    )
+
+
+def of_world(table: dict, pictures: int, make: Callable[[str], Audit]) -> dict[str, dict]:
+    """The scores of a table's prompts; one that names a colour and a setting leaves none open."""
+    cases = {p: judged(make(p), shares, pictures) for p, shares in table.items()}
+    for prompt, (of, true, false) in cases.items():
+        for name in DETECTORS:
+            sorts = {"true": true, "right": of[name] & true, "wrong": of[name] & false}
+            told = "; ".join(f"{k}: {', '.join(sorted(v)) or '-'}" for k, v in sorts.items())
+            print(f"{prompt}, {name}. {told}")
+    open_ = {p: case for p, case in cases.items() if len(p.split()) == 2}
+    closed = {p: case for p, case in cases.items() if p not in open_}
+    rows = {"miniature, objects": open_, "miniature, nothing left open": closed}
+    return {f"{k}: {len(v)} prompts": scores(v.values()) for k, v in rows.items() if v}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    p = Parser(
+        prog="python -m dnp.evaluation.trust", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = p.add_argument
+    add("--pictures", type=int, default=48, metavar="N", help="of s = 1; default 48")
+    add("--audits", type=int, default=40, metavar="N", help="of the toy, at each bias; default 40")
+    add("--truth", type=Path, metavar="FILE.json", help="the miniature too, on these prompts")
+    add("--prompts", nargs="+", metavar="PROMPT", help="only these of them")
+    add("--steps", type=int, default=20, metavar="N", help="of the miniature; default 20")
+    add("--out", type=Path, default=Path("outputs"), metavar="FOLDER", help="default outputs")
+    args = p.parse_args(argv)
+    for name, low in (("pictures", 3), ("audits", 1), ("steps", 1)):
+        if not low <= getattr(args, name) <= 1000:
+            raise SettingsError(f"--{name} {getattr(args, name)} is not possible; choose {low} to "
+                                "1000.")  # fmt: skip
+    rows = {}
+    if args.truth is not None:
+        table = _chosen(read_truth(args.truth), args.prompts)
+        rows |= of_world(table, args.pictures, _maker(args))
+    rows = of_toy(args.pictures, args.audits) | rows
+    print(
+        f"\n{args.pictures} pictures of s = 1 and of the empty prompt, and as many evaluations of "
+        f"each detector: true labels that are named, and wrong ones.\n\n{markdown(rows)}"
+    )
+
+
+def _chosen(table: dict, prompts: Sequence[str] | None) -> dict:
+    for prompt in prompts or ():
+        if prompt not in table:
+            raise SettingsError(f'"{prompt}" is not in the table; it has {", ".join(table)}.')
+    return {k: table[k] for k in prompts or table}
+
+
+def _maker(args) -> Callable[[str], Audit]:
+    """Prompt -> its audit on the miniature, whose pictures are kept."""
+    from tqdm import tqdm
+
+    import dnp
+    from dnp.app import png
+    from dnp.app.settings import find_weights
+    from dnp.evaluation.audit import evaluations
+    from dnp.evaluation.audit_pictures import Kept
+    from dnp.evaluation.labels import labels_for
+    from dnp.sd import speed
+
+    weights = find_weights("weights/mini")
+    png.check_folder(args.out)
+    model = dnp.load(weights)
+    speed.apply(model)
+    kept = Kept(args.out / "audit-pictures")
+
+    def make(prompt: str) -> Audit:
+        labels = labels_for(model, prompt, weights)
+        total = evaluations(args.pictures, args.steps)
+        with tqdm(total=total, unit="evaluation", desc=prompt, leave=False) as bar:
+            return audit(model, prompt, args.pictures, None, bar.update, labels=labels,
+                         steps=args.steps, kept=kept)  # fmt: skip
+
+    return make
+
+
+if __name__ == "__main__":
+    run(main, "interrupted; what is made is kept, and the same command goes on from there.")
