@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import random
 
 import numpy as np
 from PIL import Image
@@ -13,6 +12,7 @@ from dnp.evaluation import record_keys
 from dnp.evaluation.answers import COLUMNS
 from dnp.evaluation.records import Store
 from dnp.evaluation.study_design import design
+from dnp.evaluation.study_order import sequence
 from dnp.evaluation.study_page import make
 
 THINGS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
@@ -65,21 +65,12 @@ def make_study(folder, **other):
 
 def rows_of(key, rater, choose):
     """The rows of a whole file; `choose(pair, question, left, right)` returns an answer."""
-    rng = random.Random(rater)
-    trials, swapped = [], {}
-    for block in key["plan"]["blocks"]:
-        k = rng.randrange(2)
-        for i, p in enumerate(block):
-            swapped[p["pair"]] = sides = p["pictures"][:: -1 if i == k else 1]
-            trials.append((p, 1, sides))
-    rng.shuffle(trials)
-    again = [t for t in trials if t[0]["pair"] in key["plan"]["repeats"]]
-    trials += [(p, 2, sides[::-1]) for p, _, sides in again]
     rows = []
-    for p, showing, (left, right) in trials:
+    for name, showing, left, right in sequence(key, rater):
+        pair = key["pairs"][name]
         for q in key["plan"]["questions"]:
-            told = choose(key["pairs"][p["pair"]], q["id"], left, right)
-            rows.append([p["pair"], showing, p["text"], p["seed"], left, right, q["id"], told])
+            told = choose(pair, q["id"], left, right)
+            rows.append([name, showing, pair["prompt"], pair["seed"], left, right, q["id"], told])
     time = "2026-01-01T00:00:00.000Z"
     head = (key["study"], rater)
     return [[*head, i, len(rows), *row, 900 + i, time] for i, row in enumerate(rows, 1)]

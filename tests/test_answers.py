@@ -209,3 +209,17 @@ def test_a_file_that_was_changed_anywhere_is_read_as_it_was_or_refused_in_a_sent
             assert "\n" not in str(e)
             assert str(e).endswith(".")
     assert 300 < refused < 400
+
+
+def test_a_copy_under_another_name_and_moved_lines_are_refused(tmp_path):
+    folder, key = make_study(tmp_path)
+    good = write(tmp_path, "good.csv", rows_of(key, "r000000000001", by_key()))
+    text = good.read_text()
+    copy, moved = tmp_path / "copy.csv", tmp_path / "moved.csv"
+    copy.write_text(text.replace("r000000000001", "r000000000002"), newline="")
+    rows, n = rows_of(key, "r000000000003", by_key()), len(key["plan"]["questions"])
+    head, rest = rows[:n], rows[n:]
+    numbered = [[*row[:2], i, *row[3:]] for i, row in enumerate(rest + head, 1)]
+    write(tmp_path, "moved.csv", numbered)
+    _, refused = answers.read(folder, [good, copy, moved], tmp_path / "out")
+    assert len(refused) == 2 and all("not in the order that the page draws" in x for x in refused)

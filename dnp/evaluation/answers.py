@@ -22,6 +22,7 @@ from dnp.evaluation import record_keys
 from dnp.evaluation import study_analysis as analysis
 from dnp.evaluation.records import RunError, writing
 from dnp.evaluation.study_design import name_of
+from dnp.evaluation.study_order import sequence
 from dnp.sd.files.data_only import read_regular
 
 COLUMNS = (
@@ -201,3 +202,10 @@ def _check_whole(path: Path, own: Sequence[Answer], key: dict) -> None:
     sides += [lefts[pair, 1] != lefts[pair, 2] for pair in plan["repeats"]]
     if not all(sides):
         raise Refused(f"{path} is damaged: a picture changes its side; {AGAIN}.")
+    shown = [(x.pair, x.showing, x.left, x.right, x.question) for x in own]
+    drawn = sequence(key, own[0].rater)
+    if shown != [(*trial, q["id"]) for trial in drawn for q in plan["questions"]]:
+        raise Refused(
+            f"{path} is not in the order that the page draws for {own[0].rater}: its lines were "
+            f"moved, or another name was put in; {AGAIN}."
+        )
