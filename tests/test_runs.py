@@ -142,7 +142,7 @@ def test_dtype_size_and_seeds_are_those_that_are_asked_for(tmp_path, model):
         (["--recogniser", "nowhere"], "no recogniser"),
         (["--clip", "nowhere"], "no CLIP model"),
         (["--method", "semantic"], "nobody has written"),
-        (["--what"], "unrecognized arguments: --what; did you mean"),
+        (["--methd"], "unrecognized arguments: --methd; did you mean --method?"),
         (["--seed-from", "-1"], "choose 0 to"),
         (["--seed-from", str(2**32 - 1)], "choose 0 to"),
         (["--size", "61", "64"], "multiples of"),

@@ -15,6 +15,7 @@ from conftest import MINI, ROOT
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, contestants, runner
 from dnp.evaluation.grid import Grid
+from dnp.evaluation.records import sweep
 from runs import GRID, evaluate, of, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
@@ -133,3 +134,15 @@ def test_nothing_heavy_is_imported_before_ctrl_c_is_met():
         [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.strip() == "False"
+
+
+def test_temporary_files_that_nobody_writes_any_more_are_swept(tmp_path):
+    (tmp_path / "images").mkdir()
+    old, new = (tmp_path / "images" / f".{name}.png.x.partial" for name in ("old", "new"))
+    kept = tmp_path / "images" / "a.png"
+    for path in (old, new, kept):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    os.utime(kept, (0, 0))
+    sweep(tmp_path)
+    assert not old.exists() and new.exists() and kept.exists()

@@ -29,7 +29,7 @@ from dnp.errors import NonFiniteError
 from dnp.evaluation import contestants, measure, record_keys
 from dnp.evaluation.benchmarks import Prompt
 from dnp.evaluation.measure import Instruments
-from dnp.evaluation.records import Store, is_picture, picture, writing
+from dnp.evaluation.records import Store, is_picture, picture, sweep, writing
 from dnp.methods.words import describe
 
 DNS = contestants.Contestant("dns", "dns")
@@ -73,6 +73,7 @@ class Run:
         self.lost = 0
         with writing(folder):
             (folder / "images").mkdir(parents=True, exist_ok=True)
+            sweep(folder)
             self.records, self.captions, self.scores = (
                 Store(folder / name) for name in ("records", "captions", "scores")
             )

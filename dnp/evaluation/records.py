@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
@@ -37,6 +38,15 @@ def writing(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be read or written ({e.strerror or e}); make room or give --out "
             "another folder, and type the same command to go on."
         ) from None
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left: temporary files that nobody wrote to for an hour, since
+    another process may be at work in the same folder."""
+    for path in folder.glob("*/.*.partial"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 class Store:
