@@ -20,7 +20,7 @@ def serving(model, base=(), token=None, host="127.0.0.1", port=0):
     from dnp.app.page import bound
     from dnp.app.page_server import application
 
-    _ = model.captioner  # once for all copies
+    getattr(model, "captioner", None)  # once for all copies
     listening = bound(host, port)
     desk, port = Desk(copy.copy(model), dict(base)), listening.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(

@@ -18,7 +18,10 @@ from dnp.app import command_line, desk, drawing, options
 from dnp.app import page as served_page
 from dnp.app.asks import interval
 from dnp.errors import NonFiniteError, WeightsError
+from dnp.generation import prepared
+from dnp.methods.models import load_own
 from page import TINY, Client, serving
+from test_models import FILE
 
 WORDS = {"negative": "a white balloon"}
 
@@ -37,8 +40,9 @@ def client(the_page):
 # ---------------------------------------------------------------------------- the same pictures
 
 
-def same_as_typed(cli, drawn, pictures):
-    """Each picture is to the byte what its line writes, and --from makes it again."""
+def same_as_typed(cli, drawn, pictures, *trusted):
+    """Each picture is to the byte what its line writes, and --from makes it again; `trusted` names
+    what no picture makes run."""
     for told, data in zip(drawn["pictures"], pictures, strict=True):
         prog, words = shlex.split(told["line"])[:3], shlex.split(told["line"])[3:]
         assert prog == ["python", "-m", "dnp"]
@@ -47,7 +51,7 @@ def same_as_typed(cli, drawn, pictures):
         (path,) = [p for p in new if p.name == told["name"]]
         assert path.read_bytes() == data
         kept = path.rename(path.with_name("kept.png"))
-        _, (again,), _, _ = cli("--from", kept)
+        _, (again,), _, _ = cli("--from", kept, *trusted)
         assert again.read_bytes() == data
         kept.unlink()
         again.unlink()
@@ -94,6 +98,24 @@ def test_what_is_typed_beside_the_page_is_in_every_line(cli, mini):
         assert maps["size"] == [4, 6]  # the latent of 8 x 12, halved
 
 
+def test_a_model_of_ones_own_is_drawn_with_too(cli, tmp_path):
+    """Without a captioner and without attention; its lines name it."""
+    (tmp_path / "mine.py").write_text(FILE)
+    trusted = ("--model", "mine.py:Colours")
+    with serving(load_own(trusted[1]), {"model": trusted[1]}) as (port, _):
+        client = Client(port)
+        assert json.loads(client.ask("GET", "/about")[2])["weights"] == "mine.py:Colours"
+        look, pictures = client.made("look", {"prompt": "a cat", "steps": "4"})
+        assert look["words"] is None and not look["maps"]
+        same_as_typed(cli, look, pictures, *trusted)
+        form = {**WORDS, "of": look["id"], "last": "2"}
+        picture, own = client.made("picture", form)
+        line = picture["pictures"][0]["line"]
+        _, (path,), _, _ = cli(*shlex.split(line)[3:])
+        assert [path.read_bytes()] == own
+        assert "--model mine.py:Colours" in line and "--negative-interval" in line
+
+
 @pytest.mark.parametrize(
     "typed",
     [
@@ -113,11 +135,11 @@ def test_a_line_is_read_as_what_it_was_made_of(typed):
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 def test_the_steps_in_which_words_act_are_those_of_the_sliders(mini, steps):
-    pairs = mini.schedule.pairs(steps, mini.config.spacing)
+    call, _ = prepared(mini, "a cat", None, None, None, None, {"steps": steps})
     for first in {1, 2, steps // 2, steps} & set(range(1, steps + 1)):
         for last in {first, (first + steps) // 2, steps}:
-            lo, hi = interval(mini, steps, first, last)
-            inside = [lo < float(mini.schedule.sigma_ve(t)) <= hi for t, _ in pairs]
+            lo, hi = interval(call, first, last)
+            inside = [lo < float(mini.schedule.sigma_ve(t)) <= hi for t, _ in call.pairs]
             assert inside == [first <= i <= last for i in range(1, steps + 1)]
 
 

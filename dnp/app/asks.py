@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 
 from dnp.errors import SettingsError, meant
+from dnp.generation import prepared
 from dnp.methods.fields import option
 from dnp.methods.rule import read
 from dnp.rules import RULES
@@ -53,10 +54,12 @@ def picture(form: Form, model, seen) -> list[dict]:
         raise SettingsError(f"rule {rule!r} is unknown; {meant(rule, RULES)}")
     if options := form.get("rule_options", "").split():
         settings["rule_options"] = dict(map(option, options))
-    steps = seen.runs[0].settings.get("steps", 50)
-    first, last = (whole(form, name, end) for name, end in (("first", 1), ("last", steps)))
-    if (first, last) != (1, steps):
-        settings["negative_interval"] = interval(model, steps, first, last)
+    args = seen.runs[0]
+    call, _ = prepared(model, args.prompt, args.method, None, None, None, args.settings)
+    ends = ("first", 1), ("last", call.steps)
+    first, last = (whole(form, name, end) for name, end in ends)
+    if (first, last) != (1, call.steps):
+        settings["negative_interval"] = interval(call, first, last)
     return [settings]
 
 
@@ -113,16 +116,15 @@ def whole(form: Form, name: str, default: int) -> int:
     return int(text) if text else default
 
 
-def interval(model, steps: int, first: int, last: int) -> tuple[float, float]:
+def interval(call, first: int, last: int) -> tuple[float, float]:
     """The span (lo, hi] of sigma in which the steps first to last of a chain lie, in few digits."""
-    if not 1 <= first <= last <= steps:
+    if not 1 <= first <= last <= call.steps:
         raise SettingsError(
-            f"the negative cannot act from step {first} to last = {last}; choose 1 to {steps}."
+            f"the negative cannot act from step {first} to last = {last}; choose 1 to {call.steps}."
         )
-    pairs = model.schedule.pairs(steps, model.config.spacing)
-    sigma = [float(model.schedule.sigma_ve(t)) for t, _ in pairs]
+    sigma = [float(call.model.schedule.sigma_ve(t)) for t, _ in call.pairs]
     hi = float("inf") if first == 1 else between(sigma[first - 1], sigma[first - 2])
-    return 0.0 if last == steps else between(sigma[last], sigma[last - 1]), hi
+    return 0.0 if last == call.steps else between(sigma[last], sigma[last - 1]), hi
 
 
 def between(low: float, high: float) -> float:

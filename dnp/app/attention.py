@@ -17,8 +17,10 @@ class WordMaps:
 
     def __init__(self, model, prompt: str | None):
         self.model, self.prompt, self.total, self.steps, self.maps = model, prompt, 0, 0, None
-        self.level = model.config.attend_excite.get("ae_level", PUBLISHED["ae_level"])
-        if prompt is not None and hasattr(model, "attention"):
+        recommended = getattr(model.config, "attend_excite", {})
+        self.level = recommended.get("ae_level", PUBLISHED["ae_level"])
+        reads = all(getattr(model, name, None) for name in ("attention", "token_ids"))
+        if prompt is not None and reads:
             with suppress(SettingsError):  # a level without attention
                 self.maps = model.attention(self.level)
 

@@ -113,7 +113,8 @@ class Desk:
 
     def about(self) -> dict:
         """What the page's fields start with, and may hold."""
-        config, weights = self.model.config, self.base.get("weights", "weights/mini")
+        config = self.model.config
+        weights = self.base.get("model") or self.base.get("weights", "weights/mini")
         scales = {m: config.scales.get(m, SCALE) for m in ("cfg", "dns", "dnp")}
         start = {k: str(self.base[k]) for k in ("prompt", "seed", "steps", "eta") if k in self.base}
         return {"weights": weights, "scales": scales, "start": start, "rules": rules()}
@@ -195,7 +196,9 @@ class Desk:
     def work(self) -> None:
         """Draws what is asked for, one after the other, until the desk is closed."""
         try:
-            _ = self.model.captioner  # opened while the first visitor writes their prompt
+            getattr(
+                self.model, "captioner", None
+            )  # opened while the first visitor writes their prompt
         except DnpError as e:
             print(f"note: {e.typed} The page goes on without a captioner.", file=sys.stderr)
             self.model.captioner = None
@@ -251,8 +254,9 @@ class Desk:
         def keep(picture, name: str, settings: dict) -> str:
             data = png.png(picture, settings)
             draw.pictures.append(Picture(role, f"{name}.png", command, picture.size, data))
-            if role == "dns" and self.model.captioner is not None:
-                (draw.words,) = describe(self.model.captioner, [picture])
+            captioner = getattr(self.model, "captioner", None)
+            if role == "dns" and captioner is not None:
+                (draw.words,) = describe(captioner, [picture])
             return name
 
         methods = drawing.methods_of(args)
