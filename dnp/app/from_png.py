@@ -104,7 +104,8 @@ def still_true(recorded: dict, typed: dict) -> dict:
         recorded.pop("rule_options", None)
         recorded.pop("rule_sha256", None)
     dns = now is not None and issubclass(now, AutoDNP)
-    changed = typed.keys() - KEEPS_WORDS - table(Once).keys()
+    changed = {k for k, v in typed.items() if k not in recorded or v != recorded[k]}
+    changed -= KEEPS_WORDS | table(Once).keys()
     if dns and (changed or not issubclass(was, AutoDNP)):  # any other n is not n*
         recorded.pop("negative", None)
     return recorded
