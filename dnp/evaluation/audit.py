@@ -19,15 +19,13 @@ pictures are kept by their settings, so the same command goes on where it was st
 
 from __future__ import annotations
 
-import csv
-import io
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dnp.app import png
-from dnp.app.settings import find_weights
+from dnp.app.drawing import opened
 from dnp.app.sheet import contact_sheet
 from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
@@ -35,7 +33,11 @@ from dnp.evaluation.audit_pictures import Kept, empty_alone, prompt_alone, sampl
 from dnp.evaluation.differences import says
 from dnp.evaluation.labels import Labels, Seen, labels_for
 from dnp.evaluation.mcnemar import Comparison, compare, power
+from dnp.evaluation.tables import csv_text
+from dnp.evaluation.tables import markdown as table
 from dnp.methods.method import SCALE
+from dnp.methods.own import UNKNOWN
+from dnp.sd import find_weights
 
 MOST = 1000  # pictures of a set
 SHOWN = 8  # pictures of each set in the sheet
@@ -142,7 +144,9 @@ def audit(
         make(name, method, own, cost, pictures)
     family = labels.family(seen.values(), prompt)
     if not family:
-        raise SettingsError("the prompt asks for every label itself; leave something open.")
+        raise SettingsError(
+            "no label is left to test; leave something open, or ask for more with `pictures=N`."
+        )
     comparisons = tuple(
         compare(question, seen, first, second, family)
         for question, first, second in (
@@ -172,16 +176,19 @@ def markdown(a: Audit) -> str:
              f"seeds from {a.seed}. Labels: {a.what}.", "",
              f"The family ({len(a.family)}): {', '.join(a.family)}.", ""]  # fmt: skip
     heads = ["label", *names.values(), *(f"p, {c.question}" for c in a.comparisons)]
-    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    body = []
     for i, label in enumerate(a.family):
         counts = [sum(label in x for x in a.seen[name]) for name in names]
         if any(counts):
             of = [c.lines[i] for c in a.comparisons]
             marked = [f"**{says(x.corrected)}**" if x.found else says(x.corrected) for x in of]
-            lines.append("| " + " | ".join([label, *map(str, counts), *marked]) + " |")
-    lines += ["", "Numbers are pictures that show a label; labels that none shows are left out. p "
-              "is McNemar's, exact and two-sided, with Holm's correction over the whole family in "
-              "each comparison by itself; bold: 0.05 or less.", ""]  # fmt: skip
+            body.append([label, *map(str, counts), *marked])
+    said = (
+        "Numbers are pictures that show a label; labels that none shows are left out. p is "
+        "McNemar's, exact and two-sided, with Holm's correction over the whole family in each "
+        "comparison by itself; bold: 0.05 or less."
+    )
+    lines += [*table(heads, body), said, ""]
     lines += ["Verdict", "", *(f"- {line}" for line in a.verdict.split("\n")), ""]
     lines += [text + "\n" for text in (a.against, a.power) if text]
     return "\n".join(lines)
@@ -189,15 +196,14 @@ def markdown(a: Audit) -> str:
 
 def table_csv(a: Audit) -> str:
     """A line for each label of each comparison."""
-    file = io.StringIO()
-    out = csv.writer(file, lineterminator="\n")
-    out.writerow(["comparison", "first", "second", "pictures", "label", "in_first", "in_second",
-                  "only_first", "only_second", "p", "p_holm"])  # fmt: skip
-    for c in a.comparisons:
-        for x in c.lines:
-            row = [c.question, c.first, c.second, c.pictures, x.label, x.first, x.second]
-            out.writerow([*row, x.only_first, x.only_second, f"{x.p:.6g}", f"{x.corrected:.6g}"])
-    return file.getvalue()
+    heads = ["comparison", "first", "second", "pictures", "label", "in_first", "in_second",
+             "only_first", "only_second", "p", "p_holm"]  # fmt: skip
+    body = [
+        [c.question, c.first, c.second, c.pictures, x.label, x.first, x.second, x.only_first,
+         x.only_second, f"{x.p:.6g}", f"{x.corrected:.6g}"]
+        for c in a.comparisons for x in c.lines
+    ]  # fmt: skip
+    return csv_text(heads, body)
 
 
 def sheet(a: Audit):
@@ -227,8 +233,8 @@ def parse(argv: Sequence[str] | None):
     add("--steps", type=int, default=20, metavar="N", help="DDIM steps; default 20")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture; default 0")
     add("--weights", default="weights/mini", metavar="PATH", help="a folder or a .safetensors file")
-    own = "a pipeline of diffusers, or a model, that a file of yours holds, or a function for one"
-    add("--model", metavar="FILE.py:NAME", help=own)
+    its = "a model of your own, or of a pipeline: NAME is a function of dnp.from_diffusers(pipe)"
+    add("--model", metavar="FILE.py:NAME", help=its)
     add("--words", metavar="WORDS", help='labels of your own, as "man, woman"; CLIP tells them')
     add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
     add("--captioner", metavar="FOLDER", help="where there are no other labels; default: their own")
@@ -236,32 +242,12 @@ def parse(argv: Sequence[str] | None):
     add("--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16, float16")
     add("--out", type=Path, default=Path("outputs"), metavar="FOLDER", help="default outputs")
     args = p.parse_args(argv)
+    args.prediction = None
     if not args.prompt.strip():
         raise SettingsError('the empty prompt brings nothing; give a prompt, such as "a crown".')
     if not 2 <= args.pictures <= MOST:
         raise SettingsError(f"--pictures {args.pictures} is not possible; choose 2 to {MOST}.")
     return args
-
-
-def opened(args):
-    """The model of --model, or of --weights."""
-    import dnp
-    from dnp.methods import own
-    from dnp.sd import speed
-    from dnp.sd.device import choose_device, choose_dtype
-
-    if args.model is not None:
-        if not own.is_file(args.model):
-            raise SettingsError(f"--model {args.model} is not possible; give FILE.py:NAME.")
-        found = own.find(args.model, "model")
-        if callable(found) and not hasattr(found, "eps") and not hasattr(found, "components"):
-            found = found()
-        return found if hasattr(found, "eps") else dnp.from_diffusers(found)
-    device = choose_device(args.device)
-    model = dnp.load(find_weights(args.weights), device, choose_dtype(args.dtype, device))
-    model.check_finite()
-    speed.apply(model)
-    return model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -274,7 +260,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = None if args.model else find_weights(args.weights)
     labels = labels_for(model, args.prompt, weights, args.words, args.clip, args.captioner)
     print(f"labels: {labels.what}")
-    kept = Kept(args.out / "audit-pictures") if getattr(model, "config", None) else None
+    known = model.config.fingerprint != UNKNOWN  # else other weights may have its pictures
+    kept = Kept(args.out / "audit-pictures") if known else None
     total = evaluations(args.pictures, args.steps)
     with tqdm(total=total, unit="evaluation", leave=False) as bar:
         found = audit(
@@ -291,4 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "interrupted; what is made is kept, and the same command goes on from there.")
+    run(
+        main,
+        "interrupted; pictures are kept, and the same command goes on (--model: if it has an identity).",
+    )

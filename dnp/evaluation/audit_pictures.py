@@ -83,7 +83,7 @@ def sampled(
             for t, z_0, _, _ in chain:  # noqa: B007
                 if t >= 0 and progress:
                     progress(len(rows))
-            pictures = model.decode(z_0) if hasattr(model, "decode") else list(z_0)
+            pictures = call.model.decode(z_0) if hasattr(model, "decode") else list(z_0)
         if kept:
             for one, picture in zip(settings, pictures):
                 kept.put(one, picture)

@@ -31,6 +31,7 @@ from dnp.errors import SettingsError
 from dnp.evaluation.audit import DNS, EMPTY, GUIDED, PROMPT, Audit, audit
 from dnp.evaluation.labels import Seen
 from dnp.evaluation.mcnemar import compare
+from dnp.evaluation.tables import markdown as table
 from dnp.sd.files.data_only import open_regular
 from dnp.toy import Mixture
 
@@ -82,12 +83,12 @@ def scores(cases: Iterable[tuple[dict[str, set[str]], set[str], set[str]]]) -> d
 
 def markdown(rows: dict[str, dict[str, Score]]) -> str:
     """A row for each world, a column for each detector."""
-    lines = [f"| | {' | '.join(DETECTORS)} |", "|---" * (1 + len(DETECTORS)) + "|"]
-    for name, by in rows.items():
-        cells = [f"{x.right} of {x.true}, {x.wrong} wrong in {x.audits - x.clean} of {x.audits}"
-                 for x in by.values()]  # fmt: skip
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    body = [
+        [name, *(f"{x.right} of {x.true}, {x.wrong} wrong in {x.audits - x.clean} of {x.audits}"
+                 for x in by.values())]
+        for name, by in rows.items()
+    ]  # fmt: skip
+    return "\n".join(table(["", *DETECTORS], body))
 
 
 # --------------------------------------------------------------------------- the exact toy
@@ -144,11 +145,11 @@ def read_truth(path: Path) -> dict[str, dict[str, list[float]]]:
     """{prompt: {label: [share in its own scenes, share in all]}}; SettingsError if it is not."""
     try:
         with open_regular(path) as f:
-            table = json.load(f)
-        for labels in table.values():
+            truth = json.load(f)
+        for labels in truth.values():
             for own, every in labels.values():
                 float(own), float(every)
-        return table
+        return truth
     except (OSError, ValueError, TypeError, AttributeError) as e:
         raise SettingsError(
             f"{path}: cannot be read ({str(e)[:120]}); make it with "
@@ -200,8 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                                 "1000.")  # fmt: skip
     rows = {}
     if args.truth is not None:
-        table = _chosen(read_truth(args.truth), args.prompts)
-        rows |= of_world(table, args.pictures, _maker(args))
+        truth = _chosen(read_truth(args.truth), args.prompts)
+        rows |= of_world(truth, args.pictures, _maker(args))
     rows = of_toy(args.pictures, args.audits) | rows
     print(
         f"\n{args.pictures} pictures of s = 1 and of the empty prompt, and as many evaluations of "
@@ -222,11 +223,10 @@ def _maker(args) -> Callable[[str], Audit]:
 
     import dnp
     from dnp.app import png
-    from dnp.app.settings import find_weights
     from dnp.evaluation.audit import evaluations
     from dnp.evaluation.audit_pictures import Kept
     from dnp.evaluation.labels import labels_for
-    from dnp.sd import speed
+    from dnp.sd import find_weights, speed
 
     weights = find_weights("weights/mini")
     png.check_folder(args.out)
