@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = None if args.model else find_weights(args.weights)
     labels = labels_for(model, args.prompt, weights, args.words, args.clip, args.captioner)
     print(f"labels: {labels.what}")
-    known = model.config.fingerprint != UNKNOWN  # else other weights may have its pictures
+    known = model.config.fingerprint != UNKNOWN  # else its pictures may be another model's
     kept = Kept(args.out / "audit-pictures") if known else None
     total = evaluations(args.pictures, args.steps)
     with tqdm(total=total, unit="evaluation", leave=False) as bar:
@@ -278,7 +278,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(
-        main,
-        "interrupted; pictures are kept, and the same command goes on (--model: if it has an identity).",
-    )
+    run(main, "interrupted; what is made is kept, and the same command goes on from there.")
