@@ -36,7 +36,8 @@ class NegativePrompt(Method):
 
     def complete(self, call) -> None:
         super().complete(call)
-        if call.negative and (weight := self.weight_of_n()) is not None and weight >= 0:
+        worded = isinstance(call.negative, str) and call.negative
+        if worded and (weight := self.weight_of_n()) is not None and weight >= 0:
             effect = "has no effect" if weight == 0 else "is drawn and not avoided"
             warnings.warn(
                 f"at this scale (s = {self.s:g}) the negative prompt {effect}; choose a larger s",
