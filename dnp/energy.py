@@ -219,7 +219,7 @@ def tilted_variance(v_phi: float | Tensor, v_p: float | Tensor, s: float | Tenso
     with weights, extrapolated for s outside 0 to 1.
 
     variance = 1 / ((1 - s) / v_phi + s / v_p)
-    `product_of_gaussians` in one dimension. Not positive: the law is no density.
+    `product_of_gaussians` in one dimension. Not positive: the law is not a density.
     """
     return 1 / ((1 - s) / v_phi + s / v_p)
 

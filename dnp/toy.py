@@ -22,7 +22,7 @@ from dnp.schedule import Schedule
 class Mixture:
     """A Gaussian mixture; prompt c keeps the components `prompts[c]`, phi keeps all.
 
-    `weights` (K,), `means` (K, D), `covariances` (K, D, D); ValueError if they are no mixture. A
+    `weights` (K,), `means` (K, D), `covariances` (K, D, D); ValueError if they are not a mixture. A
     conditional is a sub-mixture, with its weights renormalised, so p(c | z_t) is exact too. The
     condition (p, n) keeps p's components that are not n's: "p and not n".
     """
@@ -102,7 +102,7 @@ class Mixture:
         return self.prompts[c]
 
     def _require_law(self) -> None:
-        """ValueError for what is no mixture: counts, weights, covariances, prompts."""
+        """ValueError for what is not a mixture: counts, weights, covariances, prompts."""
         (K, D), shape = (*self.means.shape, 0, 0)[:2], tuple(self.covariances.shape)
         if self.means.ndim != 2 or len(self.log_w) != K or shape != (K, D, D):
             raise ValueError(
@@ -170,7 +170,7 @@ class Gaussian(Mixture):
 class PointMass(Gaussian):
     """One point per prompt and one for phi: eps = (z_t - sqrt(abar) mu) / sigma_t, linear in mu.
 
-    `phi` and each of `prompts` is a point (D,). There is no density at a level with abar = 1.
+    `phi` and each of `prompts` is a point (D,). There is not a density at a level with abar = 1.
     """
 
     def __init__(self, phi: Tensor, prompts: Sequence[Tensor], schedule: Schedule | None = None):

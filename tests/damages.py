@@ -130,7 +130,7 @@ class Exploit:
 
 
 def another_thing(r, path, marker):
-    """Something in the file's place that is no safetensors file."""
+    """Something in the file's place that is not a safetensors file."""
     kind = r.randrange(8)
     path.unlink()
     if kind == 0:

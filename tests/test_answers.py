@@ -75,11 +75,11 @@ def damaged(key, rows, kind):
     if kind == "semicolons of a spreadsheet":
         return text.replace(",", ";").encode(), "does not begin"
     if kind == "no text":
-        return bytes(range(256)) * 9, "no text in the form of CSV"
+        return bytes(range(256)) * 9, "not text in the form of CSV"
     if kind == "a picture":
-        return b"\x89PNG\r\n\x1a\n\0\0", "no text in the form of CSV"
+        return b"\x89PNG\r\n\x1a\n\0\0", "not text in the form of CSV"
     if kind == "an open quote":
-        return (text + '"').encode(), "no text in the form of CSV"
+        return (text + '"').encode(), "not text in the form of CSV"
     if kind == "of another study":
         return text.replace(key["study"], "s0123456789abcde").encode(), "is of study"
     if kind == "half of the answers":
@@ -168,10 +168,10 @@ def test_a_study_whose_picture_was_changed_or_that_is_none_is_refused(tmp_path):
     (folder / "pictures" / name).write_bytes(b"another")
     with pytest.raises(RunError, match=f"{name} was changed"):
         answers.read_key(folder)
-    with pytest.raises(RunError, match="no whole study"):
+    with pytest.raises(RunError, match="not a whole study"):
         answers.read_key(tmp_path)
     (folder / "key.json").write_text("[]")
-    with pytest.raises(RunError, match="no whole study"):
+    with pytest.raises(RunError, match="not a whole study"):
         answers.read_key(folder)
 
 

@@ -211,7 +211,7 @@ def test_a_study_can_be_made_in_the_folder_where_one_stands(tmp_path, monkeypatc
 )
 def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path, read):
     os.mkfifo(tmp_path / "pictures.csv")
-    with pytest.raises(DnpError, match=r"no regular file|no strengths") as told:
+    with pytest.raises(DnpError, match=r"not a regular file|no strengths") as told:
         read(tmp_path / "pictures.csv")
     one_sentence(told)
 
@@ -223,6 +223,6 @@ def test_a_pipe_in_a_study_does_not_hang(tmp_path, name):
     file = study / name if name == "key.json" else next((study / name).iterdir())
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(RunError, match="no regular file") as told:
+    with pytest.raises(RunError, match="not a regular file") as told:
         answers.read_key(study)
     one_sentence(told)

@@ -101,8 +101,8 @@ def test_a_png_without_our_chunk(cli, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 def test_a_pipe_does_not_hang_as_from_or_under_an_output_s_name(cli, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    refused(cli("--from", tmp_path / "pipe.png"), "not a readable PNG (it is no regular file)")
-    refused(cli("--from", "/dev/zero"), "not a readable PNG (it is no regular file)")
+    refused(cli("--from", tmp_path / "pipe.png"), "not a readable PNG (it is not a regular file)")
+    refused(cli("--from", "/dev/zero"), "not a readable PNG (it is not a regular file)")
     (tmp_path / "outputs").mkdir()
     os.mkfifo(tmp_path / "outputs" / "a-cat-cfg-0.png")
     code, (png,), _, _ = cli("a cat", "--steps", 1)

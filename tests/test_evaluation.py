@@ -55,7 +55,7 @@ def test_people_and_hands_are_70_prompts_and_no_miniature_draws_them(model):
     prompts = benchmarks.people_and_hands()
     assert Counter(p.category for p in prompts) == {"people": 45, "hands": 25}
     assert len({p.text for p in prompts}) == 70
-    with pytest.raises(SettingsError, match="no word of their world"):
+    with pytest.raises(SettingsError, match="not a word of their world"):
         benchmarks.require_drawable(prompts, model.config.words)
     benchmarks.require_drawable(benchmarks.attend_excite(), model.config.words)
     benchmarks.require_drawable(prompts, ())  # weights that say nothing may be asked anything
@@ -90,7 +90,7 @@ def test_files_that_hold_no_prompts_are_refused(tmp_path, name, text):
 
 def test_a_pipe_as_a_benchmark_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "prompts.txt")
-    with pytest.raises(SettingsError, match="no regular file"):
+    with pytest.raises(SettingsError, match="not a regular file"):
         benchmarks.read(tmp_path / "prompts.txt")
 
 

@@ -335,7 +335,7 @@ def test_missing_and_unexpected_tensors_are_counted_and_named(family, tmp_path):
 ATTN = "attentions.0.transformer_blocks.0.attn2"
 CELL = "down_blocks.0.resnets.0.conv1.weight"
 KINDS = [
-    ({"conditioner.embedders.1.model.x": (1,)}, "this is no whole SDXL"),
+    ({"conditioner.embedders.1.model.x": (1,)}, "this is not a whole SDXL"),
     ({"conditioner.embedders.0.model.ln_final.bias": (1280,)}, "the refiner of SDXL"),
     ({"conditioner.embedders.0.open_clip.model.ln_final.bias": (4,)}, "Stable Video Diffusion"),
     ({"model.diffusion_model.input_blocks.1.0.time_stack.x": (1,)}, "Stable Video Diffusion"),
@@ -343,7 +343,7 @@ KINDS = [
     ({CELL: (1,), f"down_blocks.0.{ATTN}.to_k.weight": (8, 2048)}, "give the folder above"),
     ({CELL: (1,), f"down_blocks.0.{ATTN}.to_k.weight": (8, 1280)}, "refiner of SDXL"),
     ({"add_embedding.linear_1.weight": (8, 8), CELL: (1,)}, "give the folder above"),
-    ({"model.diffusion_model.label_emb.0.0.weight": (8, 8)}, "this is no whole SDXL"),
+    ({"model.diffusion_model.label_emb.0.0.weight": (8, 8)}, "this is not a whole SDXL"),
     ({"lora_unet_down.lora_up.weight": (1,)}, "a LoRA, .* merge it into its model"),
     ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": ()}, "a LoRA, .* dnp.from_diffusers"),
     ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 8)}, "a LoRA, .* merge it"),
@@ -374,7 +374,7 @@ KINDS = [
     ({"transformer.resblocks.0.ln_1.bias": (8,)}, "text encoder alone"),
     ({"shared.weight": (8, 8), "encoder.block.0.layer.0.x": (8,)}, "T5 text encoder alone"),
     ({"model.diffusion_model.out.2.weight.quant_state.bitsandbytes__nf4": (4,)}, "quantised weigh"),
-    ({"nothing.known": (1,)}, "no whole Stable Diffusion"),
+    ({"nothing.known": (1,)}, "not a whole Stable Diffusion"),
 ]
 
 
@@ -504,8 +504,8 @@ def test_an_fp16_variant_loads(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda d: d["weight_map"].update(x="../x.safetensors"), "no safetensors file beside it"),
-        (lambda d: d["weight_map"].update(x="x.bin"), "no safetensors file beside it"),
+        (lambda d: d["weight_map"].update(x="../x.safetensors"), "not a safetensors file beside"),
+        (lambda d: d["weight_map"].update(x="x.bin"), "not a safetensors file beside"),
         (lambda d: d["weight_map"].update(x="gone.safetensors"), "names it; fetch it"),
         (lambda d: d.pop("weight_map"), "names no files"),
         (lambda d: d["weight_map"].update(x=3), "names no files"),

@@ -14,7 +14,7 @@ from dnp.errors import WeightsError
 from dnp.sd.captioner import load_captioner
 from dnp.sd.files import data_only
 
-CODE, ELSEWHERE, OUTSIDE = "which is never run", "from elsewhere", "no file in its folder"
+CODE, ELSEWHERE, OUTSIDE = "which is never run", "from elsewhere", "not a file in its folder"
 EVIL = """
 import os
 open(os.environ["MARKER"], "a").write("code of the folder ran")
@@ -237,7 +237,7 @@ def test_a_pipe_in_a_captioner_folder_does_not_hang(tmp_path, name):
     folder = shutil.copytree(MINI / "captioner", tmp_path / "copy")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(WeightsError, match=r"no regular file|no captioner is there"):
+    with pytest.raises(WeightsError, match=r"not a regular file|no captioner is there"):
         load_captioner(folder)
 
 

@@ -128,7 +128,7 @@ def test_dtype_size_and_seeds_are_those_that_are_asked_for(tmp_path, model):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--benchmark", "hh"], "no word of their world"),
+        (["--benchmark", "hh"], "not a word of their world"),
         (["--benchmark", "nothing.txt"], "no list of prompts"),
         (["--method", "dnq"], "did you mean"),
         (["--seeds", "0"], "choose 1 to 1000"),
@@ -137,7 +137,7 @@ def test_dtype_size_and_seeds_are_those_that_are_asked_for(tmp_path, model):
         (["--method", "cfg", "cfg"], "named twice"),
         (["--scale", "2", "2"], "named twice"),
         (["--scale", "2", "--method", "cfg:s=3"], "has a scale of its own"),
-        (["--baseline", "np"], "is no --method"),
+        (["--baseline", "np"], "is not a --method"),
         (["--device", "nowhere"], "cannot be used here"),
         (["--recogniser", "nowhere"], "no recogniser"),
         (["--clip", "nowhere"], "no CLIP model"),

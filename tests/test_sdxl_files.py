@@ -123,9 +123,9 @@ def loses(start):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (loses(FIRST), "no tensors of text_encoder; this is no whole SDXL"),
-        (loses(SECOND), "no tensors of text_encoder_2; this is no whole SDXL"),
-        (loses("conditioner."), "no tensors of text_encoder, text_encoder_2; this is no whole SD"),
+        (loses(FIRST), "no tensors of text_encoder; this is not a whole SDXL"),
+        (loses(SECOND), "no tensors of text_encoder_2; this is not a whole SDXL"),
+        (loses("conditioner."), "no tensors of text_encoder, text_encoder_2; this is not a whole"),
         (loses(UNET + "label_emb."), "six numbers are 1632 wide and the U-Net reads 0"),
         (loses(SECOND + "text_projection"), "'text_projection' is missing"),
         (loses(SECOND + "transformer.resblocks.3."), "16 missing"),

@@ -48,7 +48,7 @@ FAMILIES = {
 }
 REFUSED = {  # pipelines, and why they cannot do it
     "QwenImagePipeline": "scales what it guided to the norm of the prompt's part, so "
-    "that it is no phi + s (phi - p)",
+    "that it is not phi + s (phi - p)",
     "SanaPipeline": "writes an instruction before the prompt and not before the negative, so "
     "that its empty prompt is not empty",
     "LatentConsistencyModelPipeline": "has the guidance inside its distilled U-Net and takes "

@@ -65,7 +65,7 @@ class FromPipeline(StableDiffusion):
         )  # fmt: skip
 
     def refuse(self) -> None:
-        """WeightsError for a pipeline whose U-Net is no eps_theta(z_t, t, c) of text alone."""
+        """WeightsError for a pipeline whose U-Net is not an eps_theta(z_t, t, c) of text alone."""
         refuse_what_is_no_eps(self.pipe, self.pipe.unet)
         unet = self.pipe.unet.config
         if getattr(unet, "time_cond_proj_dim", None) is not None:

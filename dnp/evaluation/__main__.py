@@ -221,7 +221,7 @@ def _check(args: argparse.Namespace) -> tuple:
     if args.scale and fixed:
         raise SettingsError(f"{fixed[0]} has a scale of its own; leave it or --scale out.")
     if args.baseline is not None and args.baseline not in args.method:
-        raise SettingsError(f"the baseline {args.baseline!r} is no --method; add it there.")
+        raise SettingsError(f"the baseline {args.baseline!r} is not a --method; add it there.")
     said = ""
     if args.scales_from:
         best, said = controls.best_scales(args.scales_from)

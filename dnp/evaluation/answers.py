@@ -97,7 +97,7 @@ def read_key(folder: Path) -> dict:
         ]
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
         raise RunError(
-            f"{folder} is no whole study ({str(e)[:120]}); give a folder of make."
+            f"{folder} is not a whole study ({str(e)[:120]}); give a folder of make."
         ) from None
     if not whole or changed:
         what = changed[0] if whole else path.name
@@ -121,7 +121,7 @@ def read_file(path: Path, key: dict) -> list[Answer]:
     except OSError as e:
         raise Refused(f"{path} cannot be read ({e.strerror}); {AGAIN}.") from None
     except (UnicodeDecodeError, csv.Error):
-        raise Refused(f"{path} is damaged: it is no text in the form of CSV; {AGAIN}.") from None
+        raise Refused(f"{path} is damaged: it is not text in the form of CSV; {AGAIN}.") from None
     if not lines or tuple(lines[0]) != COLUMNS:
         raise Refused(
             f"{path} does not begin as this page's answers do; give the file as the page saved it, "

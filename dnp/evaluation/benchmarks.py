@@ -117,7 +117,7 @@ def require_drawable(prompts: Sequence[Prompt], words: Sequence[str]) -> None:
         unknown = [w for w in re.findall(r"[^\W_]+", prompt.text.lower()) if w not in words]
         if unknown:
             raise SettingsError(
-                f'these weights cannot draw "{prompt.text}": {unknown[0]!r} is no word of their '
+                f'these weights cannot draw "{prompt.text}": {unknown[0]!r} is not a word of their '
                 "world; choose benchmark ae, or weights that know more."
             )
 

@@ -75,7 +75,7 @@ def of_controls(rows: Sequence[Row], out: Cells) -> list[str]:
 
 
 def _same_words(row: Row, control: Row) -> str:
-    """How often another prompt's n* is the prompt's own: those pictures are no control."""
+    """How often another prompt's n* is the prompt's own: those pictures are not a control."""
     own, other = (by_picture(x.records, "negatives") for x in (row, control))
     same = sum(own[k] == other[k] for k in own.keys() & other.keys())
     return f"{control.name}: in {same} of {len(other)} pictures n* is the prompt's own."

@@ -30,7 +30,7 @@ def require_diffusers() -> None:
         ) from None
     import transformers
 
-    for library in (diffusers, transformers):  # what they tell is no part of the table
+    for library in (diffusers, transformers):  # what they tell is not part of the table
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
 

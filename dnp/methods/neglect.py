@@ -99,7 +99,7 @@ def without(prompt: str, subjects: Sequence[str]) -> list[str]:
         i = None if place is None else next(i for i, end in enumerate(ends) if place.end() <= end)
         if i is None or place.start() < ends[i] - len(parts[i][1]):
             raise SettingsError(
-                f'the subject "{subject}" is no part of the prompt between commas, "and" and '
+                f'the subject "{subject}" is not a part of the prompt between commas, "and" and '
                 '"with"; name words of one part, as in `subjects="cat, dog"`.'
             )
         found.append(place.end())

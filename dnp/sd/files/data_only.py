@@ -32,7 +32,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     fd = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         return os.fdopen(fd, "rb")
     except BaseException:
         os.close(fd)
@@ -60,7 +60,7 @@ def check_folder(folder: str | Path) -> None:
     Read are all JSON files of `folder` and of the folders in it. Refused are code, local or remote
     (auto_map and its kind), weights of an index or configs outside the folder, models that are
     loaded from elsewhere (adapters, backbones, audio tokenizers, attention kernels), quantised
-    weights, and files that are no regular ones. Links are followed: hub caches consist of them, and
+    weights, and special files. Links are followed: hub caches consist of them, and
     what they lead to is read as JSON or safetensors, as the file itself would be.
     """
     folder = Path(folder)
@@ -70,7 +70,7 @@ def check_folder(folder: str | Path) -> None:
     except OSError as e:
         raise WeightsError(f"{folder}: cannot be read ({e.strerror}); give another one.") from None
     if strange:
-        raise WeightsError(f"{strange[0]} is no regular file; remove it.")
+        raise WeightsError(f"{strange[0]} is not a regular file; remove it.")
     for path in files:
         if path.name.lower() == "adapter_config.json":
             raise WeightsError(
@@ -130,6 +130,6 @@ def _refuse(path: Path, key: str, value: object) -> None:
         for name in named if not isinstance(named, str) else [named]:
             if not isinstance(name, str) or re.search(r"[/\\:\0]", name) or name in ("", ".", ".."):
                 raise WeightsError(
-                    f"{path}: {key} names {name!r:.80}, which is no file in its folder; restore "
+                    f"{path}: {key} names {name!r:.80}, which is not a file in its folder; restore "
                     "the folder."
                 )

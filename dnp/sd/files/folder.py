@@ -49,7 +49,7 @@ def read(path: Path, predicts: str | None = None) -> Contents:
         parts = folder(path)
         return replace(parts, prediction_type=predicts or parts.prediction_type)
     if not path.is_file():
-        raise WeightsError(f"{path} is no regular file; give --weights a file or a folder.")
+        raise WeightsError(f"{path} is not a regular file; give --weights a file or a folder.")
     return single_file.read(path, predicts)
 
 

@@ -285,7 +285,7 @@ def clip_tokenizer(config: TextConfig):
 
 
 def with_padding_apart(tokenizer):
-    """The tokenizer, for which its padding token is no text that a prompt can have.
+    """The tokenizer, for which its padding token is not a text that a prompt can have.
 
     OpenCLIP pads with 0 and reads "!" as the word 256, "!</w>". transformers knows padding by its
     text, "!", and so reads every "!" of a prompt as 0, and diffusers with it: not followed here.

@@ -1,4 +1,4 @@
-"""What weights may be that are no Stable Diffusion 1.x, 2.x or XL, and what to do with them."""
+"""What weights may be that are not Stable Diffusion 1.x, 2.x or XL, and what to do with them."""
 
 from __future__ import annotations
 

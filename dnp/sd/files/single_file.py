@@ -103,7 +103,7 @@ def _parted(
         mend = "give --weights one, or a folder in the diffusers layout"
         family = "SDXL" if xl else "Stable Diffusion 1.x, 2.x or XL"
         hint = hint or (
-            f"this is no whole {family} in one file; {mend}" if gone
+            f"this is not a whole {family} in one file; {mend}" if gone
             else f"they belong to no part of {family}; {mend}"
         )  # fmt: skip
         raise WeightsError(f"{path}: {fault}{some}; {hint}.")

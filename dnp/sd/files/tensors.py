@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict:
     """The object in a JSON file; WeightsError if it is missing or not one."""
     try:
         if path.exists() and not path.is_file():  # a pipe or a device may never end
-            raise WeightsError(f"{path} is no regular file; restore it.")
+            raise WeightsError(f"{path} is not a regular file; restore it.")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(
@@ -92,7 +92,7 @@ def _shards(index: Path) -> list[Path]:
         named = examples([file.name])
         if file.parent != index.parent or file.suffix != ".safetensors" or len(file.name) > 200:
             raise WeightsError(
-                f"{index}: {named} is no safetensors file beside it; restore the folder."
+                f"{index}: {named} is not a safetensors file beside it; restore the folder."
             )
         if not file.is_file():
             raise WeightsError(f"{file}: no such file, but {index.name} names it; fetch it.")
@@ -208,7 +208,7 @@ def renamed(
 
 
 def without_harmless(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors of a folder's part that are no mere buffers."""
+    """The tensors of a folder's part that are not mere buffers."""
     return {k: x for k, x in tensors.items() if not _HARMLESS.search(k)}
 
 
