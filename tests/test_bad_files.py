@@ -106,7 +106,7 @@ def test_strengths_that_no_run_has_written_are_refused_and_run_nothing(tmp_path,
 
 def test_a_strength_of_a_method_without_a_scale_is_of_another_method(tmp_path):
     config = SimpleNamespace(fingerprint="w", scales={"answer": 3.0})
-    of_cpu = {"device": torch.device("cpu"), "dtype": torch.float32, "eps": None}
+    of_cpu = {"device": torch.device("cpu"), "dtype": torch.float32, "eps": print}
     model = SimpleNamespace(config=config, schedule=Schedule.stable_diffusion(), **of_cpu)
     changed = json.loads(json.dumps(STRENGTHS))
     changed["methods"]["answer"]["s"] = None
