@@ -101,12 +101,12 @@ def test_strengths_that_no_run_has_written_are_refused_and_run_nothing(tmp_path,
     one_sentence(told)
     assert not (tmp_path / "marker").exists()
     file.write_text(json.dumps(STRENGTHS))
-    assert controls.parse("cfg-equal:of=answer", strength.read(file)).options == (("s", 2.0),)
+    assert controls.parse("cfg-equal:of=answer", strength.read(file)).options == {"s": 2.0}
 
 
 def test_a_strength_of_a_method_without_a_scale_is_of_another_method(tmp_path):
     config = SimpleNamespace(fingerprint="w", scales={"answer": 3.0})
-    of_cpu = {"device": torch.device("cpu"), "dtype": torch.float32, "eps": None}
+    of_cpu = {"device": torch.device("cpu"), "dtype": torch.float32, "eps": print}
     model = SimpleNamespace(config=config, schedule=Schedule.stable_diffusion(), **of_cpu)
     changed = json.loads(json.dumps(STRENGTHS))
     changed["methods"]["answer"]["s"] = None
@@ -150,7 +150,7 @@ def test_a_damaged_manifest_is_told_with_the_mend(tmp_path, name):
 def test_a_method_of_a_rule_without_a_scale_can_be_asked_about(tmp_path):
     manifest = {"methods": {"cfg:rule=mine": [{"s": None, "steps": 2}]}}
     made = study_design.condition(manifest, "cfg:rule=mine")
-    assert (made.label, made.name, made.settings["s"]) == ("cfg:rule=mine", "cfg", None)
+    assert (made["label"], made["method"], made["settings"]["s"]) == ("cfg:rule=mine", "cfg", None)
     with pytest.raises(SettingsError, match="write cfg:rule=mine@none"):
         study_design.condition(manifest, "cfg:rule=mine@2")
 

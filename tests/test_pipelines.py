@@ -177,7 +177,7 @@ def test_the_refused_are_as_they_are_said_to_be():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (dict(guidance_scale=3.0), "guidance_scale is given by dnp.diffusers.pipelines"),
+        (dict(guidance_scale=3.0), "guidance_scale is given by dnp.pipelines"),
         (dict(negative_prompt="a dog"), "negative_prompt is given"),
         (dict(prompt_embeds=torch.zeros(1, 20, 24)), "prompt_embeds is given"),
         (dict(guidance_rescale=0.7), "rescales the guided noise; leave it out"),
