@@ -140,7 +140,10 @@ def test_a_picture_made_here_that_lost_our_chunk_is_still_read(cli, tmp_path):
         (["--s", 0], "at this scale (s = 0) the negative prompt is drawn and not avoided"),
         (["--s", 0.5], "is drawn and not avoided"),
         (["--s", 0, "--method", "np"], "has no effect"),
-        (["--s", 2, "--method", "np", "--negative-scale", 0], "has no effect"),
+        (
+            ["--s", 2, "--method", "np", "--negative-scale", 0],
+            "(h = 0) the negative prompt has no eff",
+        ),
         (["--s", 2], ""),
         (["--s", 0.5, "--method", "np"], ""),
     ],

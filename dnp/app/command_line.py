@@ -28,7 +28,7 @@ from dnp.methods import METHODS
 from dnp.methods.attend_excite import OfSubjects, subjects_of
 from dnp.methods.method import Method
 from dnp.methods.own import UNKNOWN
-from dnp.methods.words import AutoDNP
+from dnp.methods.words import AutoDNP, NegativePrompt
 from dnp.sd import OF_PIPELINE, find_weights
 
 
@@ -74,6 +74,7 @@ def run(asked: list[SimpleNamespace]) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # `draw` warns
                 _, guided = prepared(model, a.prompt, method, a.negative, None, None, settings)
+            tell_of_a_negative_without_effect(a, guided)
             if a is args and method is None and guided.name == "np2":
                 warnings.warn(
                     "a negative prompt without --method is used as elsewhere, n + s (p - n): np2; "
@@ -88,6 +89,19 @@ def run(asked: list[SimpleNamespace]) -> None:
         kinds = kinds_of(model, a, methods)
         with tqdm(total=steps_of_all(a, methods, kinds), unit="step", leave=False) as bar:
             draw(model, a, methods, kinds, bar, keep)
+
+
+def tell_of_a_negative_without_effect(args: SimpleNamespace, guided: Method) -> None:
+    """A note where a negative prompt changes nothing at its scale, or is drawn and not avoided."""
+    weight = guided.weight_of_n() if args.negative and isinstance(guided, NegativePrompt) else None
+    if weight is not None and weight >= 0:
+        effect = "has no effect" if weight == 0 else "is drawn and not avoided"
+        scale = "scale (s" if guided.negative_scale is None else "negative scale (h"
+        value = guided.s if guided.negative_scale is None else guided.negative_scale
+        warnings.warn(
+            f"at this {scale} = {value:g}) the negative prompt {effect}; choose a larger one",
+            stacklevel=2,
+        )
 
 
 def for_weights(args: SimpleNamespace, kind: type[Method], settings: dict) -> None:

@@ -34,16 +34,6 @@ class NegativePrompt(Method):
     name, own_rule, cost = "np", "negative_prompt", "3T"
     takes_words = has_negative = two_scale = True
 
-    def complete(self, call) -> None:
-        super().complete(call)
-        worded = isinstance(call.negative, str) and call.negative
-        if worded and (weight := self.weight_of_n()) is not None and weight >= 0:
-            effect = "has no effect" if weight == 0 else "is drawn and not avoided"
-            warnings.warn(
-                f"at this scale (s = {self.s:g}) the negative prompt {effect}; choose a larger s",
-                stacklevel=5,
-            )
-
     def weight_of_n(self) -> float | None:
         """The coefficient of eps_n, where the rule is one of the linear forms."""
         from dnp.guidance import coefficients
