@@ -1,6 +1,7 @@
 """`train_free_sample.py`, the algorithm to read: its pictures are those of `dnp.generate`."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from PIL import Image
 
 import dnp
 import train_free_sample
-from conftest import MINI, ROOT
+from conftest import MINI, ROOT, change_json
 from dnp import guidance
 
 PROMPT = "a cat and a red car"
@@ -55,8 +56,12 @@ def test_its_pictures_are_those_of_generate_to_the_byte(tmp_path):
     assert (tmp_path / "outputs" / "sheet.png").is_file()
 
 
-def test_its_latents_are_those_of_generate_on_v_prediction_and_trailing_levels(tiny):
-    model, how = dnp.load(tiny), dict(s=2.0, steps=3, seed=4)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_its_latents_are_those_of_generate_on_v_prediction(tiny, tmp_path, spacing):
+    folder = shutil.copytree(tiny, tmp_path / "tiny")
+    change_json(folder / "scheduler" / "scheduler_config.json", timestep_spacing=spacing)
+    model, how = dnp.load(folder), dict(s=2.0, steps=3, seed=4)
+    assert (model.config.prediction_type, model.config.spacing) == ("v_prediction", spacing)
     r = dnp.generate(model, PROMPT, "np", "a dog", **how)
     rule = lambda phi, p, n: guidance.negative_prompt(phi, p, n, 2.0)
     z_0 = train_free_sample.sample(model, ["", PROMPT, "a dog"], rule, r.latents[0], 3)
