@@ -1,7 +1,9 @@
 """Metrics with known values, and the recogniser that judges pictures."""
 
 import hashlib
+import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -222,3 +224,20 @@ def test_a_file_that_is_no_recogniser_is_refused(tmp_path):
     for path in (tmp_path / "none", MINI / "vae" / "diffusion_pytorch_model.safetensors"):
         with pytest.raises(WeightsError, match="no recogniser"):
             load_recogniser(path)
+
+
+def test_a_clip_folder_without_a_length_cuts_a_long_prompt_where_its_network_ends(clip, tmp_path):
+    folder = shutil.copytree(MINI / "clip", tmp_path / "clip")
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    told.pop("model_max_length")
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    long = " ".join(["a red cat"] * 60)
+    other = metrics.CLIPScorer(folder, metrics.ONE_TEMPLATE)
+    torch.testing.assert_close(other.texts([long, "a cat"]), clip.texts([long, "a cat"]))
+
+
+def test_a_hub_folder_of_clip_is_named(tmp_path):
+    inside = tmp_path / "models--x" / "snapshots" / "1"
+    shutil.copytree(MINI / "clip", inside)
+    with pytest.raises(WeightsError, match=f"is a folder of the hub's cache; give {inside}"):
+        metrics.CLIPScorer(tmp_path / "models--x", metrics.ONE_TEMPLATE)

@@ -20,7 +20,7 @@ from torch import Tensor
 from dnp.errors import WeightsError
 from dnp.evaluation.benchmarks import PROMPTS, subjects
 from dnp.sd.captioner import quiet_transformers, refuse_random
-from dnp.sd.files.data_only import DATA_ONLY, check_folder
+from dnp.sd.files.data_only import DATA_ONLY, check_folder, lies_in
 from dnp.sd.files.fingerprint import of_folder
 from dnp.sd.recogniser import Recogniser
 
@@ -41,6 +41,8 @@ class CLIPScorer:
     """
 
     def __init__(self, folder: str | Path, templates: Sequence[str], device: str = "cpu"):
+        if inside := lies_in(folder, "config.json"):
+            raise WeightsError(f"{folder} is a folder of the hub's cache; give {inside}.")
         if not (Path(folder) / "config.json").is_file():  # transformers would ask a hub for it
             raise WeightsError(f"{folder}: no CLIP model (no config.json); give its folder.")
         check_folder(folder)
@@ -75,7 +77,10 @@ class CLIPScorer:
         return torch.stack([self.known[t] for t in texts])
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        ids = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        length = self.model.config.text_config.max_position_embeddings  # a folder may have none
+        length = min(self.tokenizer.model_max_length, length)
+        how = dict(padding=True, truncation=True, max_length=length, return_tensors="pt")
+        ids = self.tokenizer(list(texts), **how)
         out = self.model.text_model(**ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(out), dim=1)
 
