@@ -66,6 +66,9 @@ def load_captioner(
     if getattr(model.config, "image_token_index", 0) is None:  # a BLIP-2 of before it had one
         # any token but the first of a text: the picture's embeddings take the place of its own
         model.config.image_token_index = model.get_input_embeddings().num_embeddings - 1
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions:  # a captioner that does not end its sentence would go past its last one
+        most_tokens = min(most_tokens, positions - 2)
 
     @torch.inference_mode()
     def captions(images: Sequence[Image.Image], most_tokens: int = most_tokens) -> list[str]:
