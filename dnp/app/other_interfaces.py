@@ -20,8 +20,8 @@ SYNTAX = {
     r"\w::-?[\d.]*": "weights such as cat::2",
     r"(?<!\S)--[a-z]+": "options such as --ar 16:9 inside a prompt",
 }
-READ = {"steps": int, "seed": int, "cfg scale": float}  # of the line of settings
-OURS = {"steps": "steps", "seed": "seed", "cfg scale": "s"}
+# Of the line of settings: its name, ours, and what it holds.
+READ = (("steps", "steps", int), ("seed", "seed", int), ("cfg scale", "s", float))
 
 
 def tell_what_is_not_read(text: str, words: tuple[str, ...]) -> None:
@@ -58,7 +58,7 @@ def read_parameters(text: str) -> dict[str, object] | None:
     if negative.strip():
         settings |= {"negative": " ".join(negative.split()), "method": "np2"}
     try:
-        settings |= {OURS[k]: READ[k](entries.pop(k)) for k in READ if k in entries}
+        settings |= {our: kind(entries.pop(k)) for k, our, kind in READ if k in entries}
         if "size" in entries:
             width, height = entries.pop("size").split("x")
             settings["size"] = [int(height), int(width)]

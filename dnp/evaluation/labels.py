@@ -21,19 +21,10 @@ from dnp.errors import SettingsError
 from dnp.evaluation.metrics import ONE_TEMPLATE, TEMPLATES, CLIPScorer
 from dnp.sd.captioner import load_captioner
 from dnp.sd.recogniser import Recogniser, load_recogniser, of_weights
-from dnp.sd.world import COLOURS, subjects
+from dnp.sd.world import COLOURS, SETTINGS, subjects
 
 SURE = 0.8  # the recogniser's probability that a thing is there
 LEAST = 6  # pictures whose captions hold a word, for it to be tested; 6 to 0 has a p of .03
-SETTINGS = {  # of the miniature's world: (words after a thing, words on their own)
-    "plain": ("on a plain background", "a plain background"),
-    "grass": ("in the grass", "grass"),
-    "beach": ("on the beach", "a beach"),
-    "snow": ("in the snow", "snow"),
-    "night": ("at night", "a night sky"),
-    "room": ("in a room", "a room"),
-    "road": ("on the road", "a road"),
-}
 PASSED_OVER = set("a an and are at by for from has in is it its of on or that the there this to "
                   "with".split())  # fmt: skip
 Seen = list[frozenset[str]]  # the labels of each picture

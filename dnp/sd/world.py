@@ -8,6 +8,15 @@ ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse
 OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
 COLOURS = "red orange yellow green blue purple pink brown gray black white".split()
 WORN = ("glasses", "crown", "bow")  # an animal is "with" them, and they have no colour then
+SETTINGS = {  # setting: (words after a thing, words on their own)
+    "plain": ("on a plain background", "a plain background"),
+    "grass": ("in the grass", "grass"),
+    "beach": ("on the beach", "a beach"),
+    "snow": ("in the snow", "snow"),
+    "night": ("at night", "a night sky"),
+    "room": ("in a room", "a room"),
+    "road": ("on the road", "a road"),
+}
 
 
 def subjects(text: str) -> list[tuple[str | None, str]]:

@@ -24,21 +24,11 @@ from backdrops import GROUNDS, SETTING_CONTRAST, backdrop
 
 # Never in the training split, so that composition can be measured and not only recall.
 from dnp.evaluation.trio import HELD_OUT_COLOURS, held_out
+from dnp.sd.world import ANIMALS, OBJECTS, SETTINGS
 
-ANIMALS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
-OBJECTS = "backpack glasses crown suitcase chair balloon bow car bowl bench clock apple".split()
 THINGS = ANIMALS + OBJECTS
 COLOUR_NAMES = list(COLOURS)
 STYLES = {"fluent-3d": "shaded", "fluent-flat": "flat", "noto": "classic"}
-SETTINGS = {  # setting: (words after a thing, words on their own)
-    "plain": ("on a plain background", "a plain background"),
-    "grass": ("in the grass", "grass"),
-    "beach": ("on the beach", "a beach"),
-    "snow": ("in the snow", "snow"),
-    "night": ("at night", "a night sky"),
-    "room": ("in a room", "a room"),
-    "road": ("on the road", "a road"),
-}
 
 # The mix.
 P_SINGLE, P_PAIR, P_TRIO = 0.34, 0.48, 0.16  # the rest has no thing at all
