@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dnp
-from conftest import MINI
+from conftest import MINI, ROOT
 from dnp import toy
 
 
@@ -78,3 +78,15 @@ def test_between_the_rows_of_a_trajectory_the_callers_settings_hold():
             assert torch.get_default_dtype() == torch.float64
             break
         assert torch.get_default_dtype() == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:with steps")
+def test_a_model_does_not_depend_on_where_the_process_stands_later(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    here, there = dnp.load("weights/mini"), dnp.load("weights/mini")
+    given = dict(method="auto-dnp", s=3, steps=2)
+    made = dnp.generate(here, "a cat", **given)
+    monkeypatch.chdir(tmp_path)
+    later = dnp.generate(there, "a cat", **given)
+    assert (later.settings, later.negatives) == (made.settings, made.negatives)
+    assert torch.equal(later.latents[1], made.latents[1])

@@ -36,8 +36,7 @@ def load(
     `prediction_type` (epsilon or v_prediction) overrides what the weights say. WeightsError says
     what is wrong with them: names and shapes now, the tokenizer when it is first used, numbers by
     `check_finite()`. Do not write to the files while a model lives. The process and torch's
-    switches stay as they were; what makes a CPU faster
-    is `dnp.sd.speed.apply(model)`.
+    switches stay as they were; what makes a CPU faster is `dnp.sd.speed.apply(model)`.
     """
     path, device = find_weights(path), choose_device(str(device or "cpu"))
     dtype = dtype or torch.float32
@@ -48,6 +47,7 @@ def load(
             f"prediction {prediction_type!r} is unknown; choose epsilon or v_prediction."
         )
     require_weights(path)
+    path = path.absolute()  # its tokenizer, captioner and digests are read later, wherever that is
     parts = folder.read(path, prediction_type)
     files = Fingerprint(parts.files, parts.settings())
     text, unet, vae = parts.text, parts.unet, parts.vae
