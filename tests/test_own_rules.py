@@ -1,6 +1,8 @@
 """A rule of one's own: what its file imports, and what it may not do to a chain or remember."""
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -115,3 +117,20 @@ def test_observe_without_reset_is_refused_and_reset_alone_is_called(remembering)
     only.reset = lambda z_T: told.append(z_T)
     rows = walk(only)
     assert len(told) == 1 and torch.equal(told[0], rows[0][1])
+
+
+def test_files_are_parsed_by_one_thread_at_a_time(monkeypatch):
+    """CPython 3.11 raises SystemError otherwise, now and then: visitors of the page draw at once."""
+    inside, most, parse = [], [], own.ast.parse
+
+    def watched(source):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return parse(source)
+
+    monkeypatch.setattr(own.ast, "parse", watched)
+    with ThreadPoolExecutor(4) as pool:
+        names = set(pool.map(own.identity, [dnp.rules.ccfg] * 8))
+    assert len(names) == 1 and own.UNKNOWN not in names and max(most) == 1

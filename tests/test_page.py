@@ -274,13 +274,21 @@ def test_20_clients_that_press_draw_at_once_are_drawn_one_after_the_other(the_pa
     monkeypatch.setattr(drawing, "draw", counted)
     monkeypatch.setattr(its_desk.model, "captioner", lambda pictures: ["a quick one"])
 
+    failed = []
+
     def visit(i):
-        results[i] = clients[i].made("look", {**TINY, "steps": "1", "seed": str(i % 2)})
+        try:
+            results[i] = clients[i].made("look", {**TINY, "steps": "1", "seed": str(i % 2)})
+        except BaseException as e:
+            failed.append(repr(e))
+            raise
 
     threads = [threading.Thread(target=visit, args=(i,)) for i in range(20)]
     for thread in threads:
         thread.start()
+    end = time.monotonic() + 25  # before the gate opens by itself
     while len(its_desk.queue) < 20:
+        assert not failed and time.monotonic() < end, (failed, len(its_desk.queue))
         time.sleep(0.01)
     places = sorted(its_desk.place(who)["before"] for who, _ in its_desk.queue)
     gate.set()

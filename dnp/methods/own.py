@@ -14,11 +14,13 @@ import importlib.util
 import inspect
 import linecache
 import sys
+import threading
 from pathlib import Path
 
 from dnp.errors import SettingsError, meant, reason
 
 UNKNOWN = "unknown"
+PARSING = threading.Lock()  # CPython 3.11 fails where two threads parse at once (gh-106905)
 
 
 def is_file(name: object) -> bool:
@@ -69,7 +71,8 @@ def imported_beside(file: Path, found: dict[str, Path] | None = None) -> dict[st
     found = {} if found is None else found
     folder = file.resolve().parent
     try:
-        tree = ast.parse(file.read_bytes())
+        with PARSING:
+            tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
         return found
     for node in ast.walk(tree):
