@@ -120,15 +120,15 @@ def test_observe_without_reset_is_refused_and_reset_alone_is_called(remembering)
 
 
 def test_files_are_parsed_by_one_thread_at_a_time(monkeypatch):
-    """CPython 3.11 raises SystemError otherwise, now and then: visitors of the page draw at once."""
+    """CPython 3.11 raises SystemError otherwise, now and then, as visitors of the page saw."""
     inside, most, parse = [], [], own.ast.parse
 
-    def watched(source):
+    def watched(*source):
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.01)
         inside.pop()
-        return parse(source)
+        return parse(*source)
 
     monkeypatch.setattr(own.ast, "parse", watched)
     with ThreadPoolExecutor(4) as pool:
