@@ -111,6 +111,25 @@ def test_detectors_have_equal_evaluations_and_are_scored_by_the_truth():
     assert "blue" not in trust.named(few | {"cfg": seen["cfg"]}, ["blue"], 30)["CFG"]  # past 20
 
 
+def test_the_trust_in_an_audit_is_a_table_and_a_line_for_each_prompt(tmp_path, capsys):
+    seen = {k: [{"red"}] * 12 for k in ("prompt", "cfg")} | {
+        k: [set()] * 12 for k in ("empty", "dns")
+    }
+    shares = {"red": [0.6, 0.2], "blue": [0.1, 0.2], "green": [0.25, 0.2]}
+    table = {"a car": shares, "a red car on the road": {"red": [0.1, 0.2]}}
+    rows, lines = trust.of_world(table, 12, lambda prompt: (seen, list(table[prompt])))
+    assert list(rows) == [
+        "miniature, objects: 1 prompts",
+        "miniature, nothing left open: 1 prompts",
+    ]
+    assert ("a car", "s = 1", "red", "red", "") in lines  # green's share is between: not counted
+    assert ("a red car on the road", "s = 1", "", "", "red") in lines and len(lines) == 8
+    trust.main(["--pictures", "3", "--audits", "1", "--out", str(tmp_path)])
+    text = (tmp_path / "trust.md").read_text()
+    assert text.count("toy, ") == 3 and text.strip() == capsys.readouterr().out.strip()
+    assert trust.counts(48) == {"empty": 48, "prompt": 48, "cfg": 32, "dns": 32}
+
+
 # ------------------------------------------------------------------------------- the pictures
 
 
