@@ -18,7 +18,6 @@ from dnp.evaluation.labels import labels_for
 from dnp.generation import prepared
 from dnp.sd import find_weights
 
-PICTURES, STEPS = 16, 20  # where a field is empty
 TAKEN = {  # of the base
     "weights", "prediction", "model", "device", "dtype", "captioner", "allow_download",
 }  # fmt: skip
@@ -35,7 +34,7 @@ class Audits:
     def plan(self, settings: dict[str, str]) -> SimpleNamespace:
         """What is asked for, with the line to type and the steps that it takes; SettingsError if
         it cannot be. A step is two evaluations of one picture, as one of CFG is."""
-        typed = {**self.taken, "pictures": PICTURES, **settings}
+        typed = {**self.taken, **settings}
         args = audits.parse(words_of(typed))
         own = {"steps": args.steps, "seed": args.seed}
         prepared(self.model, args.prompt, "cfg", None, None, None, own)
