@@ -182,7 +182,7 @@ def cfg_schedule(
     `scales` has one for each; ValueError if not. The same for eps, z0_hat and v.
     """
     if not 0 < len(levels) == len(scales) or list(levels) != sorted(levels, reverse=True):
-        raise ValueError("cfg_schedule needs falling levels and a scale for each; mend them.")
+        raise ValueError("cfg_schedule needs falling levels and a scale for each; fix them.")
     s_t = scales[max(sum(level >= int(t) for level in levels) - 1, 0)]
     eps = eps_phi + s_t * (eps_p - eps_phi)
     return eps

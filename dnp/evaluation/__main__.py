@@ -61,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="float32", choices=DTYPES, help="default float32")
-    rescore_help = "sample nothing; score the pictures that are there anew"
+    rescore_help = "sample nothing; score the pictures that are there again"
     add("--rescore", action="store_true", help=rescore_help)
     dry_help = "make nothing; print pictures, evaluations, disk and hours from one measured step"
     add("--dry-run", action="store_true", help=dry_help)

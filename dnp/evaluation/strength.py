@@ -164,8 +164,8 @@ def measure(work: Run) -> dict:
         own = (settings["steps"], settings.get("sampler", "ddim"), settings.get("eta", 0))
         if own != (work.grid.steps, "ddim", 0):
             raise SettingsError(
-                f"{method.label} has a chain of its own (steps, sampler or eta), which no CFG of "
-                "equal strength follows; leave it out."
+                f"{method.label} has a chain of its own (steps, sampler or eta), which CFG of "
+                "equal strength cannot follow; leave it out."
             )
         target = by_step(work, method, work.grid.scales[0])
         scheduled = fit_schedule(work, target)
