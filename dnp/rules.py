@@ -47,8 +47,8 @@ def ccfg(
     """Contrastive guidance: the farther n is from phi, the less it pushes.
 
     eps = eps_phi + s * (a * dp - b * dn),  a = 2 sigmoid(tau |dp|^2),  b = 2 sigmoid(-tau |dn|^2)
-    CCFG, arXiv:2411.17077; `plain` is a = 1. The push of n is at most s 0.5557 / sqrt(tau). Means
-    the same for z0_hat with tau / sigma^2 and for v with tau abar_t.
+    ContrastiveCFG (CCFG), arXiv:2411.17077, ICML 2026; `plain` is a = 1. The push of n is at most
+    s 0.5557 / sqrt(tau). Means the same for z0_hat with tau / sigma^2 and for v with tau abar_t.
     """
     dp, dn = eps_p - eps_phi, eps_n - eps_phi
     a = 1.0 if plain else column(2 * torch.sigmoid(tau * dot(dp, dp)), dp)

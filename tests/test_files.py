@@ -764,7 +764,9 @@ def test_what_merged_files_hold_beside_the_networks_is_passed_over(family, tmp_p
         "cond_stage_model.transformer.text_model.text_projection.weight",
     ]  # fmt: skip
     dnp.load(damaged(path, tmp_path, lambda t: t.update({k: torch.zeros(1) for k in extras})))
-    with pytest.raises(WeightsError, match=r"1 unexpected tensors \(ztsnr\); they do not belong to any"):
+    with pytest.raises(
+        WeightsError, match=r"1 unexpected tensors \(ztsnr\); they do not belong to any"
+    ):
         dnp.load(damaged(path, tmp_path, lambda t: t.update(ztsnr=torch.zeros(1))))
 
 

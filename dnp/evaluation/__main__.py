@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     size_help = "height and width in pixels; default: as the weights were trained"
     add("--size", nargs=2, type=int, metavar=("H", "W"), help=size_help)
     add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
-    own_help = "a model of your own in their place (dnp/methods/models.py)"
+    own_help = "a model of your own instead (dnp/methods/models.py)"
     add("--model", metavar="FILE.py:NAME", help=own_help)
     metric_help = "a metric of your own, (pictures, prompts) -> numbers; it gets a column"
     add("--metric", nargs="+", default=[], metavar="FILE.py:NAME", help=metric_help)

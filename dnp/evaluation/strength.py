@@ -6,6 +6,9 @@
     cfg-equal:of=M       CFG with the one s whose strength is M's
     cfg-scheduled:of=M   CFG with the scale for each step that makes it as strong as M there
 
+A gain over CFG that is gone at equal strength was only stronger guidance (so also arXiv:2602.22570,
+of which we read the abstract; `dnp.guidance.effective_scale` is our reading of its scale).
+
 `python -m dnp.evaluation --strength` measures the methods of a grid, fits both, and writes
 `strength.json`, which another run takes with --strengths.
 """
