@@ -24,7 +24,7 @@ The mathematics stands here: start at `guidance.py`. `generation.py` is the door
 
 from importlib import import_module
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 _HOME = {  # name: the module that has it; imported when it is first used, so that --help is instant
     "METHODS": "methods",
     "DnpError": "errors",

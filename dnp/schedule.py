@@ -134,7 +134,7 @@ def step_at(pairs: Sequence[tuple[int, int]], t: int) -> int:
     """
     found = [i for i, (t_i, t_next) in enumerate(pairs) if t_i >= t > t_next]
     if not found:
-        raise ValueError(f"t = {t} is in none of the steps, from {pairs[0][0]} to {pairs[-1][1]}")
+        raise ValueError(f"t = {t} is not in any step, from {pairs[0][0]} to {pairs[-1][1]}")
     return found[-1]
 
 

@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     batch_help = "N pictures in each forward, of several prompts; default: one on a CPU"
     add("--batch", type=int, metavar="N", help=batch_help)
     add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
-    own_help = "a model of your own in their place (dnp/methods/models.py)"
+    own_help = "a model of your own instead (dnp/methods/models.py)"
     add("--model", metavar="FILE.py:NAME", help=own_help)
     metric_help = "a metric of your own, (pictures, prompts) -> numbers; it gets a column"
     add("--metric", nargs="+", default=[], metavar="FILE.py:NAME", help=metric_help)
@@ -63,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="float32", choices=DTYPES, help="default float32")
-    rescore_help = "sample nothing; score the pictures that are there anew"
+    rescore_help = "sample nothing; score the pictures that are there again"
     add("--rescore", action="store_true", help=rescore_help)
     dry_help = "make nothing; print pictures, evaluations, disk and hours from one measured step"
     add("--dry-run", action="store_true", help=dry_help)

@@ -6,7 +6,7 @@ missing, so it can be killed at any moment and go on, and grow by methods, scale
 seeds; with changed code or weights it makes new records beside the old ones, and says so. DNS
 images are records too, and `captions/` holds the words for them: all variants share both.
 `scores/` holds the numbers of each unit, one (method, scale, prompt) with its seeds; changed
-metrics score anew.
+metrics score again.
 
 Process RANK of WORLD_SIZE takes every WORLD_SIZE-th prompt. On a CPU what is made depends on the
 content alone, to the byte; on a GPU the last bits may depend on the batch.
