@@ -54,6 +54,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--model", metavar="FILE.py:NAME", help=own_help)
     metric_help = "a metric of your own, (pictures, prompts) -> numbers; it gets a column"
     add("--metric", nargs="+", default=[], metavar="FILE.py:NAME", help=metric_help)
+    label_help = "a method's name in tables, figures and file names"
+    add("--label", nargs="+", default=[], metavar="METHOD=TEXT", help=label_help)
+    primary_help = (
+        "the outcome that is tested (Holm's correction over it alone), as full or colours"
+    )
+    add("--primary", metavar="COLUMN", help=primary_help)
     add("--captioner", type=Path, metavar="FOLDER", help="default: the weights' own")
     add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
     judge_help = "default: the weights' own, if there; for trio, judge.safetensors beside it"
@@ -98,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.evaluation.grid import Grid, Run
     from dnp.evaluation.measure import Instruments, own_metrics
     from dnp.evaluation.records import writing
+    from dnp.evaluation.tables import COLUMNS
     from dnp.methods.models import load_own
     from dnp.methods.words import SEEDS
     from dnp.sd import recogniser, speed
@@ -106,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.sd.files.fingerprint import Fingerprint, of_folder
 
     chosen, said, strengths = _check(args)
+    names = report.labels(args.label, args.method)
     if not 0 <= args.seed_from <= SEEDS - args.seeds:
         raise SettingsError(f"seeds from {args.seed_from} are not possible; choose 0 to 2^32 - 1.")
     rank, world = runner.share(dict(os.environ))
@@ -146,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
         Fingerprint([judge]).whole if judge else None,
         own_metrics(args.metric),
     )
+    report.require_primary(args.primary, list(COLUMNS))
     scales = tuple(args.scale) if args.scale else (None,)
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
     size = tuple(args.size) if args.size else None
@@ -185,8 +194,8 @@ def main(argv: list[str] | None = None) -> None:
             if said:
                 shared = controls.overlap(args.scales_from, [p.text for p in prompts])
                 said += f"; {shared} of the {len(prompts)} prompts here are among those."
-            print(report.make(rows, args.out, baseline, numbers, said))
-            seconds = report.times(rows)
+            print(report.make(rows, args.out, baseline, numbers, said, names, args.primary))
+            seconds = report.times(rows, names)
             write(args.out / "times.md", seconds.encode())
         print(seconds)
         print(f"{device}, {torch.get_num_threads()} thread(s) for each of {world} process(es)")
