@@ -32,6 +32,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     named = "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts"
     add("--preset", metavar="NAME", help="a paper's protocol: dnp-paper or answer-paper")
     add("--benchmark", default="ae", metavar="NAME", help=named)
+    negatives_help = "a JSON object {prompt: negative}, the words n of method semantic"
+    add("--negatives", type=Path, metavar="FILE", help=negatives_help)
     add("--per-category", type=int, metavar="N", help="N prompts of each category; default all")
     add("--method", nargs="+", default=["cfg"], metavar="M", help="name or name:option=value,...")
     add(
@@ -159,7 +161,10 @@ def main(argv: list[str] | None = None) -> None:
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
     size = tuple(args.size) if args.size else None
     others = tuple(p.text for p in every)
-    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others)
+    words = (
+        benchmarks.SEMANTIC if args.negatives is None else benchmarks.read_negatives(args.negatives)
+    )
+    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others, words)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if args.strength and world > 1:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -47,6 +47,7 @@ class Grid:
     steps: int
     size: tuple[int, int] | None = None  # (height, width) in pixels; None: as trained
     others: tuple[str, ...] = ()  # where random negatives come from
+    by_hand: Mapping[str, str] = field(default_factory=lambda: contestants.SEMANTIC)
 
     def units(self) -> list[Unit]:
         return [(a, s, p) for a in self.methods for s in self.scales for p in self.prompts]
@@ -62,10 +63,10 @@ class Run:
     """A grid in a folder: what is there, what is missing, and how it is made."""
 
     def __init__(self, grid: Grid, model, instruments: Instruments, folder: Path):
-        texts = [p.text for p in grid.prompts]
+        texts, of_words = [p.text for p in grid.prompts], (grid.others, grid.size, grid.by_hand)
         for method in grid.methods:
             for s in grid.scales:
-                contestants.check(method, s, grid.steps, model, texts, grid.others, grid.size)
+                contestants.check(method, s, grid.steps, model, texts, *of_words)
         self.grid, self.model, self.instruments, self.folder = grid, model, instruments, folder
         self.metrics = record_keys.key(instruments.identity())
         self.partners = contestants.partners(texts) if len(set(texts)) > 1 else {}  # of shuffled n*
@@ -100,12 +101,16 @@ class Run:
             "settings": settings,
             "prompt": prompt,
             "seed": seed,
-            "negative": contestants.negative(method, prompt, seed, self.grid.others),
+            "negative": self.negative(method, prompt, seed),
             "subjects": contestants.subjects_of(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
             **self.circumstances(captioned),
         }
+
+    def negative(self, method: contestants.Contestant, prompt: str, seed: int) -> str | None:
+        """The negative prompt of a picture, where it is known before anything is sampled."""
+        return contestants.negative(method, prompt, seed, self.grid.others, self.grid.by_hand)
 
     def circumstances(self, captioned: bool = True) -> dict:
         """What a picture depends on beside what was asked for."""
@@ -202,7 +207,7 @@ class Run:
     def negatives(self, method, settings, prompt, seeds) -> list[contestants.Words]:
         """The negative prompt of each picture, and what it costs to make it."""
         if method.name not in contestants.FROM_DNS:
-            texts = (contestants.negative(method, prompt, k, self.grid.others) for k in seeds)
+            texts = (self.negative(method, prompt, k) for k in seeds)
             return [contestants.Words(text, 0, 0.0) for text in texts]
         contents = [self.content(method, settings, prompt, k) for k in seeds]
         source = contents[0].get("words_of", prompt)

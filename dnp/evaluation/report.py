@@ -25,7 +25,6 @@ from dnp.evaluation.tables import (
     by_prompt,
     categories,
     grouped,
-    has,
     interval,
     latex,
     markdown,
@@ -80,10 +79,10 @@ def make(
     text += differences(rows, baseline, cells, at, primary) + of_controls(rows, cells, primary)
     for column in BY_CATEGORY:
         text += categories(rows, column, cells)
-    text += _plots(rows, folder)
-    by = "full" if has(rows, "full") else "colours"
+    text += _plots(rows, folder, primary)
+    by = next((c for c in (primary, "full", "colours", *shown(rows)) if c in shown(rows)), None)
     for row in rows:
-        if row.method != baseline and has(rows, by):
+        if row.method != baseline and by is not None:
             text += sheets(baseline_of(row, rows, baseline), row, by, folder)
     tables = "\n".join([*text, *published]) + "\n"
     for pattern in DRAWN:  # of a grid that was reported here before
@@ -107,10 +106,12 @@ def times(records: Sequence[dict], names: Mapping[str, str] | None = None) -> st
     return "\n".join(markdown(["method", "seconds for a picture, median"], body))
 
 
-def _plots(rows: Sequence[Row], folder: Path) -> list[str]:
-    """Adherence against the scale, and at each method's best scale against evaluations."""
-    column = "colours" if has(rows, "colours") else "full"
-    if not has(rows, column):
+def _plots(rows: Sequence[Row], folder: Path, primary: str | None) -> list[str]:
+    """The primary column, else adherence, against the scale, and at each method's best scale
+    against evaluations."""
+    known = shown(rows)
+    column = next((c for c in (primary, "colours", "full", *known) if c in known), None)
+    if column is None:
         return []
     heading, factor, _ = COLUMNS[column]
     scales: dict[str, list[tuple]] = {}

@@ -131,7 +131,7 @@ class Cells:
         values = [factor * v for v in interval]
         numbers = ["" if math.isnan(v) else f"{v:.6g}" for v in (*values, *p)]
         self.rows.append([table, row.called, row.s, heading, *numbers, *[""] * (2 - len(p))])
-        mean, low, high = (f"{v:{sign}.{digits}f}" for v in values)
+        mean, low, high = (f"{v:{sign}z.{digits}f}" for v in values)
         return mean if math.isnan(values[1]) else f"{mean} [{low}, {high}]"
 
     def csv(self) -> str:
