@@ -68,7 +68,7 @@ def manifest(work: Run) -> dict:
         "prompts": [[p.text, p.category] for p in grid.prompts],
         "methods": {a.label: [work.settings(a, s) for s in grid.scales] for a in grid.methods},
         "universal": contestants.UNIVERSAL,
-        "semantic": contestants.SEMANTIC,
+        "semantic": dict(grid.by_hand),
         "scales": list(grid.scales),
         "seeds": list(grid.seeds),
         "steps": grid.steps,
