@@ -3,6 +3,7 @@
     look      the CFG picture and the DNS image of a prompt
     picture   the picture of a look, from the same noise, away from a person's words
     sheet     the methods side by side
+    audit     what the prompt brings along
 
 Fields are texts, read by the options of the command line; an empty one is as if not typed. Another
 kind is an entry of `FIELDS` and of `KINDS`, and a form and a tab in page.html.
@@ -27,6 +28,7 @@ FIELDS = {
     "look": ("seed", "steps", "eta", "s", "s_dns", "prompt"),
     "picture": ("negative_scale", "rule_options", "last", "first", "s", "rule", "of", "negative"),
     "sheet": ("seed", "steps", "images", "negative", "prompt"),
+    "audit": ("pictures", "seed", "steps", "prompt"),
 }
 NAMED = {
     "of": r"(?!)",
@@ -67,8 +69,14 @@ def sheet(form: Form, model, seen: object) -> list[dict]:
     return [of_prompt(form, "negative", "seed", "steps", "images") | {"compare": True}]
 
 
+def audit(form: Form, model, seen: object) -> list[dict]:
+    for name in ("pictures", "seed", "steps"):
+        whole(form, name, 0)
+    return [of_prompt(form, "pictures", "seed", "steps")]
+
+
 KINDS: dict[str, Callable[[Form, object, object], list[dict]]] = {
-    "look": look, "picture": picture, "sheet": sheet,
+    "look": look, "picture": picture, "sheet": sheet, "audit": audit,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@
     POST /draw, /stop         {"kind": ..., "form": {field: text}}
     GET  /pictures/ID/N.png   a picture, as the command line writes it
     GET  /maps/ID             attention to each word
+    GET  /audits/ID           what an audit found
 
 Who may ask: on an address of this machine alone, requests whose Host names it (a page of a stranger
 whose name was turned to 127.0.0.1 does not), and elsewhere those who came by the link with the
@@ -92,6 +93,10 @@ def application(desk, port: int, token: str | None, closing):
         made = request.state.visitor.draws.get(request.path_params["id"])
         return as_json(made.maps if made else None)
 
+    async def audit(request):
+        made = request.state.visitor.draws.get(request.path_params["id"])
+        return as_json(made.audit if made else None)
+
     async def events(request):
         visitor = request.state.visitor
 
@@ -113,7 +118,8 @@ def application(desk, port: int, token: str | None, closing):
 
     routes = [
         Route("/", index), Route("/about", told), Route("/events", events),
-        Route("/pictures/{id}/{n:int}.png", picture), Route("/maps/{id}", maps),
+        Route("/pictures/{id}/{n:int}.png", picture),
+        Route("/maps/{id}", maps), Route("/audits/{id}", audit),
         Route("/draw", draw, methods=["POST"]), Route("/stop", stop, methods=["POST"]),
     ]  # fmt: skip
     return Door(Starlette(routes=routes), desk, port, token)

@@ -166,9 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     words = (
         benchmarks.SEMANTIC if args.negatives is None else benchmarks.read_negatives(args.negatives)
     )
-    grid = Grid(
-        tuple(prompts), chosen, scales, seeds, args.steps, size, others, args.batch, words
-    )
+    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others, args.batch, words)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if args.strength and world > 1:

@@ -239,8 +239,7 @@ class Run:
     def negatives(self, method, settings, asked: Sequence[One]) -> list[contestants.Words]:
         """The negative prompt of each picture, and what it costs to make it."""
         if method.name not in contestants.FROM_DNS:
-            texts = (self.negative(method, prompt, k) for k in seeds)
-            texts = (contestants.negative(method, *one, self.grid.others) for one in asked)
+            texts = (self.negative(method, *one) for one in asked)
             return [contestants.Words(text, 0, 0.0) for text in texts]
         contents = [self.content(method, settings, *one) for one in asked]
         sources = [(c.get("words_of", c["prompt"]), c["words"]) for c in contents]
