@@ -1,17 +1,18 @@
 """What `--benchmark not` compares: its families of pairs (p, n), and six settings of every rule.
 
     settings   n is a kind of p: "a car", not "a car on a plain background"
-    colours    n is a kind of p: "a car", not "a red car", where the car's own drawings are red or blue
+    colours    n is a kind of p: "a car", not "a red car"; the car's own drawings are red or blue
     outside    n has nothing to do with p: "a car", not "a bird". Is the rule harmless?
     empty      p is the empty prompt: no prompt, not "a bird"
 
 Both of the first two are the family *inside*. The families are never pooled. The pairs are in
 `prompts/not.json`, some for choosing a rule's setting and others for reporting it, with seeds from
-100 and from 0. They, the settings, and the outcome were committed before any rule but CFG was run.
+100,000 and from 0. They, the settings, and the outcome were committed before anything but CFG was
+run.
 
 The primary outcome is *done* (p is seen and n is not, in a picture) on the pairs of `settings`,
-minus CFG's, paired over seeds, at *kept* (p is seen) not more than 5 points under CFG's. The hope is
-+25 points; the other outcome is the sentence that no rule does it.
+minus CFG's, paired over seeds, at *kept* (p is seen) not more than 5 points under CFG's. The hope
+is +25 points; the other outcome is the sentence that no rule does it.
 
 The setting that is chosen for a rule has the greatest done of those whose kept is at most 5 points
 under that of CFG at s = 3, and the greatest kept where none is. `outside` chooses nothing: a rule
@@ -28,7 +29,7 @@ from dnp.evaluation.benchmarks import PROMPTS
 
 PAIRS: dict[str, dict[str, list[list[str]]]] = json.loads((PROMPTS / "not.json").read_text("utf-8"))
 INSIDE = ("settings", "colours")
-SEED_FROM = {"choosing": 100, "reporting": 0}
+SEED_FROM = {"choosing": 100_000, "reporting": 0}
 MARGIN = 0.05  # of kept under CFG's
 HOPE = 0.25  # of done over CFG's, on the pairs of `settings`
 PRIMARY = "settings"
@@ -41,7 +42,7 @@ class Setting:
 
     said: str
     method: str
-    settings: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict, hash=False)
 
 
 def _plain(method: str, *scales: float, **other: object) -> list[Setting]:
@@ -97,7 +98,9 @@ CFG_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 RULES: dict[str, list[Setting]] = {
     "CFG": _plain("cfg", *CFG_SCALES),
     "two-term": _plain("np2", 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
-    "two-scale": _two_scale(((2.0, 0.3), (2.0, 0.6), (2.0, 1.5), (4.0, 0.5), (4.0, 1.0), (4.0, 2.0))),
+    "two-scale": _two_scale(
+        ((2.0, 0.3), (2.0, 0.6), (2.0, 1.5), (4.0, 0.5), (4.0, 1.0), (4.0, 2.0))
+    ),
     "Eq. 4": _plain("np", 0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
     "early": _ends((5.0, 2.5), True),
     "late": _ends((5.0, 2.5), False),
