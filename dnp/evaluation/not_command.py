@@ -123,7 +123,7 @@ def parse(argv: Sequence[str] | None):
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="float32", choices=DTYPES, help="default float32")
     add("--dry-run", action="store_true", help="print the plan, and make nothing")
-    rescore = "sample nothing; tables of the records that are there, also of older code"
+    rescore = "sample nothing; tables of the folder's last run as it is, also by older code"
     add("--rescore", action="store_true", help=rescore)
     args = p.parse_args(argv)
     if args.choosing_steps is None:
@@ -155,7 +155,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.rescore:
         if not run_json.is_file():
             raise SettingsError(f"{args.out} has no run.json; leave --rescore out to make it.")
-        study = Study(args.out, json.loads(run_json.read_bytes())["circumstances"], *made)
+        told = json.loads(run_json.read_bytes())
+        study = Study(
+            args.out, *(told[k] for k in ("circumstances", "steps", "pictures", "families"))
+        )
     else:
         device = choose_device(args.device, rank)
         runner.threads(device)
