@@ -29,7 +29,10 @@ INTERRUPTED = "interrupted; type the same command to go on."
 def parse(argv: list[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m dnp.evaluation", description=__doc__)
     add = p.add_argument
-    named = "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts"
+    named = (
+        "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts; "
+    )
+    named += "and not: which rule for a negative (--benchmark not --help)"
     add("--preset", metavar="NAME", help="a paper's protocol: dnp-paper or answer-paper")
     add("--benchmark", default="ae", metavar="NAME", help=named)
     negatives_help = "a JSON object {prompt: negative}, the words n of method semantic"
@@ -89,7 +92,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def asks_not(argv: list[str] | None) -> bool:
+    """Whether it is the benchmark `not`, which has options of its own."""
+    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    p.add_argument("--benchmark", nargs="?")
+    return p.parse_known_args(argv)[0].benchmark == "not"
+
+
 def main(argv: list[str] | None = None) -> None:
+    if asks_not(argv):
+        from dnp.evaluation import not_command
+
+        not_command.main(argv)
+        return
     args = parse(argv)
     import torch
 
