@@ -93,9 +93,7 @@ class Run:
             method, s, self.grid.steps, self.model, self.grid.size, prompt, asked, self.grid.batch
         )
 
-    def content(
-        self, method: contestants.Contestant, settings: dict, prompt: str, seed: int
-    ) -> dict:
+    def content(self, method, settings: dict, prompt: str, seed: int) -> dict:
         """All that a picture depends on; its key is the record's name."""
         captioned = method.captioned
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
