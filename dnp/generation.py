@@ -292,17 +292,17 @@ def record(call: Call, guided: Method) -> dict:
     if type(guided) not in METHODS.values():
         made["method_sha256"] = own.identity(type(guided))
     if hasattr(call.config, "fingerprint"):
-        made["dtype"] = str(call.model.dtype).removeprefix("torch.")
+        for name in ("dtype", "vae_dtype"):
+            if hasattr(call.model, name):
+                made[name] = str(getattr(call.model, name)).removeprefix("torch.")
         made["device"] = call.device.type
         made["fingerprint"] = call.config.fingerprint
     return made
 
 
 def batches(call: Call) -> Iterator[tuple[list[int], int]]:
-    """The rows of each forward, and how many of them are pictures: the others repeat the last.
-
-    So with `batch` every forward has one shape, in which a row's bits do not depend on the others.
-    """
+    """The rows of each forward, and how many of them are pictures. With `batch` the others repeat
+    the last: every forward has one shape, in which a row's bits do not depend on the others."""
     size = call.batch or batch_size(call.device)
     for first in range(0, call.images, size):
         rows = list(range(first, min(first + size, call.images)))
