@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dnp import process, sampling
 from dnp.errors import NonFiniteError, SettingsError
-from dnp.methods import METHODS, models, own, sorted_out
+from dnp.methods import METHODS, models, own, sorted_out, weighted
 from dnp.methods.chain import Chain
 from dnp.methods.method import Method
 
@@ -43,6 +43,7 @@ class Result:
     gradients: list[int]  # gradient passes of each picture, by Attend-and-Excite
     settings: dict = field(default_factory=dict)
     dns_images: list[Image.Image] = field(default_factory=list)  # those of the first picture first
+    sizes: list[list[float]] = field(default_factory=list)  # with particles: effective, by step
 
     @property
     def negative(self) -> str | None:
@@ -178,7 +179,7 @@ def generate(
     call, guided = prepared(model, prompt, method, negative, captioner, progress, given)
     made = record(call, guided)  # now: a weight file that was changed is told before the work
     words, dns, evaluated = guided.words(call)
-    latents, pictures, gradients, negatives = [], [], [], []
+    latents, pictures, gradients, negatives, sizes = [], [], [], [], []
     for rows, k in batches(images, call):
         z_T, chain = begun(call, guided, rows, [words[i] for i in rows])
         for t, z_0, _, _ in chain:  # noqa: B007
@@ -189,11 +190,12 @@ def generate(
             pictures += model.decode(row)
         gradients += guided.gradients[:k]
         negatives += guided.negatives[:k]
+        sizes += [guided.sizes] if call.particles else []
         evaluated += guided.evaluations * k + sum(guided.gradients[:k])
     z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
     made["negative"] = negatives[0]
     nfe = _whole(evaluated / images)
-    return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns)
+    return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns, sizes)
 
 
 @process.apart()
@@ -212,6 +214,8 @@ def trajectory(
     if settings.get("batch") is not None:
         raise SettingsError("trajectory samples all pictures in one batch; leave batch out.")
     call, guided = prepared(model, prompt, method, negative, captioner, None, given)
+    if weighted.asked(call):
+        raise SettingsError("trajectory has no particles or corrector; see dnp.particles.sample.")
     call.images = images if z_T is None else len(z_T)
     words, _, _ = guided.words(call)
     return process.each_apart(begun(call, guided, range(call.images), words, z_T)[1])
@@ -221,6 +225,8 @@ def begun(
     call: Call, guided: Method, rows: Sequence[int], words: list, z_T: Tensor | None = None
 ) -> tuple[Tensor, Iterator[Row]]:
     """z_T and the chain of a batch: the pictures of these rows with their words n."""
+    if weighted.asked(call):
+        return weighted.begun(call, guided, rows[0], words[0])
     generators = call.generators(rows)
     with torch.no_grad():
         z_T = call.noise(generators, guided.positive) if z_T is None else z_T
@@ -254,6 +260,8 @@ def prepared(model, prompt, method, negative, captioner, progress, given) -> tup
     guided = kind(**of_method)
     guided.label = method if own.is_file(method) else kind.name
     guided.complete(call)
+    if weighted.asked(call):
+        weighted.require(call, guided)
     return call, guided
 
 
@@ -281,7 +289,7 @@ def batches(images: int, call: Chain) -> Iterator[tuple[list[int], int]]:
 
     So with `batch` every forward has one shape, in which a row's bits do not depend on the others.
     """
-    size = call.batch or batch_size(call.device)
+    size = 1 if weighted.asked(call) else call.batch or batch_size(call.device)
     for first in range(0, images, size):
         rows = list(range(first, min(first + size, images)))
         yield rows + rows[-1:] * ((call.batch or 0) - len(rows)), len(rows)

@@ -43,7 +43,13 @@ BASELINES = {  # the method that each is made with
 }  # fmt: skip
 ASKED = ("np", "np2", "dnp")  # these need words of a person
 NAMES = (*(m for m in METHODS if m not in ASKED), *BASELINES)
-OF_CHAIN = ("sampler", "steps", "eta")  # fields of the chain that a contestant may have of its own
+OF_CHAIN = (
+    "sampler",
+    "steps",
+    "eta",
+    "particles",
+    "corrector",
+)  # fields of the chain that a contestant may have of its own
 FEW = {"unconditional": ("steps", "eta"), "negative-alone": ("steps", "s", "s_dns", "eta")}
 # Their n* are words for DNS images, which all variants share.
 FROM_DNS = ("auto-dnp", "ae+auto-dnp", "negative-alone", "shuffled")
