@@ -71,7 +71,7 @@ def test_what_names_no_law_is_refused_in_a_sentence(given, told):
 
 
 def test_a_trajectory_has_no_particles():
-    with pytest.raises(SettingsError, match="trajectory has no particles or corrector"):
+    with pytest.raises(SettingsError, match="leave particles out"):
         dnp.trajectory(LINE, 0, particles=4, **GIVEN)
 
 

@@ -35,7 +35,7 @@ def opened(args: SimpleNamespace):
     import dnp
     from dnp.methods.models import load_own
     from dnp.sd import speed
-    from dnp.sd.device import choose_device, choose_dtype
+    from dnp.sd.device import choose_device, choose_dtype, choose_vae_dtype
 
     if args.model is not None:
         model = load_own(args.model)
@@ -43,7 +43,8 @@ def opened(args: SimpleNamespace):
         return model
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
+    of_vae = choose_vae_dtype(args.vae_dtype)
+    model = dnp.load(find_weights(args.weights), device, dtype, args.prediction, of_vae)
     model.check_finite()
     measures = speed.apply(model)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")

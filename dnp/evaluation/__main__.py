@@ -51,6 +51,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=20, metavar="N", help="DDIM steps; default 20")
     size_help = "height and width in pixels; default: as the weights were trained"
     add("--size", nargs=2, type=int, metavar=("H", "W"), help=size_help)
+    batch_help = "N pictures in each forward, of several prompts; default: one on a CPU"
+    add("--batch", type=int, metavar="N", help=batch_help)
     add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
     own_help = "a model of your own in their place (dnp/methods/models.py)"
     add("--model", metavar="FILE.py:NAME", help=own_help)
@@ -164,7 +166,8 @@ def main(argv: list[str] | None = None) -> None:
     words = (
         benchmarks.SEMANTIC if args.negatives is None else benchmarks.read_negatives(args.negatives)
     )
-    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others, words)
+    of_words = (others, args.batch, words)
+    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, *of_words)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if args.strength and world > 1:

@@ -31,6 +31,8 @@ def require(call, guided: Method) -> None:
     law that they sample."""
     from dnp.rules import RULES
 
+    if not asked(call):
+        return
     what = "particles" if call.particles else "corrector"
     own_chain = type(guided).move is not Method.move or guided.negative is not None
     linear = guided.rule.name in LINEAR and guided.rule.function is RULES[guided.rule.name]
@@ -56,7 +58,7 @@ def begun(call, guided: Method, row: int, word: object) -> tuple[torch.Tensor, I
     (generator,) = call.generators([row])
     with torch.no_grad():
         z_T = call.noise([generator] * K, guided.positive)
-        guided.begin(call, [word] * K, z_T)
+        guided.begin(call, [word] * K, z_T, [call.row(row)] * K)
     return z_T[:1], _walk(call, guided, z_T, generator)
 
 
