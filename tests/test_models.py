@@ -155,9 +155,9 @@ def test_what_is_missing_is_named_in_one_sentence():
         dnp.model(eps, SCHEDULE.abar, (2,))
     with pytest.raises(SettingsError, match="eps of Model is a Tensor"):
         dnp.model(z_T, SCHEDULE, (2,))
-    with pytest.raises(SettingsError, match="decoder is nothing that a model has; did you mean"):
+    with pytest.raises(SettingsError, match="decoder is not a part of a model; did you mean"):
         dnp.model(eps, SCHEDULE, (2,), decoder=eps)
-    with pytest.raises(SettingsError, match="latents of \\(2,\\) alone"):
+    with pytest.raises(SettingsError, match="latents of \\(2,\\) only"):
         dnp.generate(dnp.model(eps, SCHEDULE, (2,)), 0, size=(8, 8), steps=2)
     with pytest.raises(SettingsError, match="reads a network's attention"):
         dnp.generate(dnp.model(eps, SCHEDULE, (2,)), 0, "ae", steps=2)

@@ -119,7 +119,7 @@ def test_changed_metrics_score_anew_and_say_so(finished, copy, made, monkeypatch
     monkeypatch.setattr(record_keys, "metrics_code", lambda: "other")
     evaluate(copy)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
-    assert told == ["note: 9 units were scored by other metrics; they are scored anew."]
+    assert told == ["note: 9 units were scored by other metrics; they are scored again."]
     assert (len(scored), made) == (9, [])
     assert (copy / "tables.md").read_bytes() == (finished / "tables.md").read_bytes()
     evaluate(copy)

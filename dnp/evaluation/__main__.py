@@ -29,7 +29,10 @@ INTERRUPTED = "interrupted; type the same command to go on."
 def parse(argv: list[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m dnp.evaluation", description=__doc__)
     add = p.add_argument
-    named = "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts"
+    named = (
+        "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts; "
+    )
+    named += "and not: which rule for a negative (--benchmark not --help)"
     add("--preset", metavar="NAME", help="a paper's protocol: dnp-paper or answer-paper")
     add("--benchmark", default="ae", metavar="NAME", help=named)
     negatives_help = "a JSON object {prompt: negative}, the words n of method semantic"
@@ -54,7 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     batch_help = "N pictures in each forward, of several prompts; default: one on a CPU"
     add("--batch", type=int, metavar="N", help=batch_help)
     add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
-    own_help = "a model of your own in their place (dnp/methods/models.py)"
+    own_help = "a model of your own instead (dnp/methods/models.py)"
     add("--model", metavar="FILE.py:NAME", help=own_help)
     metric_help = "a metric of your own, (pictures, prompts) -> numbers; it gets a column"
     add("--metric", nargs="+", default=[], metavar="FILE.py:NAME", help=metric_help)
@@ -71,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="float32", choices=DTYPES, help="default float32")
-    rescore_help = "sample nothing; score the pictures that are there anew"
+    rescore_help = "sample nothing; score the pictures that are there again"
     add("--rescore", action="store_true", help=rescore_help)
     dry_help = "make nothing; print pictures, evaluations, disk and hours from one measured step"
     add("--dry-run", action="store_true", help=dry_help)
@@ -89,7 +92,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def asks_not(argv: list[str] | None) -> bool:
+    """Whether it is the benchmark `not`, which has options of its own."""
+    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    p.add_argument("--benchmark", nargs="?")
+    return p.parse_known_args(argv)[0].benchmark == "not"
+
+
 def main(argv: list[str] | None = None) -> None:
+    if asks_not(argv):
+        from dnp.evaluation import not_command
+
+        not_command.main(argv)
+        return
     args = parse(argv)
     import torch
 
@@ -166,8 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     words = (
         benchmarks.SEMANTIC if args.negatives is None else benchmarks.read_negatives(args.negatives)
     )
-    of_words = (others, args.batch, words)
-    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, *of_words)
+    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others, args.batch, words)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if args.strength and world > 1:

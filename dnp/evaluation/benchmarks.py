@@ -73,8 +73,8 @@ def read(path: str | Path) -> list[Prompt]:
             prompts = [Prompt(t.strip(), "prompts") for t in text.splitlines() if t.strip()]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as e:
         raise SettingsError(
-            f"{path}: no list of prompts ({e}); give a text file with one prompt on each line, or "
-            "a JSON object of lists."
+            f"{path}: not a list of prompts ({e}); give a text file with one prompt on each line, "
+            "or a JSON object of lists."
         ) from None
     prompts = list(dict.fromkeys(p for p in prompts if p.text))  # each once
     if not prompts:

@@ -6,7 +6,7 @@ missing, so it can be killed at any moment and go on, and grow by methods, scale
 seeds; with changed code or weights it makes new records beside the old ones, and says so. DNS
 images are records too, and `captions/` holds the words for them: all variants share both.
 `scores/` holds the numbers of each unit, one (method, scale, prompt) with its seeds; changed
-metrics score anew.
+metrics score again.
 
 Process RANK of WORLD_SIZE takes every WORLD_SIZE-th prompt. On a CPU what is made depends on the
 content alone, to the byte; on a GPU the last bits may depend on the batch.
@@ -68,10 +68,10 @@ class Run:
 
     def __init__(self, grid: Grid, model, instruments: Instruments, folder: Path):
         texts = [p.text for p in grid.prompts]
-        known = grid.others, grid.size, grid.batch, grid.by_hand
+        given = (grid.others, grid.size, grid.batch, grid.by_hand)
         for method in grid.methods:
             for s in grid.scales:
-                contestants.check(method, s, grid.steps, model, texts, *known)
+                contestants.check(method, s, grid.steps, model, texts, *given)
         self.grid, self.model, self.instruments, self.folder = grid, model, instruments, folder
         self.metrics = record_keys.key(instruments.identity())
         self.partners = contestants.partners(texts) if len(set(texts)) > 1 else {}  # of shuffled n*
@@ -93,9 +93,7 @@ class Run:
             method, s, self.grid.steps, self.model, self.grid.size, prompt, asked, self.grid.batch
         )
 
-    def content(
-        self, method: contestants.Contestant, settings: dict, prompt: str, seed: int
-    ) -> dict:
+    def content(self, method, settings: dict, prompt: str, seed: int) -> dict:
         """All that a picture depends on; its key is the record's name."""
         captioned = method.captioned
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
@@ -114,6 +112,7 @@ class Run:
         }
 
     def negative(self, method: contestants.Contestant, prompt: str, seed: int) -> str | None:
+        """The negative prompt of a picture, where it is known before anything is sampled."""
         return contestants.negative(method, prompt, seed, self.grid.others, self.grid.by_hand)
 
     def circumstances(self, captioned: bool = True) -> dict:
@@ -124,7 +123,6 @@ class Run:
             "captioner": self.instruments.captioner_file if captioned else None,
             "device": self.model.device.type,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "vae_dtype": str(getattr(self.model, "vae_dtype", None)).removeprefix("torch."),
         }
 
     def contents(self, unit: Unit) -> list[dict]:
