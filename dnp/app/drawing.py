@@ -173,15 +173,24 @@ def save(
         used = {**made, "seed": seed, "images": 1, "negative": n}
         used |= of_weights(args)
         path = keep(picture, f"{stem}-{name}-{seed}", used)
+        sized = effective(result.sizes[i]) if result.sizes else ""
         star = f'  n* = "{n}"' if issubclass(kind, AutoDNP) and args.negative is None else ""
-        bar.write(f"{path}{printable(star)}", file=sys.stdout)
+        bar.write(f"{path}{printable(star)}{sized}", file=sys.stdout)
+
+
+def effective(sizes: list[float]) -> str:
+    """How far the particles of a picture stand for the law."""
+    said = f"  effective size {sizes[-1]:.2f} at the end, {min(sizes):.2f} at the least"
+    if sum(sizes) / len(sizes) < 1.5:
+        said += ": about one particle, so K is too small or the law is improper"
+    return said
 
 
 def of_dns(model, args: SimpleNamespace, made: dict, seed: int) -> dict:
     """The settings of a DNS image, by which `--from` makes it again; `made` are its method's."""
     from dnp.generation import prepared, record
 
-    settings = {k: made.get(k) for k in table(Chain)} | {
+    settings = {k: made.get(k) for k in table(Chain) if k not in ("particles", "corrector")} | {
         "s": made.get("s_dns"),
         "seed": seed,
         "images": 1,

@@ -123,7 +123,6 @@ class Run:
             "captioner": self.instruments.captioner_file if captioned else None,
             "device": self.model.device.type,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "vae_dtype": str(getattr(self.model, "vae_dtype", None)).removeprefix("torch."),
         }
 
     def contents(self, unit: Unit) -> list[dict]:
