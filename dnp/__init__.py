@@ -46,7 +46,7 @@ __all__ = [*_HOME]
 _MODULES = {  # the rooms and files that are attributes too
     **{name: name for name in (
         "app", "checks", "diffusers", "energy", "errors", "evaluation", "generation", "guidance",
-        "methods", "rules", "sampling", "schedule", "sd", "toy", "units",
+        "methods", "rules", "sampling", "schedule", "sd", "toy", "training", "units",
     )},
     "pipelines": "diffusers.pipelines",
 }  # fmt: skip

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,7 +187,7 @@ def test_the_plot_of_the_study_has_the_words_of_its_text(tmp_path, monkeypatch):
             table += f'all,{method},{s},"things and colours, %",5{s},40,60\n'
             table += f"all,{method},{s},CLIPScore,0.2,0.1,0.3\n"
     (tmp_path / "tables.csv").write_text(table)
-    monkeypatch.setattr(sheets, "plot", lambda *drawn: drawn)
+    monkeypatch.setattr(sheets, "plot", lambda *drawn: SimpleNamespace(image=lambda: drawn))
     curves, _, y_label = sheets.adherence(tmp_path)
     assert curves["CFG"] == [(1, 51, 40, 60), (3, 53, 40, 60)]
     assert set(curves) == {"CFG", "ANSWER"}  # np has one scale only

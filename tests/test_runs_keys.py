@@ -134,7 +134,7 @@ def test_rescore_computes_the_metrics_anew_from_the_pictures(copy, finished, mad
         record = Store(copy / "scores").get(path.stem)
         Store(copy / "scores").put(path.stem, {**record, "full": [0.5, 0.5]})
     evaluate(copy)
-    assert "0.500 [0.500, 0.500]" in (copy / "tables.md").read_text()
+    assert "| 0.500 |" in (copy / "tables.md").read_text()
     monkeypatch.setattr(captioner, "load_captioner", None)  # nothing is described
     evaluate(copy, "--rescore")
     assert made == [] and tables(copy) == tables(finished)

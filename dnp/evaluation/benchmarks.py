@@ -82,6 +82,19 @@ def read(path: str | Path) -> list[Prompt]:
     return prompts
 
 
+def read_negatives(path: str | Path) -> dict[str, str]:
+    """A JSON object {prompt: negative}, as `prompts/semantic.json`; SettingsError for another."""
+    try:
+        found = json.loads(read_regular(path).decode("utf-8-sig"))
+        if not all(isinstance(n, str) for n in found.values()):
+            raise ValueError("a negative is not a text")
+    except (OSError, ValueError, AttributeError, RecursionError) as e:
+        raise SettingsError(
+            f'{path}: no negatives ({e}); give a JSON object such as {{"a cat": "a dog"}}.'
+        ) from None
+    return {prompt.strip(): n for prompt, n in found.items()}
+
+
 BENCHMARKS: dict[str, Callable[[], list[Prompt]]] = {
     "ae": attend_excite,
     "ae-choosing": partial(attend_excite_part, True),

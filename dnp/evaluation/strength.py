@@ -52,7 +52,7 @@ def by_step(work: Run, method: contestants.Contestant, s: float | None = None) -
     settings, rows = work.settings(method, s), []
     for prompt in tqdm([p.text for p in work.grid.prompts], desc=method.label, unit="prompt"):
         for seed in work.grid.seeds:
-            (words,) = work.negatives(method, settings, prompt, [seed])
+            (words,) = work.negatives(method, settings, [(prompt, seed)])
             given = contestants.given(settings) | {"seed": seed}
             given["subjects"] = contestants.subjects_of(method, prompt)
             call, guided = generation.prepared(
@@ -134,7 +134,7 @@ def cfg_together(
         mean = float(np.mean([norm(eps_p - eps_phi) for eps_phi, eps_p in noises]))
         scales.append(float(f"{choose(i, mean):.6g}"))
         found.append(scales[-1] * mean)
-        abar = [model.schedule.level(x) for x in (t, t_next)]
+        abar = [call.model.schedule.level(x) for x in (t, t_next)]  # of this number of steps
         chains = [
             (guided, ddim_step(z_t, cfg(*eps, scales[-1]), *abar)[0])
             for (guided, z_t), eps in zip(chains, noises)

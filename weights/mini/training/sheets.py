@@ -188,7 +188,7 @@ def curves(logs: Path) -> Image.Image:
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         rows = rows[:: max(1, len(rows) // 150)]
         line = [(r["minutes"], math.log10(r["loss"]), *2 * [math.log10(r["loss"])]) for r in rows]
-        plots.append(plot({log.stem: line}, "minutes", "log10 of the loss"))
+        plots.append(plot({log.stem: line}, "minutes", "log10 of the loss").image())
     image = Image.new("RGB", (2 * plots[0].width, -(-len(plots) // 2) * plots[0].height), "white")
     for i, one in enumerate(plots):
         image.paste(one, (i % 2 * one.width, i // 2 * one.height))
@@ -201,10 +201,10 @@ def adherence(run: Path) -> Image.Image:
         rows = [r for r in csv.DictReader(file) if r["table"] == "all" and r["s"]]
     lines: dict[str, list[tuple]] = {}
     for r in (r for r in rows if r["column"] == "things and colours, %"):
-        numbers = tuple(float(r[c]) for c in ("s", "mean", "low", "high"))
+        numbers = tuple(float(r[c] or "nan") for c in ("s", "mean", "low", "high"))
         lines.setdefault(NAMES.get(r["method"], r["method"]), []).append(numbers)
     several = {name: sorted(line) for name, line in lines.items() if len(line) > 1}
-    return plot(several, "guidance scale s", "right, %")
+    return plot(several, "guidance scale s", "right, %").image()
 
 
 def wins(run: Path, name: str) -> Image.Image:
