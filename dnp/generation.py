@@ -129,7 +129,9 @@ class Call(Chain):
 
     def again(self, method: str, **other: object) -> Result:
         """Another method on the same model, prompt and chain: a DNS image."""
-        same = {k: getattr(self, k) for k in ("steps", "eta", "sampler", "size", *self.takes)}
+        same = {
+            k: getattr(self, k) for k in ("steps", "eta", "sampler", "batch", "size", *self.takes)
+        }
         return generate(self.model, self.prompt, method, progress=self.progress, **same | other)
 
     def generators(self, rows: Sequence[int]) -> list[torch.Generator]:
@@ -168,26 +170,26 @@ def generate(
     progress  called after every step with the number of pictures that made it
     settings  the other fields of `Call` and of the method, as `python -m dnp --help` lists them
 
-    The initial noise of a picture comes from its own CPU generator, so a seed means one picture,
-    whatever its batch. SettingsError for what is not possible; NonFiniteError names the step.
+    The initial noise of a picture comes from its own CPU generator, so a seed means one picture. On
+    a CPU it depends, to the bit, on seed, settings and `batch`, not on what is sampled beside it.
+    SettingsError for what is not possible; NonFiniteError names the step.
     """
     given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
     call, guided = prepared(model, prompt, method, negative, captioner, progress, given)
     made = record(call, guided)  # now: a weight file that was changed is told before the work
     words, dns, evaluated = guided.words(call)
     latents, pictures, gradients, negatives = [], [], [], []
-    batch = batch_size(call.device)
-    for first in range(0, images, batch):
-        rows = range(first, min(first + batch, images))
+    for rows, k in batches(images, call):
         z_T, chain = begun(call, guided, rows, [words[i] for i in rows])
         for t, z_0, _, _ in chain:  # noqa: B007
             if t >= 0 and progress:
-                progress(len(rows))
-        latents.append((z_T.float().cpu(), z_0.float().cpu()))
-        pictures += model.decode(z_0) if hasattr(model, "decode") else []
-        gradients += guided.gradients
-        negatives += guided.negatives
-        evaluated += guided.evaluations * len(rows) + sum(guided.gradients)
+                progress(k)
+        latents.append((z_T[:k].float().cpu(), z_0[:k].float().cpu()))
+        for row in z_0[:k].split(1) if hasattr(model, "decode") else ():
+            pictures += model.decode(row)
+        gradients += guided.gradients[:k]
+        negatives += guided.negatives[:k]
+        evaluated += guided.evaluations * k + sum(guided.gradients[:k])
     z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
     made["negative"] = negatives[0]
     nfe = _whole(evaluated / images)
@@ -207,6 +209,8 @@ def trajectory(
     toy from its own law at the first level, since its noisiest level is not quite N(0, I).
     """
     given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
+    if settings.get("batch") is not None:
+        raise SettingsError("trajectory samples all pictures in one batch; leave batch out.")
     call, guided = prepared(model, prompt, method, negative, captioner, None, given)
     call.images = images if z_T is None else len(z_T)
     words, _, _ = guided.words(call)
@@ -272,8 +276,19 @@ def record(call: Call, guided: Method) -> dict:
     return made
 
 
+def batches(images: int, call: Chain) -> Iterator[tuple[list[int], int]]:
+    """The rows of each forward, and how many of them are pictures: the others repeat the last.
+
+    So with `batch` every forward has one shape, in which a row's bits do not depend on the others.
+    """
+    size = call.batch or batch_size(call.device)
+    for first in range(0, images, size):
+        rows = list(range(first, min(first + size, images)))
+        yield rows + rows[-1:] * ((call.batch or 0) - len(rows)), len(rows)
+
+
 def batch_size(device: torch.device) -> int:
-    """How many pictures are sampled together: on a CPU more gain little, on a GPU much."""
+    """How many pictures are sampled together at most where `batch` is not given."""
     return 1 if device.type == "cpu" else 16
 
 

@@ -29,6 +29,7 @@ PUBLISHED = {
     "ae_step": 20.0, "ae_until": 0.5, "ae_thresholds": (0.05, 0.5, 0.8), "ae_refinements": 20,
     "ae_level": 2,
 }  # fmt: skip
+GROUP = 4  # rows of a gradient in a batch: 1.3 times the time of 16, and fewer are filled up
 
 
 class OfSubjects(Method):
@@ -81,7 +82,8 @@ class AttendExcite(OfSubjects):
         super().start()
         value = loss_of_prompt(self.model, self.encode([self.prompt]), self.peaks_of, self.ae_level)
         moves = (self.ae_step, self.ae_until, self.ae_thresholds, self.ae_refinements)
-        self.excitation = Excitation(value, len(self.pairs), *moves, self.gradients)
+        group = None if self.batch is None else min(GROUP, self.batch)
+        self.excitation = Excitation(value, len(self.pairs), *moves, self.gradients, group)
 
     def move(self, z_t: Tensor, t: Tensor) -> Tensor:
         return self.excitation(z_t, t)
@@ -166,13 +168,16 @@ class Excitation:
     """The moves of one chain: (z_t, t) -> z_t, before each guided step.
 
     `value(z_t, t)` gives the loss (B,). `passes`, a list of B numbers, counts the gradients of each
-    sample, each of them one forward and one backward; no sample depends on its batch mates.
+    sample, each of them one forward and one backward; no sample depends on its batch mates. With
+    `group` each gradient is of so many rows, where fewer move the last one again.
     """
 
     def __init__(
         self, value: Callable[[Tensor, Tensor], Tensor], steps: int, ae_step: float,
         ae_until: float, ae_thresholds: Sequence[float], ae_refinements: int, passes: list[int],
+        group: int | None = None,
     ):  # fmt: skip
+        self.group = group
         self.value, self.steps, self.first, self.until = value, steps, ae_step, ae_until
         self.most, self.wanted = ae_refinements, wanted_losses(steps, ae_thresholds)
         self.i, self.passes = 0, passes
@@ -197,7 +202,12 @@ class Excitation:
     def _gradient(self, z_t: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         for row in rows.tolist():
             self.passes[row] += 1
-        return gradient(lambda z: self.value(z, t), z_t[rows])
+        size, parts = self.group or len(rows), []
+        for some in rows.split(size):
+            filled = torch.cat([some, some[-1:].expand(size - len(some))])
+            both = gradient(lambda z: self.value(z, t), z_t[filled])
+            parts.append([x[: len(some)] for x in both])
+        return tuple(map(torch.cat, zip(*parts)))
 
 
 def require_subjects(model, prompt: str, method: OfSubjects, given: str | None) -> str:

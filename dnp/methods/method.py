@@ -151,7 +151,7 @@ class Method:
         """Before the chain of a batch of pictures with these negatives."""
         self.model, self.schedule, self.pairs = call.model, call.model.schedule, call.pairs
         self.prompt, self.encode, k = call.prompt, call.encode, len(negatives)
-        self.negatives = list(negatives)
+        self.negatives, self.batch = list(negatives), call.batch
         self.t_next = dict(call.pairs)  # of a level twice there, the last
         self.conditions = {
             "phi": self.encode([call.empty] * k), "p": self.encode([call.prompt] * k),
