@@ -122,8 +122,8 @@ def picture(model, batch: int, side: int, steps: int):
             PROMPT, guidance_scale=7.5, num_inference_steps=steps, height=pixels, width=pixels,
             num_images_per_prompt=batch,
         ).images  # fmt: skip
-    size = (side * model.config.vae.factor,) * 2
-    return dnp.generate(model, PROMPT, s=7.5, steps=steps, images=batch, size=size).images
+    kw = {"size": (side * model.config.vae.factor,) * 2, "batch": batch if batch > 1 else None}
+    return dnp.generate(model, PROMPT, s=7.5, steps=steps, images=batch, **kw).images
 
 
 class Rival:
@@ -181,7 +181,8 @@ class Rival:
                 network.to(memory_format=torch.channels_last)
         if cell.compiled:
             torch._dynamo.reset()
-            self.model.unet.compile(dynamic=False)  # a program of its own for each batch
+            # a program of its own for each batch
+            self.model.unet.compile(dynamic=False, backend=self.args.compile)
 
     def measures(self, *_: object) -> list[str]:
         return self.measures_taken

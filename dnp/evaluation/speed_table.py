@@ -36,7 +36,7 @@ class Report:
             return
         told = {k: v for k, v in vars(self.args).items() if k not in ("folders", "out", "weights")}
         rows = [
-            row.cell._asdict() | {"least to first": row.values, "said": row.said}
+            row.cell._asdict() | {"values": row.values, "said": row.said}
             for row in self.rows
         ]
         data = {"machine": self.lines[:4], "settings": told, "rows": rows}
