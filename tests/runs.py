@@ -91,9 +91,9 @@ def made(monkeypatch):
     """(method, prompt, seed) of every picture that is sampled, in order."""
     pictures, sampled = [], contestants.sample
 
-    def counted(model, method, prompt, seeds, *rest):
-        pictures.extend((method.name, prompt, seed) for seed in seeds)
-        return sampled(model, method, prompt, seeds, *rest)
+    def counted(model, method, prompts, seeds, *rest):
+        pictures.extend((method.name, *one) for one in zip(prompts, seeds))
+        return sampled(model, method, prompts, seeds, *rest)
 
     monkeypatch.setattr(contestants, "sample", counted)
     return pictures

@@ -81,7 +81,7 @@ def test_a_random_negative_and_another_prompts_take_the_same_h(model, tmp_path):
     labels = [f"{name}:s=3,negative_scale=0.5" for name in ("auto-dnp", "shuffled", "random")]
     work = work_of(model, tmp_path, *labels, steps=2, captioner=captioner)
     own, other, random = (
-        work.made(x, work.settings(x, None), PROMPTS[0].text, [100])[0] for x in work.grid.methods
+        work.made(x, work.settings(x, None), [(PROMPTS[0].text, 100)])[0] for x in work.grid.methods
     )
     assert own["sha256"] == other["sha256"]  # the same words: all else is the same
     assert random["negative"] == contestants.random_negative(PROMPTS[0].text, 100, work.grid.others)
@@ -332,7 +332,7 @@ def test_dry_run_counts_what_a_run_makes(model, tmp_path, capsys):
     made = {}
     for method in work.grid.methods:
         settings = work.settings(method, None)
-        rows = [r for p in PROMPTS for r in work.made(method, settings, p.text, (100,))]
+        rows = [r for p in PROMPTS for r in work.made(method, settings, [(p.text, 100)])]
         made[method.label] = len(rows), f"{rows[0]['nfe']:g}"
     assert {k: told[k] for k in made} == made
     dns = [r for r in work.records.all() if r["content"]["method"] == "dns"]

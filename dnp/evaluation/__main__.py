@@ -49,6 +49,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=20, metavar="N", help="DDIM steps; default 20")
     size_help = "height and width in pixels; default: as the weights were trained"
     add("--size", nargs=2, type=int, metavar=("H", "W"), help=size_help)
+    batch_help = "N pictures in each forward, of several prompts; default: one on a CPU"
+    add("--batch", type=int, metavar="N", help=batch_help)
     add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
     own_help = "a model of your own in their place (dnp/methods/models.py)"
     add("--model", metavar="FILE.py:NAME", help=own_help)
@@ -150,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
     size = tuple(args.size) if args.size else None
     others = tuple(p.text for p in every)
-    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others)
+    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others, args.batch)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if args.strength and world > 1:

@@ -32,7 +32,7 @@ from dnp.methods.attend_excite import OfSubjects
 from dnp.methods.chain import Chain
 from dnp.methods.cnp import CNP
 from dnp.methods.fields import from_text, option, table
-from dnp.methods.method import Method
+from dnp.methods.method import Asked, Method
 from dnp.methods.words import AutoDNP, Captioner, dns_seeds
 
 # Words that people put against any picture. A miniature that never read them sees untrained tokens.
@@ -43,8 +43,14 @@ BASELINES = {  # the method that each is made with
 }  # fmt: skip
 ASKED = ("np", "np2", "dnp")  # these need words of a person
 NAMES = (*(m for m in METHODS if m not in ASKED), *BASELINES)
-OF_CHAIN = ("sampler", "steps", "eta")  # fields of the chain that a contestant may have of its own
-FEW = {"unconditional": ("steps", "eta"), "negative-alone": ("steps", "s", "s_dns", "eta")}
+OF_CHAIN = (
+    "sampler",
+    "steps",
+    "eta",
+    "batch",
+)  # fields of the chain that a contestant may have of its own
+FEW = {"unconditional": ("steps", "eta", "batch"),
+       "negative-alone": ("steps", "s", "s_dns", "eta", "batch")}  # fmt: skip
 # Their n* are words for DNS images, which all variants share.
 FROM_DNS = ("auto-dnp", "ae+auto-dnp", "negative-alone", "shuffled")
 
@@ -140,7 +146,7 @@ def unreadable(what: str, name: str) -> str:
 
 def settled(
     c: Contestant, s: float | None, steps: int, model, size=None, prompt: str = "",
-    subjects: str | None = None,
+    subjects: str | None = None, batch: int | None = None,
 ) -> dict:  # fmt: skip
     """Every setting that a contestant's pictures depend on, defaults and recommendations filled in.
 
@@ -153,7 +159,8 @@ def settled(
     if "s" not in c.options and s is None and c.name in BASELINES:
         recommended = getattr(model.config, "scales", {})
         s = recommended.get(c.name, recommended.get(c.method))
-    given = {"s": s, "steps": steps, "size": size, "subjects": subjects} | c.options
+    given = {"s": s, "steps": steps, "size": size, "subjects": subjects, "batch": batch}
+    given |= c.options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sampling warns
         call, guided = generation.prepared(model, prompt, c.method, None, None, None, given)
@@ -167,7 +174,7 @@ def settled(
 
 def check(
     c: Contestant, s: float | None, steps: int, model, prompts: Sequence[str],
-    others: Sequence[str], size: tuple[int, int] | None = None,
+    others: Sequence[str], size: tuple[int, int] | None = None, batch: int | None = None,
 ) -> None:  # fmt: skip
     """SettingsError, before anything is sampled, for a contestant that cannot run on these."""
     model.latent_shape(size)
@@ -178,7 +185,7 @@ def check(
                 f'"{prompt}" names no thing of benchmark ae, so {c.name} has no subjects; '
                 "leave the method or the prompt out."
             )
-        settled(c, s, steps, model, size, prompt, subjects_of(c, prompt))
+        settled(c, s, steps, model, size, prompt, subjects_of(c, prompt), batch)
     if c.name == "shuffled":
         partners(prompts)
     for prompt in prompts:
@@ -206,31 +213,27 @@ def subjects_of(c: Contestant, prompt: str) -> str | None:
 
 
 def sample(
-    model, c: Contestant, prompt: str, seeds: Sequence[int], settings: dict,
+    model, c: Contestant, prompts: Sequence[str], seeds: Sequence[int], settings: dict,
     negatives: Sequence[str | None], captioner: Captioner | None = None,
 ) -> list[Sample]:  # fmt: skip
-    """Pictures of `prompt`, one for each of `seeds`, by `settled` settings.
+    """A picture of each of `prompts` and `seeds`, by `settled` settings.
 
     `negatives` holds the negative prompt of each: `negative`'s, n* with auto-dnp and
     negative-alone, else None. cnp asks the captioner as it goes.
     """
-    made, pairs, settings = [], list(zip(seeds, negatives, strict=True)), given(settings)
-    while pairs:  # neighbours with the same negative are sampled together
-        (seed, n), k = pairs[0], 1
-        while k < len(pairs) and pairs[k] == (seed + k, n):
-            k += 1
-        positive = {"unconditional": "", "negative-alone": n}.get(c.name, prompt)
-        method, words = ("dns", None) if c.name == "negative-alone" else (c.method, n)
-        if c.name == "negative-alone":
-            settings.pop("s_dns", None)
-        r = generation.generate(
-            model, positive, method, words, seed=seed, images=k, captioner=captioner,
-            subjects=subjects_of(c, prompt), **settings,
-        )  # fmt: skip
-        said = [n] * k if c.name in BASELINES else r.negatives
-        made += [Sample(*row) for row in zip(r.images, said, r.evaluations)]
-        pairs = pairs[k:]
-    return made
+    method, settings, rows = c.method, given(settings), []
+    for prompt, seed, n in zip(prompts, seeds, negatives, strict=True):
+        rows.append(Asked(prompt, seed, n, subjects_of(c, prompt)))
+        if c.name == "unconditional":
+            rows[-1] = Asked("", seed)
+        elif c.name == "negative-alone":
+            rows[-1] = Asked(n, seed)
+    if c.name == "negative-alone":
+        method = "dns"
+        settings.pop("s_dns", None)
+    r = generation.generate_rows(model, rows, method, captioner, **settings)
+    said = negatives if c.name in BASELINES else r.negatives
+    return [Sample(*row) for row in zip(r.images, said, r.evaluations)]
 
 
 def given(settings: dict) -> dict:
@@ -245,22 +248,22 @@ def dns_settings(settings: dict) -> dict:
 
 
 def n_stars(
-    prompt: str, seeds: Sequence[int], settings: dict,
-    describe: Callable[[str, Sequence[int], dict], Sequence[Words]],
+    asked: Sequence[tuple[str, int]], settings: dict,
+    describe: Callable[[Sequence[tuple[str, int]], dict], Sequence[Words]],
 ) -> list[Words]:  # fmt: skip
-    """The n* of each picture: the words for its DNS images, joined by commas.
+    """The n* of each picture (prompt, seed): the words for its DNS images, joined by commas.
 
-    `describe` gives those for the DNS images of (prompt, seeds, settings).
+    `describe` gives those for DNS images (prompt, seed) of these settings.
     """
-    of_dns = dns_settings(settings)
-    rounds = zip(*(dns_seeds(seed, settings.get("dns_images", 1)) for seed in seeds))
+    of_dns, count = dns_settings(settings), settings.get("dns_images", 1)
+    rounds = zip(*([(prompt, k) for k in dns_seeds(seed, count)] for prompt, seed in asked))
     return [
         Words(
             ", ".join(part.text for part in parts if part.text),
             sum(part.nfe for part in parts),
             sum(part.seconds for part in parts),
         )
-        for parts in zip(*(describe(prompt, some, of_dns) for some in rounds))
+        for parts in zip(*(describe(some, of_dns) for some in rounds))
     ]
 
 

@@ -31,9 +31,9 @@ def run(work: Run, rank: int, world: int, rescore: bool = False) -> None:
         for note in _notes(work, units, missing):
             print(f"note: {note}", file=sys.stderr)
         bar = tqdm(units, desc=f"process {rank + 1} of {world}", unit="unit", disable=not units)
-        for method, s, prompt in bar:
-            work.made(method, work.settings(method, s), prompt.text, work.grid.seeds)
-            work.unit((method, s, prompt), rescore)
+        for i, unit in enumerate(bar):
+            work.ahead(units[i:])
+            work.unit(unit, rescore)
 
 
 def _notes(work: Run, units: Sequence[Unit], missing: Sequence[dict]) -> list[str]:
@@ -73,6 +73,7 @@ def manifest(work: Run) -> dict:
         "seeds": list(grid.seeds),
         "steps": grid.steps,
         "size": grid.size,
+        "batch": grid.batch,
         **work.circumstances(),
         "metrics": work.instruments.identity(),
         "protocol": measure.PROTOCOL,

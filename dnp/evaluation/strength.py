@@ -49,7 +49,7 @@ def by_step(work: Run, method: contestants.Contestant, s: float | None = None) -
     settings, rows = work.settings(method, s), []
     for prompt in tqdm([p.text for p in work.grid.prompts], desc=method.label, unit="prompt"):
         for seed in work.grid.seeds:
-            (words,) = work.negatives(method, settings, prompt, [seed])
+            (words,) = work.negatives(method, settings, [(prompt, seed)])
             given = contestants.given(settings) | {"seed": seed}
             given["subjects"] = contestants.subjects_of(method, prompt)
             call, guided = generation.prepared(

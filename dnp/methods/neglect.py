@@ -23,7 +23,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from dnp.errors import SettingsError
-from dnp.methods.attend_excite import OfSubjects, words
+from dnp.methods.attend_excite import OfSubjects, peaks_of_rows, words
 from dnp.methods.fields import Span, setting
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Neglect(OfSubjects):
 
     def start(self) -> None:
         super().start()
-        self.lacking = [self.encode([x]) for x in without(self.prompt, words(self.subjects))]
+        each = {(p, s): [self.encode([x]) for x in without(p, words(s))] for p, s in self.asked}
+        self.lacking = [each[of] for of in self.asked]
 
     def evaluate(self, z_t: Tensor, t: Tensor, conditions: Sequence[object]) -> Sequence[Tensor]:
         """Where the negative acts, the maps of p's forward are read too."""
@@ -63,14 +64,14 @@ class Neglect(OfSubjects):
             noises = super().evaluate(z_t, t, conditions)
         of_each = maps.mean().chunk(len(conditions))
         (of_p,) = (m for m, c in zip(of_each, conditions) if c is self.conditions["p"])
-        self.peaks = self.peaks_of(of_p, z_t)
+        self.peaks = peaks_of_rows(self.peaks_of, of_p, z_t)
         return noises
 
     def negative(self, z_t: Tensor, t: Tensor, eps_phi: Tensor, eps_p: Tensor) -> Tensor:
         """The noise of each sample's own n_t, by one counted evaluation."""
         from dnp.methods.conditions import join
 
-        n_t = join([self.lacking[i] for i in neglected(self.peaks).tolist()])
+        n_t = join([own[i] for own, i in zip(self.lacking, neglected(self.peaks).tolist())])
         return self.noises(z_t, t, [n_t])[0]
 
 
