@@ -71,8 +71,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--side", type=int, metavar="N", help="latents of N x N; default as trained, on a CPU 32")
     add("--batch", nargs="+", type=int, metavar="N",
         help="pictures at a time; default 1, elsewhere than on a CPU 1 and 16")  # fmt: skip
-    add("--compile", nargs="?", const="inductor", metavar="BACKEND",
-        help="also with the U-Nets compiled by torch.compile; default of BACKEND: inductor")  # fmt: skip
+    compile_help = "also with the U-Nets compiled by torch.compile; BACKEND's default: inductor"
+    add("--compile", nargs="?", const="inductor", metavar="BACKEND", help=compile_help)
     add("--steps", type=int, default=10, metavar="N", help="DDIM steps of a run; default 10")
     add("--rounds", type=int, default=3, metavar="N", help="turns of each; default 3")
     add("--threads", type=int, metavar="N", help="CPU threads of each; default torch's own")

@@ -35,10 +35,7 @@ class Report:
         if self.args.out is None:
             return
         told = {k: v for k, v in vars(self.args).items() if k not in ("folders", "out", "weights")}
-        rows = [
-            row.cell._asdict() | {"values": row.values, "said": row.said}
-            for row in self.rows
-        ]
+        rows = [row.cell._asdict() | {"values": row.values, "said": row.said} for row in self.rows]
         data = {"machine": self.lines[:4], "settings": told, "rows": rows}
         data |= {"experiments": self.experiments}
         with writing(self.args.out):

@@ -36,7 +36,7 @@ class Laboratory:
         chosen = tuple(contestants.parse(name) for name in METHODS)
         every = benchmarks.load("ae")
         prompts = tuple(every[:: len(every) // count][:count])
-        grid = Grid(prompts, chosen, (None,), (0,), STEPS)
+        grid = Grid(prompts, chosen, (None,), (0,), STEPS, batch=batch if batch > 1 else None)
         with tempfile.TemporaryDirectory() as folder:
             work = Run(grid, model, instruments, Path(folder))
             start = self.clock()
