@@ -86,7 +86,8 @@ def test_the_table_and_its_files_at_tiny_sizes(folders, tmp_path, monkeypatch, c
     assert [p.name for p in (tmp_path / "out").iterdir() if p.name[0] == "."] == []
 
 
-@pytest.mark.parametrize("name", ["dnp", "diffusers"])
+@pytest.mark.filterwarnings("ignore:.*torch_dtype:FutureWarning")
+@pytest.mark.parametrize("name", slow_but(["dnp"], ["dnp", "diffusers"]))
 @pytest.mark.parametrize("size", slow_but(["tiny-xl"], ["tiny", "tiny-xl"]))
 def test_a_run_needs_no_program_that_the_u_net_alone_did_not(folders, name, size):
     from torch._dynamo.utils import counters

@@ -15,8 +15,8 @@ Each contestant has a process of its own, and they take turns, every other round
 
 A cell is the least of the turns and their median; a ratio is dnp's least over theirs, so below 1 is
 in our favour. It holds for the processor that is named above the table. Without --weights, random
-weights of the full size are written to a temporary folder (4.3 GB, in half precision on a GPU; of
-SDXL 7). In half precision our VAE, and on a CPU our text encoder, stay in float32; theirs do not.
+weights of the full size are written to a temporary folder: 4.3 GB, elsewhere than on a CPU 2, and 7
+of SDXL. In half precision each side keeps in float32 what it does as it comes (`dnp.load`).
 The tables are written to --out after every row: what fails, or does not fit into --budget, is said
 in its cell, and the rest is kept.
 """
@@ -32,7 +32,7 @@ from pathlib import Path
 from dnp.app.terminal import Parser, run
 from dnp.errors import DnpError, SettingsError
 from dnp.evaluation.rivals import Cell, require_diffusers
-from dnp.evaluation.speed_table import Report, header, machine
+from dnp.evaluation.speed_table import Report, header, load, machine
 from dnp.evaluation.turns import FRESH, Budget, Pool, in_turn
 from dnp.evaluation.workers import Worker
 
@@ -156,6 +156,7 @@ def main(argv: list[str] | None = None) -> None:
             agree(args, report)
     if "experiments" in args.parts:
         experiments(args, report)
+    report.say("", f"At the end{load()}.")
 
 
 def measure(planned, args: argparse.Namespace, budget: Budget, report: Report) -> None:
@@ -206,9 +207,9 @@ def agree(args: argparse.Namespace, report: Report) -> None:
 def experiments(args: argparse.Namespace, report: Report) -> None:
     from dnp.evaluation.throughput import pictures_an_hour, table
 
-    settings = args.dtype, [1, 16], args.device, args.clock, args.rounds, args.prompts
+    kinds = [(args.dtype[0], 1), *((dtype, 16) for dtype in args.dtype)]
     try:
-        found = pictures_an_hour(*settings)
+        found = pictures_an_hour(kinds, args.device, args.clock, args.rounds, args.prompts)
     except DnpError as e:
         return report.say("", f"Pictures an hour were not measured: {e}")
     report.experiments = [[*kind, values] for kind, values in found.items()]

@@ -36,7 +36,7 @@ class Report:
             return
         told = {k: v for k, v in vars(self.args).items() if k not in ("folders", "out", "weights")}
         rows = [row.cell._asdict() | {"values": row.values, "said": row.said} for row in self.rows]
-        data = {"machine": self.lines[:4], "settings": told, "rows": rows}
+        data = {"machine": self.lines[:3], "settings": told, "rows": rows}
         data |= {"experiments": self.experiments}
         with writing(self.args.out):
             self.args.out.mkdir(parents=True, exist_ok=True)
@@ -59,11 +59,15 @@ def machine(args: argparse.Namespace) -> list[str]:
         versions += f", diffusers {diffusers.__version__}"
     clock = f"{args.clock} time, least / median of at most {args.rounds} turns"
     rates = [f"{dtype} {rate(args, dtype)}" for dtype in dict.fromkeys(("float32", *args.dtype))]
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     return [
-        f"{name}{also}{load}; {versions}; {clock}.",
+        f"{name}{also}{load()}; {versions}; {clock}.",
         f"A matrix product of 2048 x 2048: {', '.join(rates)}.",
     ]
+
+
+def load() -> str:
+    """How busy the machine was in the last minute."""
+    return f", a load of {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
 
 
 def header(args: argparse.Namespace, pool: Pool, first: Cell) -> list[str]:

@@ -7,9 +7,10 @@ imports and opens is not counted.
 
 from __future__ import annotations
 
+import io
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 
 from dnp.evaluation.workers import Worker
@@ -40,7 +41,8 @@ class Laboratory:
         with tempfile.TemporaryDirectory() as folder:
             work = Run(grid, model, instruments, Path(folder))
             start = self.clock()
-            runner.run(work, rank, world)
+            with redirect_stderr(io.StringIO()):  # its bar of progress
+                runner.run(work, rank, world)
             return len(grid.share(rank, world)), self.clock() - start
 
     def opened(self, dtype: str) -> tuple:
@@ -68,11 +70,12 @@ class Laboratory:
 
 
 def pictures_an_hour(
-    dtypes: list[str], batches: list[int], device: str, clock: str, rounds: int, count: int
+    kinds: list[tuple[str, int]], device: str, clock: str, rounds: int, count: int
 ) -> dict[tuple[str, int, int], list[float]]:
     """(dtype, batch, processes) -> pictures an hour of each round; they take turns in a round,
-    every other one backwards. `count` prompts; the slower of two processes counts."""
-    kinds = [(d, b, processes) for d in dtypes for b in batches for processes in (1, 2)]
+    every other one backwards. `kinds` are dtypes and batches, `count` the prompts; of two processes
+    the slower one counts."""
+    kinds = [(*kind, processes) for kind in kinds for processes in (1, 2)]
     found: dict[tuple, list[float]] = {kind: [] for kind in kinds}
     with ExitStack() as stack:
         workers = [

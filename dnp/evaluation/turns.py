@@ -167,11 +167,13 @@ def ahead(row: Row, pool: Pool, budget: Budget) -> None:
     """Has all sides do a cell at the same time, whatever comes of it: each is asked alone later."""
     if budget.refusal():
         return
-    for name in pool.names:
-        pool[name].send(row.cell.part, row.cell, WARM_STEPS)
-    for name in pool.names:
+    asked = {name: pool[name] for name in pool.names}
+    for worker in asked.values():
+        with suppress(DnpError):  # one that ended says so when it is heard
+            worker.send(row.cell.part, row.cell, WARM_STEPS)
+    for name, worker in asked.items():
         try:
-            pool[name].hear(budget.left)
+            worker.hear(budget.left)
         except DnpError as e:
             if not isinstance(e, Full):  # alone there is more memory
                 row.said[name] = str(e).replace("|", "/")
