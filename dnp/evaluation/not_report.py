@@ -108,8 +108,8 @@ def verdict(rows: Sequence[Row]) -> str:
         plain = f" (to {own}; to CFG of eta = 0 it is {text(done[rule] - done['CFG'], '+')})"
     return (
         f"**Primary outcome.** Of the rules that keep p within 5 points of CFG, {rule} has the "
-        f"greatest done: {said} points over CFG{plain}, p {says(p)} by Holm's correction over all rules, "
-        f"{met} the hope of +{100 * HOPE:.0f}."
+        f"greatest done: {said} points over CFG{plain}, p {says(p)} by Holm's correction over all "
+        f"rules, {met} the hope of +{100 * HOPE:.0f}."
     )
 
 
