@@ -31,8 +31,9 @@ from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
 from dnp.evaluation.audit_pictures import Kept, empty_alone, prompt_alone, sampled
 from dnp.evaluation.differences import says
-from dnp.evaluation.labels import Labels, Seen, labels_for
+from dnp.evaluation.labels import Labels, OfWorld, Seen, labels_for
 from dnp.evaluation.mcnemar import Comparison, compare, power
+from dnp.evaluation.not_rules import scale_against
 from dnp.evaluation.tables import csv_text
 from dnp.evaluation.tables import markdown as table
 from dnp.methods.method import SCALE
@@ -157,6 +158,8 @@ def audit(
     negative, few = None, min(pictures, WITH_NEGATIVE)
     if habit is not None:
         negative = labels.negative(prompt, habit)
+        if isinstance(labels, OfWorld):
+            scales[NEGATED] = scale_against(habit)
         make(NEGATED, "np2", {"s": scales[NEGATED]}, 2, few, negative)
     elif progress:
         progress(2 * few * steps)
