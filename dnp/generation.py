@@ -27,7 +27,7 @@ from dnp import process, sampling
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.methods import METHODS, models, own, sorted_out
 from dnp.methods.chain import Chain
-from dnp.methods.method import Method
+from dnp.methods.method import Asked, Method
 
 Row = tuple[int, Tensor, Tensor, Tensor | None]  # (t, z_t, z0_hat, eps)
 
@@ -75,6 +75,8 @@ class Result:
 
 class Call(Chain):
     """A chain's settings, with what is drawn. SettingsError for what cannot be."""
+
+    rows = ()  # of `generate_rows`: what each picture is of
 
     def open(self, model, prompt, negative, captioner, progress) -> Call:
         """With the model, the prompt and what is given for n."""
@@ -127,14 +129,19 @@ class Call(Chain):
         scales = getattr(self.config, "scales", {})
         return scales.get(method, fallback if method in METHODS else scales.get("cfg", fallback))
 
-    def again(self, method: str, **other: object) -> Result:
-        """Another method on the same model, prompt and chain: a DNS image."""
-        same = {k: getattr(self, k) for k in ("steps", "eta", "sampler", "size", *self.takes)}
-        return generate(self.model, self.prompt, method, progress=self.progress, **same | other)
+    def row(self, i: int) -> Asked:
+        """What picture i is of."""
+        return self.rows[i] if self.rows else Asked(self.prompt, self.seed + i, self.negative)
+
+    def again(self, method: str, rows: Sequence[Asked], **other: object) -> Result:
+        """Another method on the same model and chain: DNS images."""
+        names = ("steps", "eta", "sampler", "batch", "size", *self.takes)
+        same = {k: getattr(self, k) for k in names}
+        return generate_rows(self.model, rows, method, progress=self.progress, **same | other)
 
     def generators(self, rows: Sequence[int]) -> list[torch.Generator]:
         """One CPU generator for each picture, by its seed."""
-        return [torch.Generator().manual_seed(self.seed + i) for i in rows]
+        return [torch.Generator().manual_seed(self.row(i).seed) for i in rows]
 
     def noise(self, generators: list[torch.Generator], positive: str) -> Tensor:
         """z_T of each generator; of a toy from its own law at the first level."""
@@ -168,29 +175,46 @@ def generate(
     progress  called after every step with the number of pictures that made it
     settings  the other fields of `Call` and of the method, as `python -m dnp --help` lists them
 
-    The initial noise of a picture comes from its own CPU generator, so a seed means one picture,
-    whatever its batch. SettingsError for what is not possible; NonFiniteError names the step.
+    The initial noise of a picture comes from its own CPU generator, so a seed means one picture. On
+    a CPU it depends, to the bit, on seed, settings and `batch`, not on what is sampled beside it.
+    SettingsError for what is not possible; NonFiniteError names the step.
     """
     given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
-    call, guided = prepared(model, prompt, method, negative, captioner, progress, given)
+    return made_of(*prepared(model, prompt, method, negative, captioner, progress, given))
+
+
+@process.apart()
+def generate_rows(
+    model, rows: Sequence[Asked], method: str | type, captioner: Callable | None = None, *,
+    progress: Callable[[int], None] | None = None, **settings,
+) -> Result:  # fmt: skip
+    """`generate` for pictures that each have their own prompt, seed, words n and subjects."""
+    first = rows[0]
+    given = {**settings, "images": len(rows), "seed": first.seed, "subjects": first.subjects}
+    call, guided = prepared(model, first.prompt, method, first.negative, captioner, progress, given)
+    call.rows = rows
+    return made_of(call, guided)
+
+
+def made_of(call: Call, guided: Method) -> Result:
+    """The pictures of a call."""
     made = record(call, guided)  # now: a weight file that was changed is told before the work
     words, dns, evaluated = guided.words(call)
     latents, pictures, gradients, negatives = [], [], [], []
-    batch = batch_size(call.device)
-    for first in range(0, images, batch):
-        rows = range(first, min(first + batch, images))
+    for rows, k in batches(call):
         z_T, chain = begun(call, guided, rows, [words[i] for i in rows])
         for t, z_0, _, _ in chain:  # noqa: B007
-            if t >= 0 and progress:
-                progress(len(rows))
-        latents.append((z_T.float().cpu(), z_0.float().cpu()))
-        pictures += model.decode(z_0) if hasattr(model, "decode") else []
-        gradients += guided.gradients
-        negatives += guided.negatives
-        evaluated += guided.evaluations * len(rows) + sum(guided.gradients)
+            if t >= 0 and call.progress:
+                call.progress(k)
+        latents.append((z_T[:k].float().cpu(), z_0[:k].float().cpu()))
+        for row in z_0[:k].split(1) if hasattr(call.model, "decode") else ():
+            pictures += call.model.decode(row)
+        gradients += guided.gradients[:k]
+        negatives += guided.negatives[:k]
+        evaluated += guided.evaluations * k + sum(guided.gradients[:k])
     z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
     made["negative"] = negatives[0]
-    nfe = _whole(evaluated / images)
+    nfe = _whole(evaluated / call.images)
     return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns)
 
 
@@ -207,6 +231,8 @@ def trajectory(
     toy from its own law at the first level, since its noisiest level is not quite N(0, I).
     """
     given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
+    if settings.get("batch") is not None:
+        raise SettingsError("trajectory samples all pictures in one batch; leave batch out.")
     call, guided = prepared(model, prompt, method, negative, captioner, None, given)
     call.images = images if z_T is None else len(z_T)
     words, _, _ = guided.words(call)
@@ -220,7 +246,7 @@ def begun(
     generators = call.generators(rows)
     with torch.no_grad():
         z_T = call.noise(generators, guided.positive) if z_T is None else z_T
-        guided.begin(call, words, z_T)
+        guided.begin(call, words, z_T, [call.row(i) for i in rows])
     return z_T, walk(call, guided, z_T, generators)
 
 
@@ -272,8 +298,19 @@ def record(call: Call, guided: Method) -> dict:
     return made
 
 
+def batches(call: Call) -> Iterator[tuple[list[int], int]]:
+    """The rows of each forward, and how many of them are pictures: the others repeat the last.
+
+    So with `batch` every forward has one shape, in which a row's bits do not depend on the others.
+    """
+    size = call.batch or batch_size(call.device)
+    for first in range(0, call.images, size):
+        rows = list(range(first, min(first + size, call.images)))
+        yield rows + rows[-1:] * ((call.batch or 0) - len(rows)), len(rows)
+
+
 def batch_size(device: torch.device) -> int:
-    """How many pictures are sampled together: on a CPU more gain little, on a GPU much."""
+    """How many pictures are sampled together at most where `batch` is not given."""
     return 1 if device.type == "cpu" else 16
 
 

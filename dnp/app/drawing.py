@@ -128,7 +128,8 @@ def draw(
         settings = dict(methods[method])
         seed, images = settings.pop("seed", 0), settings.pop("images", 1)
         shared = settings.get("caption_per") == "prompt"
-        batch = images if shared else dnp.batch_size(model.device)
+        batch = settings.get("batch") or dnp.batch_size(model.device)
+        batch = images if shared else batch
         for first in range(0, images, batch):  # every picture is saved once it is made
             count = min(batch, images - first)
             describes = None
