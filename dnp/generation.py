@@ -25,9 +25,9 @@ from torch import Tensor
 
 from dnp import process, sampling
 from dnp.errors import NonFiniteError, SettingsError
-from dnp.methods import METHODS, models, own, sorted_out
+from dnp.methods import METHODS, models, own, sorted_out, weighted
 from dnp.methods.chain import Chain
-from dnp.methods.method import Method
+from dnp.methods.method import Asked, Method
 
 Row = tuple[int, Tensor, Tensor, Tensor | None]  # (t, z_t, z0_hat, eps)
 
@@ -43,6 +43,7 @@ class Result:
     gradients: list[int]  # gradient passes of each picture, by Attend-and-Excite
     settings: dict = field(default_factory=dict)
     dns_images: list[Image.Image] = field(default_factory=list)  # those of the first picture first
+    sizes: list[list[float]] = field(default_factory=list)  # with particles: effective, by step
 
     @property
     def negative(self) -> str | None:
@@ -65,9 +66,8 @@ class Result:
         strip = Image.new("RGB", (k * width * max(map(len, rows)), k * height * len(rows)), "white")
         for y, row in enumerate(rows):
             for x, picture in enumerate(row):
-                strip.paste(
-                    picture.resize((k * width, k * height)), (k * width * x, k * height * y)
-                )
+                big = picture.resize((k * width, k * height))
+                strip.paste(big, (k * width * x, k * height * y))
         file = io.BytesIO()
         strip.save(file, format="PNG")
         return file.getvalue()
@@ -75,6 +75,8 @@ class Result:
 
 class Call(Chain):
     """A chain's settings, with what is drawn. SettingsError for what cannot be."""
+
+    rows = ()  # of `generate_rows`: what each picture is of
 
     def open(self, model, prompt, negative, captioner, progress) -> Call:
         """With the model, the prompt and what is given for n."""
@@ -84,6 +86,7 @@ class Call(Chain):
         self.model, self.prompt, self.negative = model, prompt, negative
         self.captioner, self.progress = captioner, progress
         self.config, self.takes = getattr(model, "config", None), getattr(model, "takes", ())
+        self.device = torch.device(getattr(model, "device", "cpu"))
         if isinstance(prompt, list | tuple):
             raise SettingsError("a list is not a prompt; give one, and call again for the next.")
         for what, text in (("prompt", prompt), ("negative prompt", negative)):
@@ -112,10 +115,6 @@ class Call(Chain):
             )
         return self
 
-    @property
-    def device(self) -> torch.device:
-        return torch.device(getattr(self.model, "device", "cpu"))
-
     def encode(self, prompts: list) -> object:
         """The condition of prompts; that of a toy is its own integer."""
         if not hasattr(self.model, "encode"):
@@ -127,23 +126,27 @@ class Call(Chain):
         scales = getattr(self.config, "scales", {})
         return scales.get(method, fallback if method in METHODS else scales.get("cfg", fallback))
 
-    def again(self, method: str, **other: object) -> Result:
-        """Another method on the same model, prompt and chain: a DNS image."""
-        same = {k: getattr(self, k) for k in ("steps", "eta", "sampler", "size", *self.takes)}
-        return generate(self.model, self.prompt, method, progress=self.progress, **same | other)
+    def row(self, i: int) -> Asked:
+        """What picture i is of."""
+        return self.rows[i] if self.rows else Asked(self.prompt, self.seed + i, self.negative)
+
+    def again(self, method: str, rows: Sequence[Asked], **other: object) -> Result:
+        """Another method on the same model and chain: DNS images."""
+        names = ("steps", "eta", "sampler", "batch", "size", *self.takes)
+        same = {k: getattr(self, k) for k in names}
+        return generate_rows(self.model, rows, method, progress=self.progress, **same | other)
 
     def generators(self, rows: Sequence[int]) -> list[torch.Generator]:
         """One CPU generator for each picture, by its seed."""
-        return [torch.Generator().manual_seed(self.seed + i) for i in rows]
+        return [torch.Generator().manual_seed(self.row(i).seed) for i in rows]
 
     def noise(self, generators: list[torch.Generator], positive: str) -> Tensor:
         """z_T of each generator; of a toy from its own law at the first level."""
         model = self.model
         models.require_latents(model)
         if hasattr(model, "latent_shape"):
-            empty = torch.empty(
-                len(generators), *model.latent_shape(self.size), dtype=torch.float32
-            )
+            shape = len(generators), *model.latent_shape(self.size)
+            empty = torch.empty(shape, dtype=torch.float32)
             kinds = (getattr(model, k, torch.float32) for k in ("dtype", "latent_dtype"))
             dtype = functools.reduce(torch.promote_types, kinds, torch.float32)
             return sampling.noise_like(empty, generators).to(self.device, dtype)
@@ -168,30 +171,48 @@ def generate(
     progress  called after every step with the number of pictures that made it
     settings  the other fields of `Call` and of the method, as `python -m dnp --help` lists them
 
-    The initial noise of a picture comes from its own CPU generator, so a seed means one picture,
-    whatever its batch. SettingsError for what is not possible; NonFiniteError names the step.
+    The initial noise of a picture comes from its own CPU generator, so a seed means one picture. On
+    a CPU it depends, to the bit, on seed, settings and `batch`, not on what is sampled beside it.
+    SettingsError for what is not possible; NonFiniteError names the step.
     """
     given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
-    call, guided = prepared(model, prompt, method, negative, captioner, progress, given)
+    return made_of(*prepared(model, prompt, method, negative, captioner, progress, given))
+
+
+@process.apart()
+def generate_rows(
+    model, rows: Sequence[Asked], method: str | type, captioner: Callable | None = None, *,
+    progress: Callable[[int], None] | None = None, **settings,
+) -> Result:  # fmt: skip
+    """`generate` for pictures that each have their own prompt, seed, words n and subjects."""
+    first = rows[0]
+    given = {**settings, "images": len(rows), "seed": first.seed, "subjects": first.subjects}
+    call, guided = prepared(model, first.prompt, method, first.negative, captioner, progress, given)
+    call.rows = rows
+    return made_of(call, guided)
+
+
+def made_of(call: Call, guided: Method) -> Result:
+    """The pictures of a call."""
     made = record(call, guided)  # now: a weight file that was changed is told before the work
     words, dns, evaluated = guided.words(call)
-    latents, pictures, gradients, negatives = [], [], [], []
-    batch = batch_size(call.device)
-    for first in range(0, images, batch):
-        rows = range(first, min(first + batch, images))
+    latents, pictures, gradients, negatives, sizes = [], [], [], [], []
+    for rows, k in batches(call):
         z_T, chain = begun(call, guided, rows, [words[i] for i in rows])
         for t, z_0, _, _ in chain:  # noqa: B007
-            if t >= 0 and progress:
-                progress(len(rows))
-        latents.append((z_T.float().cpu(), z_0.float().cpu()))
-        pictures += model.decode(z_0) if hasattr(model, "decode") else []
-        gradients += guided.gradients
-        negatives += guided.negatives
-        evaluated += guided.evaluations * len(rows) + sum(guided.gradients)
+            if t >= 0 and call.progress:
+                call.progress(k)
+        latents.append((z_T[:k].float().cpu(), z_0[:k].float().cpu()))
+        for row in z_0[:k].split(1) if hasattr(call.model, "decode") else ():
+            pictures += call.model.decode(row)
+        gradients += guided.gradients[:k]
+        negatives += guided.negatives[:k]
+        sizes += [guided.sizes] if call.particles else []
+        evaluated += guided.evaluations * k + sum(guided.gradients[:k])
     z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
     made["negative"] = negatives[0]
-    nfe = _whole(evaluated / images)
-    return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns)
+    nfe = _whole(evaluated / call.images)
+    return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns, sizes)
 
 
 @process.apart()
@@ -207,6 +228,9 @@ def trajectory(
     toy from its own law at the first level, since its noisiest level is not quite N(0, I).
     """
     given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
+    for name in ("batch", "particles", "corrector"):
+        if settings.get(name) is not None:
+            raise SettingsError(f"trajectory is one chain of all its pictures; leave {name} out.")
     call, guided = prepared(model, prompt, method, negative, captioner, None, given)
     call.images = images if z_T is None else len(z_T)
     words, _, _ = guided.words(call)
@@ -217,10 +241,12 @@ def begun(
     call: Call, guided: Method, rows: Sequence[int], words: list, z_T: Tensor | None = None
 ) -> tuple[Tensor, Iterator[Row]]:
     """z_T and the chain of a batch: the pictures of these rows with their words n."""
+    if weighted.asked(call):
+        return weighted.begun(call, guided, rows[0], words[0])
     generators = call.generators(rows)
     with torch.no_grad():
         z_T = call.noise(generators, guided.positive) if z_T is None else z_T
-        guided.begin(call, words, z_T)
+        guided.begin(call, words, z_T, [call.row(i) for i in rows])
     return z_T, walk(call, guided, z_T, generators)
 
 
@@ -250,6 +276,7 @@ def prepared(model, prompt, method, negative, captioner, progress, given) -> tup
     guided = kind(**of_method)
     guided.label = method if own.is_file(method) else kind.name
     guided.complete(call)
+    weighted.require(call, guided)
     return call, guided
 
 
@@ -266,14 +293,25 @@ def record(call: Call, guided: Method) -> dict:
     if type(guided) not in METHODS.values():
         made["method_sha256"] = own.identity(type(guided))
     if hasattr(call.config, "fingerprint"):
-        made["dtype"] = str(call.model.dtype).removeprefix("torch.")
+        for name in ("dtype", "vae_dtype"):
+            if hasattr(call.model, name):
+                made[name] = str(getattr(call.model, name)).removeprefix("torch.")
         made["device"] = call.device.type
         made["fingerprint"] = call.config.fingerprint
     return made
 
 
+def batches(call: Call) -> Iterator[tuple[list[int], int]]:
+    """The rows of each forward, and how many of them are pictures. With `batch` the others repeat
+    the last: every forward has one shape, in which a row's bits do not depend on the others."""
+    size = 1 if weighted.asked(call) else call.batch or batch_size(call.device)
+    for first in range(0, call.images, size):
+        rows = list(range(first, min(first + size, call.images)))
+        yield rows + rows[-1:] * ((call.batch or 0) - len(rows)), len(rows)
+
+
 def batch_size(device: torch.device) -> int:
-    """How many pictures are sampled together: on a CPU more gain little, on a GPU much."""
+    """How many pictures are sampled together at most where `batch` is not given."""
     return 1 if device.type == "cpu" else 16
 
 

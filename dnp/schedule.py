@@ -48,7 +48,7 @@ class Schedule:
         """The levels (alpha, sigma), (T,) each, from the cleanest on: z = alpha z_0 + sigma eps.
 
         abar = alpha^2 / (alpha^2 + sigma^2)
-        The clean end has no noise. ValueError unless alpha > 0, since at 0 eps says nothing of
+        The clean end has no noise. ValueError unless alpha > 0, since at 0 eps says nothing about
         z_0, and sigma / alpha rises.
         """
         alpha, sigma = (torch.as_tensor(x).double().cpu() for x in (alpha, sigma))
@@ -74,8 +74,8 @@ class Schedule:
 
         tau = shift u / (1 + (shift - 1) u),  u = (t + 1) / T
         The shift is Stable Diffusion 3's, Eq. (23), arXiv:2403.03206. At tau = 1 eps says nothing
-        of z_0, so the last tau is at most 1 - cut. A smaller cut is nearer to the flow's own chain
-        and divides rounding by it: 1e-4 suits float32, 1e-6 float64.
+        about z_0, so the last tau is at most 1 - cut. A smaller cut is nearer to the flow's own
+        chain and divides rounding by it: 1e-4 suits float32, 1e-6 float64.
         """
         u = torch.arange(1, T + 1, dtype=torch.float64) / T
         tau = shift * u / (1 + (shift - 1) * u)
@@ -134,35 +134,8 @@ def step_at(pairs: Sequence[tuple[int, int]], t: int) -> int:
     """
     found = [i for i, (t_i, t_next) in enumerate(pairs) if t_i >= t > t_next]
     if not found:
-        raise ValueError(f"t = {t} is in none of the steps, from {pairs[0][0]} to {pairs[-1][1]}")
+        raise ValueError(f"t = {t} is not in any step, from {pairs[0][0]} to {pairs[-1][1]}")
     return found[-1]
-
-
-def noise_error(
-    eps_fn: EpsFn, schedule: Schedule, z_0: Tensor, eps: Tensor, t: Tensor, c: object
-) -> Tensor:
-    """The error of a noise prediction for each sample, (B,).
-
-    || eps - eps_theta(z_t; t, tau(p)) ||^2,  z_t = sqrt(abar_t) z_0 + sigma_t eps
-    Inside the expectation of Eq. (1), arXiv:2411.05473; the mean over elements stands for the
-    squared norm. `z_0` and `eps` (B, *S), `t` (B,).
-    """
-    error = eps - eps_fn(schedule.add_noise(z_0, eps, t), t.to(z_0.device), c)
-    return (error**2).flatten(1).mean(1)
-
-
-def training_loss(
-    eps_fn: EpsFn, schedule: Schedule, z_0: Tensor, c: object, generator: torch.Generator
-) -> Tensor:
-    """The noise-prediction loss of a batch, a scalar.
-
-    E over t, eps of || eps - eps_theta(z_t; t, tau(p)) ||^2
-    Eq. (1), arXiv:2411.05473, one draw of t and eps for each sample. Whether a prompt is dropped
-    (with probability 0.1, c = phi) is the caller's part, since only it knows phi.
-    """
-    t = torch.randint(len(schedule.abar), (len(z_0),), generator=generator)
-    eps = torch.randn(z_0.shape, generator=generator, dtype=z_0.dtype).to(z_0.device)
-    return noise_error(eps_fn, schedule, z_0, eps, t, c).mean()
 
 
 def column(x: float | Tensor, z: Tensor) -> Tensor:

@@ -58,7 +58,10 @@ GRID = (
     "--steps",
     2,
 )
-TABLES = ("tables.md", "tables.csv", "pictures.csv", "evaluations.png", "run.json")
+TABLES = (
+    "tables.md", "tables.tex", "tables.csv", "pictures.csv", "evaluations.png", "evaluations.pdf",
+    "run.json",
+)  # fmt: skip
 
 
 def evaluate(out, *words, **environment):
@@ -91,9 +94,9 @@ def made(monkeypatch):
     """(method, prompt, seed) of every picture that is sampled, in order."""
     pictures, sampled = [], contestants.sample
 
-    def counted(model, method, prompt, seeds, *rest):
-        pictures.extend((method.name, prompt, seed) for seed in seeds)
-        return sampled(model, method, prompt, seeds, *rest)
+    def counted(model, method, prompts, seeds, *rest):
+        pictures.extend((method.name, *one) for one in zip(prompts, seeds))
+        return sampled(model, method, prompts, seeds, *rest)
 
     monkeypatch.setattr(contestants, "sample", counted)
     return pictures

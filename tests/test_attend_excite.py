@@ -136,7 +136,8 @@ def test_the_maps_are_those_of_diffusers_attention(oracle):
 def loss_of(model, level):
     """(z_t, t) -> the loss of the cat and the dog of PAIR."""
     peaks_of = ae.peaks_of_prompt(model, PAIR, "cat, dog", level)
-    return ae.loss_of_prompt(model, model.encode(PAIR), peaks_of, level)
+    value = ae.loss_of_rows(model, model.encode([PAIR] * 2), [peaks_of] * 2, level)
+    return lambda z_t, t: value(z_t, t, torch.arange(len(z_t)))
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -188,7 +189,7 @@ def test_subjects_are_whole_words_of_the_prompt(model, prompt, subjects, places,
 # --------------------------------------------------------------------------------------- the moves
 
 
-def falling(z, t):
+def falling(z, t, rows):
     """A loss of each sample with the gradient 1: its only number, if that is positive."""
     return z[:, 0].clamp(min=0)
 

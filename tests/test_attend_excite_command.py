@@ -96,7 +96,7 @@ def test_the_experiments_count_a_gradient_as_two_evaluations(single):
     own = contestants.settled(method, 2.0, 4, single, prompt=prompt)
     assert own["ae_thresholds"] == (0.1,) and own["ae_until"] == 0.5  # published, or of the weights
     contestants.check(method, 2.0, 4, single, [prompt], [])
-    made = contestants.sample(single, method, prompt, [0, 1], own, [None] * 2)
+    made = contestants.sample(single, method, [prompt] * 2, [0, 1], own, [None] * 2)
     r = dnp.generate(
         single, prompt, "ae", s=2.0, steps=4, images=2, subjects="cat, car",
         ae_thresholds=(0.1,), ae_refinements=1,

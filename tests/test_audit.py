@@ -17,6 +17,7 @@ from dnp.evaluation import audit_pictures, trust
 from dnp.evaluation.audit import AMPLIFIES, BRINGS, audit, evaluations
 from dnp.evaluation.labels import OfCaptions, OfWords, OfWorld, labels_for
 from dnp.evaluation.mcnemar import LEVEL, compare, mcnemar, power
+from dnp.evaluation.not_rules import RECOMMENDED, RULES, scale_against
 from dnp.sd import load
 from test_models import FILE
 
@@ -89,6 +90,17 @@ def test_the_shares_are_those_of_the_law(of_toy):
     assert share["empty"] == pytest.approx(0.6 / 6 + 5 / 6 / 5, abs=0.14)
     assert share["prompt"] == pytest.approx(0.6, abs=0.16)
     assert share["dns"] < share["empty"] and share["cfg"] > share["prompt"]
+
+
+def test_the_negative_of_a_miniatures_world_has_the_scale_that_the_page_of_negatives_recommends():
+    class World(trust.OfHabits, OfWorld):
+        def __init__(self):
+            pass
+
+    found = audit(trust.Habits(0.6), 0, 64, 3.0, labels=World(), steps=10)
+    assert found.habit == "red" and found.scales["negative"] == scale_against("red")
+    assert "at s = 3." in found.against and scale_against("plain") == 8
+    assert all(x in RULES["two-term"] for x in RECOMMENDED.values())
 
 
 def test_the_negative_has_the_habit_and_is_compared_with_the_same_seeds(of_toy):

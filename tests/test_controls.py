@@ -15,6 +15,7 @@ from dnp.evaluation import benchmarks, contestants, controls, differences, dry, 
 from dnp.evaluation.__main__ import main
 from dnp.evaluation.grid import Grid, Run
 from dnp.evaluation.measure import Instruments
+from dnp.schedule import Schedule
 from dnp.sd import captioner
 
 pytestmark = pytest.mark.filterwarnings("ignore:with steps")
@@ -81,7 +82,7 @@ def test_a_random_negative_and_another_prompts_take_the_same_h(model, tmp_path):
     labels = [f"{name}:s=3,negative_scale=0.5" for name in ("auto-dnp", "shuffled", "random")]
     work = work_of(model, tmp_path, *labels, steps=2, captioner=captioner)
     own, other, random = (
-        work.made(x, work.settings(x, None), PROMPTS[0].text, [100])[0] for x in work.grid.methods
+        work.made(x, work.settings(x, None), [(PROMPTS[0].text, 100)])[0] for x in work.grid.methods
     )
     assert own["sha256"] == other["sha256"]  # the same words: all else is the same
     assert random["negative"] == contestants.random_negative(PROMPTS[0].text, 100, work.grid.others)
@@ -128,6 +129,25 @@ def test_fitted_cfg_is_as_strong_to_2_percent(model, tmp_path, label):
     if label.startswith("answer"):  # twice as strong early as in its second half, where it is CFG
         scales = both[1]["rule_options"]["scales"]
         assert min(scales[:2]) > 2 * max(scales[2:])
+
+
+def test_strengths_of_a_model_whose_levels_depend_on_the_steps_are_those_of_these_levels(
+    model, tmp_path
+):
+    class Stepped:
+        schedule = Schedule.flow()
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def at_steps(self, steps, size):
+            return model
+
+    told = [
+        strength.measure(work_of(x, tmp_path, "cfg:rule=cfg_zero_star", prompts=PROMPTS[:1]))
+        for x in (model, Stepped())
+    ]
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(
@@ -332,7 +352,7 @@ def test_dry_run_counts_what_a_run_makes(model, tmp_path, capsys):
     made = {}
     for method in work.grid.methods:
         settings = work.settings(method, None)
-        rows = [r for p in PROMPTS for r in work.made(method, settings, p.text, (100,))]
+        rows = [r for p in PROMPTS for r in work.made(method, settings, [(p.text, 100)])]
         made[method.label] = len(rows), f"{rows[0]['nfe']:g}"
     assert {k: told[k] for k in made} == made
     dns = [r for r in work.records.all() if r["content"]["method"] == "dns"]

@@ -150,6 +150,7 @@ def test_methods_are_parsed_and_unknown_ones_refused():
         ("dnq", "did you mean dns"), ("cfg:stepz=3", "is not an option"),
         ("answer:K=two", "is not an option"), ("np:rule=bounded", "needs words for each prompt"),
         ("dnp", "choose auto-dnp"), ("nd", "choose cfg"),
+        ("cfg:rule=perp_neg", "method cfg has none; write semantic:rule=perp_neg"),
     ]:  # fmt: skip
         with pytest.raises(SettingsError, match=sentence):
             contestants.parse(wrong)
@@ -192,15 +193,18 @@ def sample(model, label, prompt, seeds, steps, captioner, others):
     settings = contestants.settled(method, None, steps, model)
     if method.name not in contestants.FROM_DNS:
         negatives = [contestants.negative(method, prompt, k, others) for k in seeds]
-        return contestants.sample(model, method, prompt, seeds, settings, negatives, captioner)
+        prompts = [prompt] * len(seeds)
+        return contestants.sample(model, method, prompts, seeds, settings, negatives, captioner)
 
-    def describe(prompt, seeds, own):
-        made = [dnp.generate(model, prompt, "dns", seed=k, **own) for k in seeds]
+    def describe(asked, own):
+        made = [dnp.generate(model, prompt, "dns", seed=k, **own) for prompt, k in asked]
         captions = captioner([r.images[0] for r in made])
         return [contestants.Words(c, r.nfe, 0.0) for c, r in zip(captions, made)]
 
-    words = contestants.n_stars(prompt, seeds, settings, describe)
-    made = contestants.sample(model, method, prompt, seeds, settings, [w.text for w in words])
+    asked = [(prompt, k) for k in seeds]
+    words = contestants.n_stars(asked, settings, describe)
+    texts = [w.text for w in words]
+    made = contestants.sample(model, method, *zip(*asked), settings, texts)
     return [contestants.Sample(m.image, m.negative, m.nfe + w.nfe) for m, w in zip(made, words)]
 
 

@@ -23,85 +23,7 @@ from conftest import ARCHITECTURES, MINI, ROOT, make_pipeline, slow_but
 from dnp.errors import NonFiniteError, SettingsError, WeightsError
 from dnp.sd.config import SD1_TEXT, SD1_UNET, SD2_TEXT, SD2_UNET, TextConfig
 from dnp.sd.files import names
-from originals import openclip, unet_to_original, vae_to_original, without_prefix
-
-CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
-FAMILIES = {  # small ones with the structure of 1.x and of 2.x
-    "1.x": dict(
-        unet=dict(
-            block_out_channels=(32, 64, 64, 64), attention_head_dim=8, cross_attention_dim=64
-        ),
-        text=dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3),
-    ),
-    "2.x": dict(
-        unet=dict(
-            block_out_channels=(64, 128, 128, 128),
-            attention_head_dim=[1, 2, 2, 2],
-            cross_attention_dim=128,
-            use_linear_projection=True,
-        ),
-        text=dict(
-            hidden_size=128, intermediate_size=160, num_hidden_layers=23, hidden_act="gelu",
-            projection_dim=128,
-        ),
-    ),
-}  # fmt: skip
-
-
-def to_original(folder, second):
-    """The tensors of a diffusers folder under the names of the original layout."""
-    unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
-    text = without_prefix(load_file(folder / "text_encoder" / "model.safetensors"))
-    out = unet_to_original(unet) | vae_to_original(vae)
-    if not second:
-        start = "cond_stage_model.transformer.text_model."
-        out |= {start + k: x for k, x in text.items()}
-        out[start + "embeddings.position_ids"] = torch.arange(77)[None]
-    else:  # of 24 layers, of which the last one is never used
-        start = "cond_stage_model.model."
-        out |= openclip(text, 24, start)
-        width = text["final_layer_norm.bias"].shape[0]
-        out[start + "text_projection"] = torch.zeros(width, width)
-        out[start + "logit_scale"] = torch.tensor(1.0)
-    out["model_ema.decay"] = torch.tensor(0.99)
-    out["betas"] = out["alphas_cumprod"] = torch.zeros(1000).clone()
-    out["alphas_cumprod"] = torch.zeros(1000)
-    return {k: x.contiguous() for k, x in out.items()}
-
-
-def make_family(sizes, vae, second, folder):
-    """(pipeline of diffusers, its folder, a single file with the same tensors)."""
-    pipeline = make_pipeline(
-        unet=dict(
-            layers_per_block=2, norm_num_groups=32, sample_size=64,
-            down_block_types=[k.format("Down") for k in (CROSS, CROSS, CROSS, PLAIN)],
-            up_block_types=[k.format("Up") for k in (PLAIN, CROSS, CROSS, CROSS)],
-            **sizes["unet"],
-        ),
-        vae=dict(block_out_channels=vae, layers_per_block=2, norm_num_groups=32),
-        text={
-            **sizes["text"], "vocab_size": 49408, "max_position_embeddings": 77,
-            "num_attention_heads": max(1, sizes["text"]["hidden_size"] // 64),
-        },
-        scheduler={},
-    )  # fmt: skip
-    last = pipeline.unet.up_blocks[3].attentions[2].transformer_blocks[0].norm1
-    last.bias.data *= 0.1  # little spread: a network that predicts eps
-    pipeline.tokenizer = names.clip_tokenizer(
-        TextConfig(hidden_act="gelu" if second else "quick_gelu")
-    )
-    pipeline.save_pretrained(folder / "diffusers")
-    path = folder / "model.safetensors"
-    save_file(to_original(folder / "diffusers", second), path, metadata={"format": "pt"})
-    return pipeline, folder / "diffusers", path
-
-
-@pytest.fixture(scope="session", params=FAMILIES)
-def family(request, tmp_path_factory):
-    """(name, pipeline of diffusers, its folder, a single file with the same tensors)."""
-    name, folder = request.param, tmp_path_factory.mktemp("family")
-    return name, *make_family(FAMILIES[name], (32, 32, 64, 64), name == "2.x", folder)
+from single_files import FAMILIES, make_family
 
 
 @functools.cache
@@ -507,8 +429,8 @@ def test_an_fp16_variant_loads(tmp_path, tiny):
         (lambda d: d["weight_map"].update(x="../x.safetensors"), "not a safetensors file beside"),
         (lambda d: d["weight_map"].update(x="x.bin"), "not a safetensors file beside"),
         (lambda d: d["weight_map"].update(x="gone.safetensors"), "names it; fetch it"),
-        (lambda d: d.pop("weight_map"), "names no files"),
-        (lambda d: d["weight_map"].update(x=3), "names no files"),
+        (lambda d: d.pop("weight_map"), "does not name files"),
+        (lambda d: d["weight_map"].update(x=3), "does not name files"),
     ],
 )
 def test_a_damaged_index_is_refused(folder, damage, sentence):
@@ -764,7 +686,9 @@ def test_what_merged_files_hold_beside_the_networks_is_passed_over(family, tmp_p
         "cond_stage_model.transformer.text_model.text_projection.weight",
     ]  # fmt: skip
     dnp.load(damaged(path, tmp_path, lambda t: t.update({k: torch.zeros(1) for k in extras})))
-    with pytest.raises(WeightsError, match=r"1 unexpected tensors \(ztsnr\); they belong to no"):
+    with pytest.raises(
+        WeightsError, match=r"1 unexpected tensors \(ztsnr\); they do not belong to any"
+    ):
         dnp.load(damaged(path, tmp_path, lambda t: t.update(ztsnr=torch.zeros(1))))
 
 

@@ -253,7 +253,7 @@ def test_rules_trajectories_and_experiments_take_it(pair):
     assert len(rows) == 4 and rows[-1][0] == -1
     method = contestants.parse("answer:K=1")
     settings = contestants.settled(method, 2.0, 3, ours)
-    a, b = (contestants.sample(m, method, PROMPT, [0], settings, [None])[0] for m in (ours, own))
+    a, b = (contestants.sample(m, method, [PROMPT], [0], settings, [None])[0] for m in (ours, own))
     apart = abs(np.asarray(a.image, dtype=int) - np.asarray(b.image, dtype=int))
     assert apart.max() <= 1 and a.nfe == b.nfe
     assert speed.apply(ours) == []

@@ -57,7 +57,7 @@ def test_an_own_method_that_captions_has_its_captioner_in_the_key_and_its_words(
         keys.append(record_keys.key(work.content(c, work.settings(c, None), "a cat", 0)))
     assert keys[0] != keys[1]
     settled = contestants.settled(c, None, 2, mini)
-    (made,) = contestants.sample(mini, c, "a cat", [0], settled, [None], lambda images: ["a dog"])
+    (made,) = contestants.sample(mini, c, ["a cat"], [0], settled, [None], lambda images: ["a dog"])
     assert made.negative == "a dog" and made.nfe == 5 * 2
 
 
@@ -72,7 +72,7 @@ def test_the_doors_make_the_same_picture_and_the_same_record(cli, mine, mini):
     assert code == 0 and typed.name == "a-cat-blurred-0.png" and "6 network evaluations" in told
     contestant = contestants.parse(f"{NAME},radius=2")
     settled = contestants.settled(contestant, 2.0, 2, mini)
-    (sampled,) = contestants.sample(mini, contestant, "a cat", [0], settled, [None])
+    (sampled,) = contestants.sample(mini, contestant, ["a cat"], [0], settled, [None])
     want = by_class.images[0]
     assert sampled.image.tobytes() == by_name.images[0].tobytes() == want.tobytes()
     assert (pixels(typed) == pixels_of(want)).all() and by_class.nfe == sampled.nfe == 3 * 2

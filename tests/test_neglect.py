@@ -248,7 +248,7 @@ def test_the_experiments_run_and_count_it(single, tmp_path, monkeypatch):
     settings = contestants.settled(method, 3.0, 5, single, prompt=prompt)
     assert settings["negative_scale"] == 1.5 and settings["ae_level"] == 1
     contestants.check(method, 3.0, 5, single, [prompt], [])
-    (made,) = contestants.sample(single, method, prompt, [0], settings, [None])
+    (made,) = contestants.sample(single, method, [prompt], [0], settings, [None])
     r = dnp.generate(single, prompt, "neglect", s=3.0, steps=5, subjects="cat, car")
     assert made.image.tobytes() == r.images[0].tobytes() and made.nfe == r.nfe
     grid = Grid((benchmarks.Prompt(prompt, "animals_objects"),), (method,), (3.0,), (0,), 5)

@@ -87,7 +87,7 @@ def test_a_desk_without_audits_has_none(mini):
     desk = Desk(mini, {})
     try:
         assert desk.about()["audits"] is False
-        with pytest.raises(Refused, match="load it anew"):
+        with pytest.raises(Refused, match="reload it"):
             desk.ask(desk.welcome(), "audit", SMALL)
     finally:
         desk.close()

@@ -96,14 +96,14 @@ def of_prompt(form: Form, *names: str) -> dict[str, str]:
 def checked(kind: object, form: object) -> Form:
     """What a page sent, as a form of its kind. SettingsError for anything else."""
     if not isinstance(kind, str) or kind not in KINDS or not isinstance(form, dict):
-        raise SettingsError("this is not a draw of this page; load it anew.")
+        raise SettingsError("this is not a draw of this page; reload it.")
     for name, text in form.items():
         if name not in FIELDS[kind] or not isinstance(text, str):
-            raise SettingsError(f"{name!r:.40} is not a text field of this page; load it anew.")
+            raise SettingsError(f"{name!r:.40} is not a text field of this page; reload it.")
         if len(text) > MOST_TEXT:
             raise SettingsError(f"{name}: {len(text)} characters; shorten it to {MOST_TEXT}.")
         if any(unicodedata.category(c) in ("Cc", "Cs") and not c.isspace() for c in text):
-            raise SettingsError(f"{name}: a character in it cannot be typed; write it anew.")
+            raise SettingsError(f"{name}: a character in it cannot be typed; write it again.")
     return form
 
 

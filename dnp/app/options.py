@@ -196,7 +196,8 @@ def help_of(method: str, p: argparse.ArgumentParser) -> str:
 
 def methods_table() -> str:
     rows = [(name, *formula(m)) for name, m in METHODS.items()]
-    return "methods:\n" + "\n".join(f"  {a:<11} {b:<34} {c}" for a, b, c in rows)
+    table = "\n".join(f"  {a:<11} {b:<34} {c}" for a, b, c in rows)
+    return f"methods:\n{table}\n\nwhich rule and scale for a negative: dnp/NEGATIVES.md"
 
 
 # --------------------------------------------------------------------------- what a PNG adds
@@ -230,7 +231,7 @@ def resolve(typed: dict) -> SimpleNamespace:
         typed=list(typed),
     )
     if args.model is not None:
-        for name in ("weights", "prediction", "device", "dtype"):
+        for name in ("weights", "prediction", "device", "dtype", "vae_dtype"):
             if name in typed:
                 raise SettingsError(
                     f"--{name} and --model are both given, and a model of your own has its own; "

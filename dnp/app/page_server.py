@@ -68,7 +68,7 @@ def application(desk, port: int, token: str | None, closing):
             asked = json.loads(await body_of(request))
             kind, form = asked["kind"], asked["form"]
         except (ValueError, TypeError, KeyError, RecursionError):
-            return as_json({"sentence": "this is not a draw of this page; load it anew."}, 400)
+            return as_json({"sentence": "this is not a draw of this page; reload it."}, 400)
         try:
             made = await asyncio.to_thread(desk.ask, request.state.visitor, kind, form)
         except Refused as e:
@@ -166,7 +166,7 @@ class Door:
         """Why a request is not from this page itself; None if it may be."""
         host = request.headers.get("host", "")
         if self.token is None and urlsplit(f"//{host}").hostname not in LOCAL:
-            return "this page answers under 127.0.0.1 and localhost alone."
+            return "this page answers under 127.0.0.1 and localhost only."
         origin, site = (request.headers.get(k) for k in ("origin", "sec-fetch-site"))
         if request.method == "POST":
             kind = request.headers.get("content-type", "").split(";")[0]
@@ -178,7 +178,7 @@ class Door:
     def uninvited(self, request) -> str | None:
         """Why somebody without a cookie is not let in; None if they are."""
         if request.url.path != "/" or request.method != "GET":
-            return "this browser is not known here; open the page anew."
+            return "this browser is not known here; open the page again."
         given = request.query_params.get("token", "").encode()
         if self.token is not None and not secrets.compare_digest(given, self.token.encode()):
             return "this page is opened by the link that its terminal shows."

@@ -9,7 +9,7 @@ chain; `o.KEY` is an option of the rule.
     universal       Eq. (4) with a fixed negative prompt; universal2 is the two-term form
     random          Eq. (4) with another prompt of the benchmark as negative; random2 two-term
     shuffled        auto-dnp with the n* of another prompt of the grid: the same captions, permuted
-    semantic        Eq. (4) with a negative made by hand, for a short list of prompts
+    semantic        Eq. (4) with a negative made by hand, ours for a short list of prompts or yours
     negative-alone  the positive prompt empty and n* negative (the paper's semantic gap)
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -32,7 +32,7 @@ from dnp.methods.attend_excite import OfSubjects
 from dnp.methods.chain import Chain
 from dnp.methods.cnp import CNP
 from dnp.methods.fields import from_text, option, table
-from dnp.methods.method import Method
+from dnp.methods.method import Asked, Method
 from dnp.methods.words import AutoDNP, Captioner, dns_seeds
 
 # Words that people put against any picture. A miniature that never read them sees untrained tokens.
@@ -43,8 +43,16 @@ BASELINES = {  # the method that each is made with
 }  # fmt: skip
 ASKED = ("np", "np2", "dnp")  # these need words of a person
 NAMES = (*(m for m in METHODS if m not in ASKED), *BASELINES)
-OF_CHAIN = ("sampler", "steps", "eta")  # fields of the chain that a contestant may have of its own
-FEW = {"unconditional": ("steps", "eta"), "negative-alone": ("steps", "s", "s_dns", "eta")}
+OF_CHAIN = (
+    "sampler",
+    "steps",
+    "eta",
+    "particles",
+    "corrector",
+    "batch",
+)  # fields of the chain that a contestant may have of its own
+FEW = {"unconditional": ("steps", "eta", "batch"),
+       "negative-alone": ("steps", "s", "s_dns", "eta", "batch")}  # fmt: skip
 # Their n* are words for DNS images, which all variants share.
 FROM_DNS = ("auto-dnp", "ae+auto-dnp", "negative-alone", "shuffled")
 
@@ -99,8 +107,9 @@ def parse(text: str) -> Contestant:
         name, rest = file[1], file[2] or ""
     elif name in ASKED:
         raise SettingsError(
-            f"method {name!r} needs words for each prompt, and nobody gives them here; choose "
-            "auto-dnp, whose words a captioner gives, or universal, random or semantic."
+            f"method {name!r} needs words for each prompt: write them in a file for --negatives "
+            "and choose semantic; or choose auto-dnp, whose words a captioner gives, universal or "
+            "random."
         )
     elif name not in NAMES:
         raise SettingsError(f"method {name!r} is unknown; {meant(name, NAMES)}")
@@ -126,8 +135,16 @@ def parse(text: str) -> Contestant:
             ) from None
     if of_rule:
         options["rule_options"] = of_rule
-    if options.get("rule") and rule.read(options["rule"], of_rule).sha256 == own.UNKNOWN:
-        raise SettingsError(unreadable("rule", options["rule"]))
+    if options.get("rule"):
+        found = rule.read(options["rule"], of_rule)
+        if found.sha256 == own.UNKNOWN:
+            raise SettingsError(unreadable("rule", options["rule"]))
+        if "eps_n" in found.needs and not kind.has_negative:
+            raise SettingsError(
+                f"rule {found.name} needs a negative (eps_n), and method {name} has none; write "
+                f"semantic:rule={options['rule']} (with --negatives FILE for your own prompts), or "
+                "universal, random, answer or auto-dnp in place of semantic."
+            )
     return Contestant(text, name, options)
 
 
@@ -140,7 +157,7 @@ def unreadable(what: str, name: str) -> str:
 
 def settled(
     c: Contestant, s: float | None, steps: int, model, size=None, prompt: str = "",
-    subjects: str | None = None,
+    subjects: str | None = None, batch: int | None = None,
 ) -> dict:  # fmt: skip
     """Every setting that a contestant's pictures depend on, defaults and recommendations filled in.
 
@@ -153,7 +170,8 @@ def settled(
     if "s" not in c.options and s is None and c.name in BASELINES:
         recommended = getattr(model.config, "scales", {})
         s = recommended.get(c.name, recommended.get(c.method))
-    given = {"s": s, "steps": steps, "size": size, "subjects": subjects} | c.options
+    given = {"s": s, "steps": steps, "size": size, "subjects": subjects, "batch": batch}
+    given |= c.options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sampling warns
         call, guided = generation.prepared(model, prompt, c.method, None, None, None, given)
@@ -167,7 +185,8 @@ def settled(
 
 def check(
     c: Contestant, s: float | None, steps: int, model, prompts: Sequence[str],
-    others: Sequence[str], size: tuple[int, int] | None = None,
+    others: Sequence[str], size: tuple[int, int] | None = None, batch: int | None = None,
+    by_hand: Mapping[str, str] = SEMANTIC,
 ) -> None:  # fmt: skip
     """SettingsError, before anything is sampled, for a contestant that cannot run on these."""
     model.latent_shape(size)
@@ -178,25 +197,28 @@ def check(
                 f'"{prompt}" names no thing of benchmark ae, so {c.name} has no subjects; '
                 "leave the method or the prompt out."
             )
-        settled(c, s, steps, model, size, prompt, subjects_of(c, prompt))
+        settled(c, s, steps, model, size, prompt, subjects_of(c, prompt), batch)
     if c.name == "shuffled":
         partners(prompts)
     for prompt in prompts:
-        negative(c, prompt, 0, others)
+        negative(c, prompt, 0, others, by_hand)
 
 
-def negative(c: Contestant, prompt: str, seed: int, others: Sequence[str]) -> str | None:
+def negative(
+    c: Contestant, prompt: str, seed: int, others: Sequence[str],
+    by_hand: Mapping[str, str] = SEMANTIC,
+) -> str | None:  # fmt: skip
     """The negative prompt of a picture, where it is known before anything is sampled."""
     if c.name.startswith("universal"):
         return UNIVERSAL
     if c.name.startswith("random"):
         return random_negative(prompt, seed, others)
-    if c.name == "semantic" and prompt not in SEMANTIC:
+    if c.name == "semantic" and prompt not in by_hand:
         raise SettingsError(
-            f'nobody has written a semantic negative for "{prompt}"; they exist for benchmark '
-            "semantic."
+            f'nobody has written a semantic negative for "{prompt}"; write it in a file for '
+            "--negatives, or choose benchmark semantic, which has them."
         )
-    return SEMANTIC[prompt] if c.name == "semantic" else None
+    return by_hand[prompt] if c.name == "semantic" else None
 
 
 def subjects_of(c: Contestant, prompt: str) -> str | None:
@@ -206,31 +228,27 @@ def subjects_of(c: Contestant, prompt: str) -> str | None:
 
 
 def sample(
-    model, c: Contestant, prompt: str, seeds: Sequence[int], settings: dict,
+    model, c: Contestant, prompts: Sequence[str], seeds: Sequence[int], settings: dict,
     negatives: Sequence[str | None], captioner: Captioner | None = None,
 ) -> list[Sample]:  # fmt: skip
-    """Pictures of `prompt`, one for each of `seeds`, by `settled` settings.
+    """A picture of each of `prompts` and `seeds`, by `settled` settings.
 
     `negatives` holds the negative prompt of each: `negative`'s, n* with auto-dnp and
     negative-alone, else None. cnp asks the captioner as it goes.
     """
-    made, pairs, settings = [], list(zip(seeds, negatives, strict=True)), given(settings)
-    while pairs:  # neighbours with the same negative are sampled together
-        (seed, n), k = pairs[0], 1
-        while k < len(pairs) and pairs[k] == (seed + k, n):
-            k += 1
-        positive = {"unconditional": "", "negative-alone": n}.get(c.name, prompt)
-        method, words = ("dns", None) if c.name == "negative-alone" else (c.method, n)
-        if c.name == "negative-alone":
-            settings.pop("s_dns", None)
-        r = generation.generate(
-            model, positive, method, words, seed=seed, images=k, captioner=captioner,
-            subjects=subjects_of(c, prompt), **settings,
-        )  # fmt: skip
-        said = [n] * k if c.name in BASELINES else r.negatives
-        made += [Sample(*row) for row in zip(r.images, said, r.evaluations)]
-        pairs = pairs[k:]
-    return made
+    method, settings, rows = c.method, given(settings), []
+    for prompt, seed, n in zip(prompts, seeds, negatives, strict=True):
+        rows.append(Asked(prompt, seed, n, subjects_of(c, prompt)))
+        if c.name == "unconditional":
+            rows[-1] = Asked("", seed)
+        elif c.name == "negative-alone":
+            rows[-1] = Asked(n, seed)
+    if c.name == "negative-alone":
+        method = "dns"
+        settings.pop("s_dns", None)
+    r = generation.generate_rows(model, rows, method, captioner, **settings)
+    said = negatives if c.name in BASELINES else r.negatives
+    return [Sample(*row) for row in zip(r.images, said, r.evaluations)]
 
 
 def given(settings: dict) -> dict:
@@ -245,22 +263,22 @@ def dns_settings(settings: dict) -> dict:
 
 
 def n_stars(
-    prompt: str, seeds: Sequence[int], settings: dict,
-    describe: Callable[[str, Sequence[int], dict], Sequence[Words]],
+    asked: Sequence[tuple[str, int]], settings: dict,
+    describe: Callable[[Sequence[tuple[str, int]], dict], Sequence[Words]],
 ) -> list[Words]:  # fmt: skip
-    """The n* of each picture: the words for its DNS images, joined by commas.
+    """The n* of each picture (prompt, seed): the words for its DNS images, joined by commas.
 
-    `describe` gives those for the DNS images of (prompt, seeds, settings).
+    `describe` gives those for DNS images (prompt, seed) of these settings.
     """
-    of_dns = dns_settings(settings)
-    rounds = zip(*(dns_seeds(seed, settings.get("dns_images", 1)) for seed in seeds))
+    of_dns, count = dns_settings(settings), settings.get("dns_images", 1)
+    rounds = zip(*([(prompt, k) for k in dns_seeds(seed, count)] for prompt, seed in asked))
     return [
         Words(
             ", ".join(part.text for part in parts if part.text),
             sum(part.nfe for part in parts),
             sum(part.seconds for part in parts),
         )
-        for parts in zip(*(describe(prompt, some, of_dns) for some in rounds))
+        for parts in zip(*(describe(some, of_dns) for some in rounds))
     ]
 
 

@@ -83,12 +83,14 @@ def evaluations(work: Run, method: contestants.Contestant, settings: dict) -> fl
     silent = Silent()
     model.eps, model.attention = silent.eps, silent.attention
     model.decode = lambda z_0: [Image.new("RGB", (8, 8))] * len(z_0)
-    negative = contestants.negative(method, prompt, 0, work.grid.others)
+    negative = work.negative(method, prompt, 0)
     negative = "a" if method.name in contestants.FROM_DNS else negative
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         captioner = lambda images: ["a"] * len(images)  # noqa: E731
-        (sample,) = contestants.sample(model, method, prompt, [0], settings, [negative], captioner)
+        (sample,) = contestants.sample(
+            model, method, [prompt], [0], settings, [negative], captioner
+        )
     return sample.nfe + most
 
 
@@ -113,7 +115,7 @@ def measured(work: Run) -> tuple[float, float, int]:
     """Seconds of one evaluation of the network and of one decoded picture (the median of five,
     after one that is not timed), and the bytes of a picture that nothing compresses."""
     model, size = work.model, work.grid.size
-    k = generation.batch_size(model.device)
+    k = work.grid.batch or generation.batch_size(model.device)
     generators = [torch.Generator().manual_seed(i) for i in range(k)]
     z = noise_like(torch.empty(k, *model.latent_shape(size)), generators)
     z = z.to(model.device, model.dtype)

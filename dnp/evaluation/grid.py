@@ -6,7 +6,7 @@ missing, so it can be killed at any moment and go on, and grow by methods, scale
 seeds; with changed code or weights it makes new records beside the old ones, and says so. DNS
 images are records too, and `captions/` holds the words for them: all variants share both.
 `scores/` holds the numbers of each unit, one (method, scale, prompt) with its seeds; changed
-metrics score anew.
+metrics score again.
 
 Process RANK of WORLD_SIZE takes every WORLD_SIZE-th prompt. On a CPU what is made depends on the
 content alone, to the byte; on a GPU the last bits may depend on the batch.
@@ -14,10 +14,11 @@ content alone, to the byte; on a GPU the last bits may depend on the batch.
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,9 +31,11 @@ from dnp.evaluation import contestants, measure, record_keys
 from dnp.evaluation.benchmarks import Prompt
 from dnp.evaluation.measure import Instruments
 from dnp.evaluation.records import Store, is_picture, picture, sweep, writing
+from dnp.methods import METHODS
 from dnp.methods.words import describe
 
 DNS = contestants.Contestant("dns", "dns")
+One = tuple[str, int]  # a picture of a method: its prompt and its seed
 Unit = tuple[contestants.Contestant, float | None, Prompt]  # at a scale, with all seeds
 
 
@@ -47,6 +50,8 @@ class Grid:
     steps: int
     size: tuple[int, int] | None = None  # (height, width) in pixels; None: as trained
     others: tuple[str, ...] = ()  # where random negatives come from
+    batch: int | None = None  # pictures of a forward, of several prompts; None: one, as on a CPU
+    by_hand: Mapping[str, str] = field(default_factory=lambda: contestants.SEMANTIC)
 
     def units(self) -> list[Unit]:
         return [(a, s, p) for a in self.methods for s in self.scales for p in self.prompts]
@@ -63,9 +68,10 @@ class Run:
 
     def __init__(self, grid: Grid, model, instruments: Instruments, folder: Path):
         texts = [p.text for p in grid.prompts]
+        given = (grid.others, grid.size, grid.batch, grid.by_hand)
         for method in grid.methods:
             for s in grid.scales:
-                contestants.check(method, s, grid.steps, model, texts, grid.others, grid.size)
+                contestants.check(method, s, grid.steps, model, texts, *given)
         self.grid, self.model, self.instruments, self.folder = grid, model, instruments, folder
         self.metrics = record_keys.key(instruments.identity())
         self.partners = contestants.partners(texts) if len(set(texts)) > 1 else {}  # of shuffled n*
@@ -84,12 +90,10 @@ class Run:
         prompt = self.grid.prompts[0].text
         asked = contestants.subjects_of(method, prompt)
         return contestants.settled(
-            method, s, self.grid.steps, self.model, self.grid.size, prompt, asked
+            method, s, self.grid.steps, self.model, self.grid.size, prompt, asked, self.grid.batch
         )
 
-    def content(
-        self, method: contestants.Contestant, settings: dict, prompt: str, seed: int
-    ) -> dict:
+    def content(self, method, settings: dict, prompt: str, seed: int) -> dict:
         """All that a picture depends on; its key is the record's name."""
         captioned = method.captioned
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
@@ -100,12 +104,16 @@ class Run:
             "settings": settings,
             "prompt": prompt,
             "seed": seed,
-            "negative": contestants.negative(method, prompt, seed, self.grid.others),
+            "negative": self.negative(method, prompt, seed),
             "subjects": contestants.subjects_of(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
             **self.circumstances(captioned),
         }
+
+    def negative(self, method: contestants.Contestant, prompt: str, seed: int) -> str | None:
+        """The negative prompt of a picture, where it is known before anything is sampled."""
+        return contestants.negative(method, prompt, seed, self.grid.others, self.grid.by_hand)
 
     def circumstances(self, captioned: bool = True) -> dict:
         """What a picture depends on beside what was asked for."""
@@ -137,42 +145,57 @@ class Run:
 
     # -------------------------------------------------------------------------------------- making
 
-    def made(
-        self, method: contestants.Contestant, settings: dict, prompt: str, seeds: Sequence[int]
-    ) -> list:
+    def ahead(self, units: Sequence[Unit]) -> None:
+        """Makes what is missing of the first unit; with what is missing of the next ones of its
+        method it fills the last batch. A method of your own sees one prompt at a time."""
+        method, s, _ = units[0]
+        settings, asked = self.settings(method, s), self.missing(units[0])
+        others = (u for u in units[1:] if u[:2] == (method, s) and method.kind in METHODS.values())
+        later = itertools.chain.from_iterable(map(self.missing, others))
+        asked += itertools.islice(later, -len(asked) % self.batch(settings))
+        self.made(method, settings, asked)
+
+    def missing(self, unit: Unit) -> list[One]:
+        pairs = zip(self.grid.seeds, self.contents(unit))
+        return [(unit[2].text, seed) for seed, content in pairs if self.kept(content) is None]
+
+    def batch(self, settings: dict) -> int:
+        return settings.get("batch") or generation.batch_size(self.model.device)
+
+    def made(self, method: contestants.Contestant, settings: dict, asked: Sequence[One]) -> list:
         """The records of pictures; those that are missing are made."""
-        contents = {seed: self.content(method, settings, prompt, seed) for seed in seeds}
-        records = {seed: self.kept(content) for seed, content in contents.items()}
-        missing = [seed for seed, record in records.items() if record is None]
-        batch = generation.batch_size(self.model.device)
-        for i in range(0, len(missing), batch):
-            some = missing[i : i + batch]
-            for seed, record in zip(some, self._sample(method, settings, prompt, some)):
-                key, image = record_keys.key(contents[seed]), record.pop("picture")
+        contents = {one: self.content(method, settings, *one) for one in asked}
+        records = {one: self.kept(content) for one, content in contents.items()}
+        missing = [one for one, record in records.items() if record is None]
+        size = self.batch(settings)
+        for i in range(0, len(missing), size):
+            some = missing[i : i + size]
+            for one, record in zip(some, self._sample(method, settings, some)):
+                key, image = record_keys.key(contents[one]), record.pop("picture")
                 data = png(image)
                 record |= {"image": f"{key}.png", "sha256": record_keys.digest(data)}
-                record |= {"content": contents[seed], "torch": torch.__version__}
+                record |= {"content": contents[one], "torch": torch.__version__}
                 write(self.folder / "images" / f"{key}.png", data)
                 self.records.put(key, record)  # last: it says that all is there
-                self.sound[key] = records[seed] = record
-        return [records[seed] for seed in seeds]
+                self.sound[key] = records[one] = record
+        return [records[one] for one in asked]
 
-    def _sample(self, method, settings, prompt, seeds) -> list[dict]:
+    def _sample(self, method, settings, asked: Sequence[One]) -> list[dict]:
         """What is new of some records. A picture whose latents overflow at a great scale is a
         failure of the method and not of the run: it is black, and its record says `failed`."""
         with warnings.catch_warnings(record=True) as notes:  # words that are cut
             warnings.simplefilter("always")
             try:
-                words = self.negatives(method, settings, prompt, seeds)
+                words = self.negatives(method, settings, asked)
                 start = time.perf_counter()
                 samples = contestants.sample(
-                    self.model, method, prompt, seeds, settings, [w.text for w in words],
+                    self.model, method, *zip(*asked), settings, [w.text for w in words],
                     self.instruments.captioner,
                 )  # fmt: skip
-                seconds, failed = (time.perf_counter() - start) / len(seeds), None
+                seconds, failed = (time.perf_counter() - start) / len(asked), None
             except NonFiniteError as e:
-                if len(seeds) > 1:
-                    return [r for k in seeds for r in self._sample(method, settings, prompt, [k])]
+                if len(asked) > 1:
+                    return [r for one in asked for r in self._sample(method, settings, [one])]
                 samples = [contestants.Sample(self.black(), None, 0)]
                 seconds, failed = 0.0, str(e)
                 words = [contestants.Words(None, 0, 0.0)]
@@ -188,8 +211,20 @@ class Run:
             }
             for sample, w in zip(samples, words)
         ]
-        rows[0]["notes"] = [str(note.message) for note in notes]
+        told = dict.fromkeys(str(note.message) for note in notes)
+        for row, (prompt, _), w in zip(rows, asked, words) if told else ():
+            row["notes"] = [note for note in self._cut(prompt, w.text) if note in told]
+        its_own = {note for row in rows for note in row["notes"]}
+        rows[0]["notes"] += [note for note in told if note not in its_own]
         return rows
+
+    def _cut(self, *texts: str | None) -> list[str]:
+        """What a model says of words that it cuts off."""
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            for text in filter(None, texts):
+                self.model.encode([text])
+        return [str(note.message) for note in notes]
 
     def black(self) -> Image.Image:
         """A black picture of the size that the model makes."""
@@ -199,19 +234,19 @@ class Run:
         zeros = torch.zeros(1, *shape, device=self.model.device)  # a model of one's own
         return Image.new("RGB", self.model.decode(zeros)[0].size)
 
-    def negatives(self, method, settings, prompt, seeds) -> list[contestants.Words]:
+    def negatives(self, method, settings, asked: Sequence[One]) -> list[contestants.Words]:
         """The negative prompt of each picture, and what it costs to make it."""
         if method.name not in contestants.FROM_DNS:
-            texts = (contestants.negative(method, prompt, k, self.grid.others) for k in seeds)
+            texts = (self.negative(method, *one) for one in asked)
             return [contestants.Words(text, 0, 0.0) for text in texts]
-        contents = [self.content(method, settings, prompt, k) for k in seeds]
-        source = contents[0].get("words_of", prompt)
-        return contestants.n_stars(source, [c["words"] for c in contents], settings, self.words)
+        contents = [self.content(method, settings, *one) for one in asked]
+        sources = [(c.get("words_of", c["prompt"]), c["words"]) for c in contents]
+        return contestants.n_stars(sources, settings, self.words)
 
-    def words(self, prompt: str, seeds: Sequence[int], settings: dict) -> list[contestants.Words]:
+    def words(self, asked: Sequence[One], settings: dict) -> list[contestants.Words]:
         """The captions of DNS images, which are made where they are missing."""
         rows, captioner = [], self.instruments.captioner
-        for dns in self.made(DNS, settings, prompt, seeds):
+        for (prompt, _), dns in zip(asked, self.made(DNS, settings, asked)):
             if dns["failed"]:
                 raise NonFiniteError(dns["failed"])
             key = record_keys.key(

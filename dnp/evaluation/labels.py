@@ -19,7 +19,7 @@ from PIL import Image
 
 from dnp.errors import SettingsError
 from dnp.evaluation.metrics import ONE_TEMPLATE, TEMPLATES, CLIPScorer
-from dnp.sd.recogniser import Recogniser, load_recogniser, of_weights
+from dnp.sd.recogniser import Found, Recogniser, load_recogniser, of_weights
 from dnp.sd.world import COLOURS, SETTINGS, subjects
 
 SURE = 0.8  # the recogniser's probability that a thing is there
@@ -53,13 +53,18 @@ class OfWorld:
     def see(self, pictures: Sequence[Image.Image]) -> Seen:
         found = self.recogniser.find(pictures, SURE)
         seen = [{f.word for f in fs} | {f.colour for f in fs} for fs in found]
-        if self.clip:
-            embedded = self.clip.images(pictures)
-            for labels, fs, picture in zip(seen, found, embedded):
-                things = " and ".join(f"a {f.word}" for f in fs)
-                texts = [f"{things} {after}" if fs else alone for after, alone in SETTINGS.values()]
-                labels.add([*SETTINGS][(self.clip.texts(texts) @ picture).argmax()])
+        for labels, setting in zip(seen, self.settings(pictures, found) if self.clip else ()):
+            labels.add(setting)
         return [frozenset(labels) for labels in seen]
+
+    def settings(self, pictures: Sequence[Image.Image], found: Sequence[list[Found]]) -> list[str]:
+        """The setting of each picture, with the things that were found in it, by CLIP."""
+        settings = []
+        for fs, picture in zip(found, self.clip.images(pictures)):
+            things = " and ".join(f"a {f.word}" for f in fs)
+            texts = [f"{things} {after}" if fs else alone for after, alone in SETTINGS.values()]
+            settings.append([*SETTINGS][(self.clip.texts(texts) @ picture).argmax()])
+        return settings
 
     def negative(self, prompt: str, label: str) -> str:
         if label in SETTINGS:

@@ -11,6 +11,7 @@ The loss sees the positive branch alone, so any rule and any negative go with it
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ PUBLISHED = {
     "ae_step": 20.0, "ae_until": 0.5, "ae_thresholds": (0.05, 0.5, 0.8), "ae_refinements": 20,
     "ae_level": 2,
 }  # fmt: skip
+GROUP = 4  # rows of a gradient in a batch: 1.3 times the time of 16, and fewer are filled up
 
 
 class OfSubjects(Method):
@@ -38,7 +40,7 @@ class OfSubjects(Method):
         None, 'the things of the prompt, as in "cat, dog"; default: those of a closed world'
     )
     ae_level: int | None = setting(
-        None, "whose maps: 0 is as large as z_t, each next half; default: the weights' own, else 2",
+        None, "which maps: 0 has z_t's size, each next half; default: the weights' own, else 2",
         low=0, high=10,
     )  # fmt: skip
     excites = False  # whether it takes gradients
@@ -57,7 +59,9 @@ class OfSubjects(Method):
         call.model.attention(self.ae_level)  # SettingsError for a level that has none
 
     def start(self) -> None:
-        self.peaks_of = peaks_of_prompt(self.model, self.prompt, self.subjects, self.ae_level)
+        self.asked = [(row.prompt, row.subjects or self.subjects) for row in self.rows]
+        each = {of: peaks_of_prompt(self.model, *of, self.ae_level) for of in set(self.asked)}
+        self.peaks_of = [each[of] for of in self.asked]
 
 
 class AttendExcite(OfSubjects):
@@ -67,21 +71,25 @@ class AttendExcite(OfSubjects):
         None, "size of the first move; default: the weights' own, else 20", low=0
     )
     ae_until: float | None = setting(
-        None, "the share of the steps that move; the weights' own, else 0.5", low=0, high=1
+        None, "the share of the steps that move; default: the weights' own, else 0.5", low=0, high=1
     )
     ae_thresholds: Numbers | None = setting(
-        None, "wanted peaks at 0, 1/5, 2/5, ... of the steps; else 0.05:0.5:0.8", low=0, high=1
+        None, "wanted peaks at 0, 1/5, 2/5, ... of the steps; default 0.05:0.5:0.8", low=0, high=1
     )
     ae_refinements: int | None = setting(
-        None, "most moves towards a threshold; the weights' own, else 20", low=0, high=1000
+        None, "most moves towards a threshold; default: the weights' own, else 20", low=0, high=1000
     )
     name, excites, cost = "ae", True, "2T, and 3 a move"
 
+    def complete(self, call) -> None:
+        super().complete(call)
+        self.group = call.batch and min(GROUP, call.batch)
+
     def start(self) -> None:
         super().start()
-        value = loss_of_prompt(self.model, self.encode([self.prompt]), self.peaks_of, self.ae_level)
+        value = loss_of_rows(self.model, self.conditions["p"], self.peaks_of, self.ae_level)
         moves = (self.ae_step, self.ae_until, self.ae_thresholds, self.ae_refinements)
-        self.excitation = Excitation(value, len(self.pairs), *moves, self.gradients)
+        self.excitation = Excitation(value, len(self.pairs), *moves, self.gradients, self.group)
 
     def move(self, z_t: Tensor, t: Tensor) -> Tensor:
         return self.excitation(z_t, t)
@@ -165,14 +173,18 @@ def most_passes(
 class Excitation:
     """The moves of one chain: (z_t, t) -> z_t, before each guided step.
 
-    `value(z_t, t)` gives the loss (B,). `passes`, a list of B numbers, counts the gradients of each
-    sample, each of them one forward and one backward; no sample depends on its batch mates.
+    `value(z_t, t, rows)` gives the loss (B,) of these rows of the batch. `passes`, a list of B
+    numbers, counts the gradients of each sample, each of them one forward and one backward; no
+    sample depends on its batch mates. With `group` each gradient is of so many rows, and fewer are
+    filled up with the last one.
     """
 
     def __init__(
-        self, value: Callable[[Tensor, Tensor], Tensor], steps: int, ae_step: float,
+        self, value: Callable[[Tensor, Tensor, Tensor], Tensor], steps: int, ae_step: float,
         ae_until: float, ae_thresholds: Sequence[float], ae_refinements: int, passes: list[int],
+        group: int | None = None,
     ):  # fmt: skip
+        self.group = group
         self.value, self.steps, self.first, self.until = value, steps, ae_step, ae_until
         self.most, self.wanted = ae_refinements, wanted_losses(steps, ae_thresholds)
         self.i, self.passes = 0, passes
@@ -197,7 +209,12 @@ class Excitation:
     def _gradient(self, z_t: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         for row in rows.tolist():
             self.passes[row] += 1
-        return gradient(lambda z: self.value(z, t), z_t[rows])
+        size, parts = self.group or len(rows), []
+        for some in rows.split(size):
+            filled = torch.cat([some, some[-1:].expand(size - len(some))])
+            both = gradient(lambda z, rows=filled: self.value(z, t, rows), z_t[filled])
+            parts.append([x[: len(some)] for x in both])
+        return tuple(map(torch.cat, zip(*parts)))
 
 
 def require_subjects(model, prompt: str, method: OfSubjects, given: str | None) -> str:
@@ -244,17 +261,28 @@ def things(world: Sequence[str], prompt: str) -> list[str]:
     return [w for w in re.findall(r"[^\W\d_]+", prompt.lower()) if w in world]
 
 
-def loss_of_prompt(
-    model, c: object, peaks_of: Callable[[Tensor, Tensor], Tensor], level: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """(z_t, t) -> the loss (B,) of the maps that a forward under the prompt's condition `c` has."""
+def loss_of_rows(
+    model, c: object, peaks_of: Sequence[Callable[[Tensor, Tensor], Tensor]], level: int
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(z_t, t, rows) -> the loss (B,) of the maps that a forward under the conditions `c` of these
+    rows has; `c` and `peaks_of` are those of all rows."""
 
-    def value(z_t: Tensor, t: Tensor) -> Tensor:
+    from dnp.methods.conditions import take
+
+    def value(z_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         with model.attention(level) as maps:
-            model.eps(z_t, t, c)
-        return loss(peaks_of(maps.mean(), z_t))
+            model.eps(z_t, t, take(c, rows))
+        return loss(peaks_of_rows([peaks_of[i] for i in rows.tolist()], maps.mean(), z_t))
 
     return value
+
+
+def peaks_of_rows(
+    peaks_of: Sequence[Callable[[Tensor, Tensor], Tensor]], maps: Tensor, z_t: Tensor
+) -> Tensor:
+    """The peaks of each row's own subjects, (B, most); those that a row does not have are inf."""
+    each = [of(m, z)[0] for of, m, z in zip(peaks_of, maps.split(1), z_t.split(1))]
+    return torch.nn.utils.rnn.pad_sequence(each, batch_first=True, padding_value=math.inf)
 
 
 def peaks_of_prompt(

@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from dnp.errors import SettingsError
 from dnp.methods import rule as rules
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 OCCUPIED = (  # names that a method cannot give to a setting, beside those of a call and of Method
     "model", "prompt", "captioner", "progress", "schedule", "pairs", "encode", "t_next",
-    "conditions", "evaluations", "gradients", "first", "named", "method", "seeds", "z_T",
+    "conditions", "evaluations", "gradients", "first", "named", "method", "seeds", "z_T", "rows",
 )  # fmt: skip
 SCALE = 7.5  # where the weights recommend none; Stable Diffusion's own
 SCALES = (  # a setting, the parameter of a rule that it needs, and what a rule without one lacks
@@ -44,6 +44,15 @@ SCALES = (  # a setting, the parameter of a rule that it needs, and what a rule 
     ("negative_scale", "h", "scale of the negative (no h)"),
     ("negative_interval", "eps_n", "negative (no eps_n)"),
 )
+
+
+class Asked(NamedTuple):
+    """One picture of a batch."""
+
+    prompt: object
+    seed: int
+    negative: object = None
+    subjects: str | None = None  # of the prompt, for methods that read its attention
 
 
 @dataclass(kw_only=True)
@@ -55,8 +64,12 @@ class Method:
     negative_scale: float | None = setting(None, "another scale h for n; default s")
     rule: object = setting(None, "another guidance rule: its name, or FILE.py:NAME", metavar="RULE")
     rule_options: dict | None = setting(None, "an option of the rule", metavar="KEY=VALUE")
-    interval: Span | None = setting(None, "guide where LO < sqrt((1 - abar)/abar) <= HI, else p")
-    negative_interval: Span | None = setting(None, "the same for the negative, else phi")
+    interval: Span | None = setting(
+        None, "guide only where LO < sqrt((1 - abar)/abar) <= HI; elsewhere eps_p"
+    )
+    negative_interval: Span | None = setting(
+        None, "the same for the negative; elsewhere eps_n is eps_phi"
+    )
 
     name: ClassVar[str] = "cfg"
     own_rule: ClassVar[str] = "cfg"
@@ -73,7 +86,7 @@ class Method:
 
     def words(self, call) -> tuple[list, list, int]:
         """The words n of each picture, the DNS images that they describe, and the evaluations."""
-        return [call.negative] * call.images, [], 0
+        return [call.row(i).negative for i in range(call.images)], [], 0
 
     def start(self) -> None:
         """Before the chain of a batch."""
@@ -147,15 +160,17 @@ class Method:
 
     # -------------------------------------------------------------------------- the guided model
 
-    def begin(self, call, negatives: Sequence[object], z_T: Tensor) -> None:
-        """Before the chain of a batch of pictures with these negatives."""
+    def begin(
+        self, call, negatives: Sequence[object], z_T: Tensor, rows: Sequence[Asked] | None = None
+    ) -> None:
+        """Before the chain of a batch of pictures with these negatives: of the call's prompt, or of
+        those of `rows`."""
         self.model, self.schedule, self.pairs = call.model, call.model.schedule, call.pairs
         self.prompt, self.encode, k = call.prompt, call.encode, len(negatives)
-        self.negatives = list(negatives)
+        self.negatives, self.rows = list(negatives), rows or [Asked(call.prompt, 0)] * k
         self.t_next = dict(call.pairs)  # of a level twice there, the last
-        self.conditions = {
-            "phi": self.encode([call.empty] * k), "p": self.encode([call.prompt] * k),
-        }  # fmt: skip
+        phi, p = [call.empty] * k, [row.prompt for row in self.rows]
+        self.conditions = {"phi": self.encode(phi), "p": self.encode(p)}
         if self.takes_words:
             self.conditions["n"] = self.encode(list(negatives))
         self.evaluations, self.gradients, self.first = 0, [0] * k, None

@@ -7,7 +7,8 @@ Chefer et al., arXiv:2301.13826). The nearest wrong prompt is then p without tha
     n_t = p without i_t
     eps = eps_phi + s (eps_p - eps_phi) - h (eps_n - eps_phi),   h = s / 2 unless it is given
 
-Ours: Eq. (4) of arXiv:2411.05473 with two scales, and a negative that changes with the state. The
+Ours: Eq. (4) of arXiv:2411.05473 with two scales, and a negative that changes with the state. CDG
+(arXiv:2603.10780) is the nearest relative: its negative is p without all of its content words. The
 peak is Attend-and-Excite's, from the evaluation of eps_p that the step makes anyway: no gradient,
 no captioner and no other network. Three evaluations where the negative acts, in the noisy half of
 the chain, and two below, where eps_n is eps_phi and the step is CFG.
@@ -23,7 +24,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from dnp.errors import SettingsError
-from dnp.methods.attend_excite import OfSubjects, words
+from dnp.methods.attend_excite import OfSubjects, peaks_of_rows, words
 from dnp.methods.fields import Span, setting
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ JOINTS = re.compile(r"(,? and |,\s*| with )", re.IGNORECASE)
 
 
 class Neglect(OfSubjects):
-    """phi + s (p - phi) - h (n_t - phi), n_t: p less one subject"""
+    """phi + s (p - phi) - h (n_t - phi), n_t: p without one subject"""
 
     negative_interval: Span | None = setting(
-        (1.6, math.inf), "the same for the negative, else phi; neglect: default 1.6 inf"
+        (1.6, math.inf),
+        "the same for the negative; elsewhere eps_n is eps_phi; neglect: default 1.6 inf",
     )
     name, own_rule = "neglect", "negative_prompt"
     has_negative = two_scale = True
@@ -52,7 +54,8 @@ class Neglect(OfSubjects):
 
     def start(self) -> None:
         super().start()
-        self.lacking = [self.encode([x]) for x in without(self.prompt, words(self.subjects))]
+        each = {(p, s): [self.encode([x]) for x in without(p, words(s))] for p, s in self.asked}
+        self.lacking = [each[of] for of in self.asked]
 
     def evaluate(self, z_t: Tensor, t: Tensor, conditions: Sequence[object]) -> Sequence[Tensor]:
         """Where the negative acts, the maps of p's forward are read too."""
@@ -63,14 +66,14 @@ class Neglect(OfSubjects):
             noises = super().evaluate(z_t, t, conditions)
         of_each = maps.mean().chunk(len(conditions))
         (of_p,) = (m for m, c in zip(of_each, conditions) if c is self.conditions["p"])
-        self.peaks = self.peaks_of(of_p, z_t)
+        self.peaks = peaks_of_rows(self.peaks_of, of_p, z_t)
         return noises
 
     def negative(self, z_t: Tensor, t: Tensor, eps_phi: Tensor, eps_p: Tensor) -> Tensor:
         """The noise of each sample's own n_t, by one counted evaluation."""
         from dnp.methods.conditions import join
 
-        n_t = join([self.lacking[i] for i in neglected(self.peaks).tolist()])
+        n_t = join([own[i] for own, i in zip(self.lacking, neglected(self.peaks).tolist())])
         return self.noises(z_t, t, [n_t])[0]
 
 

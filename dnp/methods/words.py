@@ -78,10 +78,12 @@ class AutoDNP(NegativePrompt):
         if call.negative is not None:
             return Method.words(self, call)
         captioner, count = self.captioner(call), call.images if self.caption_per == "seed" else 1
+        rows = [call.row(i) for i in range(count)]
         rounds = [
-            call.again("dns", s=self.s_dns, seed=seed, images=count)
-            for seed in dns_seeds(call.seed, self.dns_images)
-        ]
+            call.again("dns", [r._replace(seed=k, negative=None) for r, k in zip(rows, seeds)],
+                       s=self.s_dns)
+            for seeds in zip(*(dns_seeds(row.seed, self.dns_images) for row in rows))
+        ]  # fmt: skip
         pictures = [one for each in zip(*(r.images for r in rounds)) for one in each]
         texts, n = describe(captioner, pictures), len(rounds)
         words = [", ".join(filter(None, texts[i : i + n])) for i in range(0, len(texts), n)]

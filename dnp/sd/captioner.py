@@ -23,16 +23,16 @@ def load_captioner(
     folder: str | Path,
     device: str | torch.device = "cpu",
     allow_download: bool = False,
-    batch: int = 16,
+    batch: int | None = None,
     most_tokens: int = 40,
 ) -> Captioner:
     """A captioner from a transformers image-text-to-text folder: BLIP, BLIP-2, GIT, ViT-GPT2, ...
 
-    Greedy decoding of at most `most_tokens` tokens, in batches, float32 on a CPU and float16 on a
-    GPU. `folder` is a local folder; with `allow_download` it may be a model's name, whose folder is
-    fetched. Only safetensors files are opened and no code of the folder runs
-    (`dnp/sd/files/data_only.py`). It captions one blank
-    picture first. WeightsError says what is wrong with it.
+    Greedy decoding of at most `most_tokens` tokens; on a CPU in float32, one picture at a time, so
+    that no caption depends on another, and on a GPU in float16, `batch` (16) at a time. `folder` is
+    a local folder; with `allow_download` it may be a model's name, whose folder is fetched. Only
+    safetensors files are opened and no code of the folder runs (`dnp/sd/files/data_only.py`). It
+    captions one blank picture first. WeightsError says what is wrong with it.
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
         if inside := data_only.lies_in(folder, "config.json"):
@@ -45,6 +45,7 @@ def load_captioner(
         folder = download(str(folder))
     data_only.check_folder(folder)
     device = torch.device(device)
+    size = batch or (1 if device.type == "cpu" else 16)
     with quiet_transformers():
         from transformers import AutoModelForImageTextToText
 
@@ -73,8 +74,8 @@ def load_captioner(
     @torch.inference_mode()
     def captions(images: Sequence[Image.Image], most_tokens: int = most_tokens) -> list[str]:
         texts = []
-        for i in range(0, len(images), batch):
-            part = [image.convert("RGB") for image in images[i : i + batch]]
+        for i in range(0, len(images), size):
+            part = [image.convert("RGB") for image in images[i : i + size]]
             try:
                 inputs = read(images=part, return_tensors="pt").to(device, dtype)
                 tokens = model.generate(**inputs, max_new_tokens=most_tokens, do_sample=False)
