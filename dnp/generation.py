@@ -12,65 +12,22 @@ A model is an object with `eps(z_t, t, c) -> eps`, `schedule`, and `latent_shape
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dnp import process, sampling
+from dnp import dpmpp, process, sampling
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.methods import METHODS, models, own, sorted_out, weighted
 from dnp.methods.chain import Chain
 from dnp.methods.method import Asked, Method
+from dnp.methods.result import Result, record, whole
 
+SAMPLERS = {"ddim": sampling, "dpmpp2m": dpmpp}  # a name: the file that has its loop
 Row = tuple[int, Tensor, Tensor, Tensor | None]  # (t, z_t, z0_hat, eps)
-
-
-@dataclass
-class Result:
-    """What `generate` returns: k pictures and all that is needed to make them again."""
-
-    images: list[Image.Image]  # none of a toy
-    latents: tuple[Tensor, Tensor]  # z_T and z_0, float32 on the CPU, each (k, C, H, W)
-    negatives: list[str | None]  # of each picture
-    nfe: float  # network evaluations per picture, one for each condition and step: their mean
-    gradients: list[int]  # gradient passes of each picture, by Attend-and-Excite
-    settings: dict = field(default_factory=dict)
-    dns_images: list[Image.Image] = field(default_factory=list)  # those of the first picture first
-    sizes: list[list[float]] = field(default_factory=list)  # with particles: effective, by step
-
-    @property
-    def negative(self) -> str | None:
-        """The negative prompt, where it is the same for every picture; else that of the first."""
-        return self.negatives[0]
-
-    @property
-    def evaluations(self) -> list[float]:
-        """What each picture cost in network evaluations, a gradient pass as two more of them."""
-        mean = sum(self.gradients) / len(self.gradients)
-        return [_whole(round(self.nfe - mean + 3 * g, 6)) for g in self.gradients]
-
-    def _repr_png_(self) -> bytes | None:
-        """How a notebook shows it: the pictures side by side, the DNS images above them."""
-        if not self.images:
-            return None
-        rows = [row for row in (self.dns_images, self.images) if row]
-        width, height = self.images[0].size
-        k = max(1, -(-160 // max(width, height)))  # small ones are enlarged by a whole factor
-        strip = Image.new("RGB", (k * width * max(map(len, rows)), k * height * len(rows)), "white")
-        for y, row in enumerate(rows):
-            for x, picture in enumerate(row):
-                big = picture.resize((k * width, k * height))
-                strip.paste(big, (k * width * x, k * height * y))
-        file = io.BytesIO()
-        strip.save(file, format="PNG")
-        return file.getvalue()
 
 
 class Call(Chain):
@@ -211,7 +168,7 @@ def made_of(call: Call, guided: Method) -> Result:
         evaluated += guided.evaluations * k + sum(guided.gradients[:k])
     z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
     made["negative"] = negatives[0]
-    nfe = _whole(evaluated / call.images)
+    nfe = whole(evaluated / call.images)
     return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns, sizes)
 
 
@@ -252,7 +209,7 @@ def begun(
 
 def walk(call: Call, guided: Method, z_T: Tensor, generators) -> Iterator[Row]:
     """The rows of `trajectory` from z_T on. NonFiniteError names a step that overflows."""
-    sample = getattr(sampling, f"{call.sampler}_sample")
+    sample = getattr(SAMPLERS[call.sampler], f"{call.sampler}_sample")
     at_fault = f", rule {guided.rule.name}" if guided.named else ""
     with torch.no_grad():
         chain = sample(guided, z_T, call.model.schedule, call.steps, call.eta, generators,
@@ -280,27 +237,6 @@ def prepared(model, prompt, method, negative, captioner, progress, given) -> tup
     return call, guided
 
 
-def record(call: Call, guided: Method) -> dict:
-    """The settings as a PNG holds them."""
-    made = {"prompt": call.prompt, "method": guided.label}
-    for one in (guided, call):
-        made |= {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
-    made["rule"] = None
-    del made["rule_options"]
-    if guided.named:
-        rule = guided.rule
-        made |= {"rule": rule.name, "rule_options": rule.options, "rule_sha256": rule.sha256}
-    if type(guided) not in METHODS.values():
-        made["method_sha256"] = own.identity(type(guided))
-    if hasattr(call.config, "fingerprint"):
-        for name in ("dtype", "vae_dtype"):
-            if hasattr(call.model, name):
-                made[name] = str(getattr(call.model, name)).removeprefix("torch.")
-        made["device"] = call.device.type
-        made["fingerprint"] = call.config.fingerprint
-    return made
-
-
 def batches(call: Call) -> Iterator[tuple[list[int], int]]:
     """The rows of each forward, and how many of them are pictures. With `batch` the others repeat
     the last: every forward has one shape, in which a row's bits do not depend on the others."""
@@ -313,8 +249,3 @@ def batches(call: Call) -> Iterator[tuple[list[int], int]]:
 def batch_size(device: torch.device) -> int:
     """How many pictures are sampled together at most where `batch` is not given."""
     return 1 if device.type == "cpu" else 16
-
-
-def _whole(x: float) -> float:
-    """7.0 as 7."""
-    return int(x) if x == int(x) else x

@@ -188,7 +188,8 @@ def effective(sizes: list[float]) -> str:
 
 def of_dns(model, args: SimpleNamespace, made: dict, seed: int) -> dict:
     """The settings of a DNS image, by which `--from` makes it again; `made` are its method's."""
-    from dnp.generation import prepared, record
+    from dnp.generation import prepared
+    from dnp.methods.result import record
 
     settings = {k: made.get(k) for k in table(Chain) if k not in ("particles", "corrector")} | {
         "s": made.get("s_dns"),
@@ -223,7 +224,8 @@ def steps_of_all(args: SimpleNamespace, methods: dict, kinds: dict[str | None, t
 def keeper(model, args, settings: dict, seed: int, count: int, keep: Keep):
     """Picture -> what `keep` returns of it: the DNS images of `count` pictures, in their order."""
     from dnp.app import png
-    from dnp.generation import prepared, record
+    from dnp.generation import prepared
+    from dnp.methods.result import record
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
