@@ -24,7 +24,7 @@ The mathematics stands here: start at `guidance.py`. `generation.py` is the door
 
 from importlib import import_module
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 _HOME = {  # name: the module that has it; imported when it is first used, so that --help is instant
     "METHODS": "methods",
     "DnpError": "errors",
@@ -46,7 +46,7 @@ __all__ = [*_HOME]
 _MODULES = {  # the rooms and files that are attributes too
     **{name: name for name in (
         "app", "checks", "diffusers", "energy", "errors", "evaluation", "generation", "guidance",
-        "methods", "rules", "sampling", "schedule", "sd", "toy", "units",
+        "methods", "rules", "sampling", "schedule", "sd", "toy", "training", "units",
     )},
     "pipelines": "diffusers.pipelines",
 }  # fmt: skip

@@ -47,8 +47,8 @@ def ccfg(
     """Contrastive guidance: the farther n is from phi, the less it pushes.
 
     eps = eps_phi + s * (a * dp - b * dn),  a = 2 sigmoid(tau |dp|^2),  b = 2 sigmoid(-tau |dn|^2)
-    CCFG, arXiv:2411.17077; `plain` is a = 1. The push of n is at most s 0.5557 / sqrt(tau). Means
-    the same for z0_hat with tau / sigma^2 and for v with tau abar_t.
+    ContrastiveCFG (CCFG), arXiv:2411.17077, ICML 2026; `plain` is a = 1. The push of n is at most
+    s 0.5557 / sqrt(tau). Means the same for z0_hat with tau / sigma^2 and for v with tau abar_t.
     """
     dp, dn = eps_p - eps_phi, eps_n - eps_phi
     a = 1.0 if plain else column(2 * torch.sigmoid(tau * dot(dp, dp)), dp)
@@ -182,7 +182,7 @@ def cfg_schedule(
     `scales` has one for each; ValueError if not. The same for eps, z0_hat and v.
     """
     if not 0 < len(levels) == len(scales) or list(levels) != sorted(levels, reverse=True):
-        raise ValueError("cfg_schedule needs falling levels and a scale for each; mend them.")
+        raise ValueError("cfg_schedule needs falling levels and a scale for each; fix them.")
     s_t = scales[max(sum(level >= int(t) for level in levels) - 1, 0)]
     eps = eps_phi + s_t * (eps_p - eps_phi)
     return eps

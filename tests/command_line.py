@@ -30,6 +30,16 @@ def miniature_once(load):
     return opened
 
 
+def ended(command, capsys):
+    """What a command leaves that is called in this process: (exit code, stdout, stderr)."""
+    try:
+        command()
+        code = 0
+    except SystemExit as e:
+        code = e.code
+    return code, *capsys.readouterr()
+
+
 @pytest.fixture
 def cli(tmp_path, capsys, monkeypatch):
     """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
@@ -38,16 +48,11 @@ def cli(tmp_path, capsys, monkeypatch):
 
     def run(*words):
         before = set((tmp_path / "outputs").glob("*"))
-        try:
-            main([str(w) for w in words])
-            code = 0
-        except SystemExit as e:
-            code = e.code
-        printed = capsys.readouterr()
+        code, out, err = ended(lambda: main([str(w) for w in words]), capsys)
         new = sorted(set((tmp_path / "outputs").glob("*")) - before)
         run.dns = [path for path in new if "-auto-dnp-dns-" in path.name]
         new = [path for path in new if path not in run.dns]
-        return code, new, printed.out, printed.err
+        return code, new, out, err
 
     return run
 

@@ -16,13 +16,14 @@ TINY = {"prompt": "a red car", "steps": "2"}
 def serving(model, base=(), token=None, host="127.0.0.1", port=0):
     """(port, desk) of a page; `model` is opened already."""
     uvicorn = pytest.importorskip("uvicorn", reason="pip install -r requirements-page.txt")
+    from dnp.__main__ import audits
     from dnp.app.desk import Desk
     from dnp.app.page import bound
     from dnp.app.page_server import application
 
     getattr(model, "captioner", None)  # once for all copies
     listening = bound(host, port)
-    desk, port = Desk(copy.copy(model), dict(base)), listening.getsockname()[1]
+    desk, port = Desk(copy.copy(model), dict(base), audits), listening.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(
         application(desk, port, token, lambda: server.should_exit), log_level="warning",
         lifespan="off", timeout_graceful_shutdown=1,

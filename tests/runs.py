@@ -58,7 +58,10 @@ GRID = (
     "--steps",
     2,
 )
-TABLES = ("tables.md", "tables.csv", "pictures.csv", "evaluations.png", "run.json")
+TABLES = (
+    "tables.md", "tables.tex", "tables.csv", "pictures.csv", "evaluations.png", "evaluations.pdf",
+    "run.json",
+)  # fmt: skip
 
 
 def evaluate(out, *words, **environment):

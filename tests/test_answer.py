@@ -363,5 +363,5 @@ def test_answer_runs_under_a_sampler_that_evaluates_at_midpoints():
 
 
 def test_a_level_outside_the_steps_is_told():
-    with pytest.raises(ValueError, match="in none of the steps"):
+    with pytest.raises(ValueError, match="not in any step"):
         one(MODEL.eps)(start(1, 3), torch.tensor(PAIRS[0][0] + 1))

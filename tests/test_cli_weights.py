@@ -137,7 +137,7 @@ def test_missing_and_broken_parts(cli, copy, tmp_path):
     (copy / "unet" / "config.json").write_text("{")
     refused(cli("a", "--weights", copy), "cannot be read as JSON")
     (copy / "unet" / "config.json").write_text("[]")
-    refused(cli("a", "--weights", copy), "holds no JSON object")
+    refused(cli("a", "--weights", copy), "does not hold a JSON object")
     os.remove(copy / "unet" / "config.json")
     refused(cli("a", "--weights", copy), "config.json: no such file")
     (tmp_path / "single.safetensors").write_bytes(b"x")
@@ -149,7 +149,7 @@ def test_a_missing_tokenizer_and_file(cli, copy):
     away = vae.rename(copy / "away")
     refused(cli("a", "--weights", copy), "no such file; fetch the safetensors variant")
     vae.with_name("diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    refused(cli("a", "--weights", copy), "weight_map names no files")
+    refused(cli("a", "--weights", copy), "weight_map does not name files")
     away.rename(vae)
     for path in (copy / "tokenizer").iterdir():
         if path.name != "tokenizer_config.json":

@@ -15,6 +15,7 @@ from dnp.evaluation import benchmarks, contestants, controls, differences, dry, 
 from dnp.evaluation.__main__ import main
 from dnp.evaluation.grid import Grid, Run
 from dnp.evaluation.measure import Instruments
+from dnp.schedule import Schedule
 from dnp.sd import captioner
 
 pytestmark = pytest.mark.filterwarnings("ignore:with steps")
@@ -128,6 +129,25 @@ def test_fitted_cfg_is_as_strong_to_2_percent(model, tmp_path, label):
     if label.startswith("answer"):  # twice as strong early as in its second half, where it is CFG
         scales = both[1]["rule_options"]["scales"]
         assert min(scales[:2]) > 2 * max(scales[2:])
+
+
+def test_strengths_of_a_model_whose_levels_depend_on_the_steps_are_those_of_these_levels(
+    model, tmp_path
+):
+    class Stepped:
+        schedule = Schedule.flow()
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def at_steps(self, steps, size):
+            return model
+
+    told = [
+        strength.measure(work_of(x, tmp_path, "cfg:rule=cfg_zero_star", prompts=PROMPTS[:1]))
+        for x in (model, Stepped())
+    ]
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(

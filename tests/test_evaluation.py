@@ -150,6 +150,7 @@ def test_methods_are_parsed_and_unknown_ones_refused():
         ("dnq", "did you mean dns"), ("cfg:stepz=3", "is not an option"),
         ("answer:K=two", "is not an option"), ("np:rule=bounded", "needs words for each prompt"),
         ("dnp", "choose auto-dnp"), ("nd", "choose cfg"),
+        ("cfg:rule=perp_neg", "method cfg has none; write semantic:rule=perp_neg"),
     ]:  # fmt: skip
         with pytest.raises(SettingsError, match=sentence):
             contestants.parse(wrong)

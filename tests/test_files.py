@@ -507,8 +507,8 @@ def test_an_fp16_variant_loads(tmp_path, tiny):
         (lambda d: d["weight_map"].update(x="../x.safetensors"), "not a safetensors file beside"),
         (lambda d: d["weight_map"].update(x="x.bin"), "not a safetensors file beside"),
         (lambda d: d["weight_map"].update(x="gone.safetensors"), "names it; fetch it"),
-        (lambda d: d.pop("weight_map"), "names no files"),
-        (lambda d: d["weight_map"].update(x=3), "names no files"),
+        (lambda d: d.pop("weight_map"), "does not name files"),
+        (lambda d: d["weight_map"].update(x=3), "does not name files"),
     ],
 )
 def test_a_damaged_index_is_refused(folder, damage, sentence):
@@ -764,7 +764,9 @@ def test_what_merged_files_hold_beside_the_networks_is_passed_over(family, tmp_p
         "cond_stage_model.transformer.text_model.text_projection.weight",
     ]  # fmt: skip
     dnp.load(damaged(path, tmp_path, lambda t: t.update({k: torch.zeros(1) for k in extras})))
-    with pytest.raises(WeightsError, match=r"1 unexpected tensors \(ztsnr\); they belong to no"):
+    with pytest.raises(
+        WeightsError, match=r"1 unexpected tensors \(ztsnr\); they do not belong to any"
+    ):
         dnp.load(damaged(path, tmp_path, lambda t: t.update(ztsnr=torch.zeros(1))))
 
 

@@ -89,7 +89,7 @@ def test_a_rule_that_remembers_is_begun_anew_for_each_picture(draw):
 @pytest.mark.parametrize(
     ("rule", "more", "told"),
     [
-        ("perp_neg", {}, "rule perp_neg needs eps_n, and a guider gets two predictions alone"),
+        ("perp_neg", {}, "rule perp_neg needs eps_n, and a guider gets only two predictions"),
         ("apg", {}, "rule apg needs z_t, sigma_t, observe, which a guider does not get"),
         ("cfgg", {}, "did you mean cfg"),
         ("cfg", {"w": 2}, "does not have the option 'w'"),

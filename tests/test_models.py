@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from dnp import toy, units
 from dnp.app import png
 from dnp.errors import SettingsError, WeightsError
 from dnp.evaluation import __main__ as evaluation
-from dnp.evaluation import differences, exact, report, tables
+from dnp.evaluation import differences, exact, report, sheets, tables
 from dnp.methods import models, own
 from dnp.schedule import Schedule
 
@@ -154,9 +155,9 @@ def test_what_is_missing_is_named_in_one_sentence():
         dnp.model(eps, SCHEDULE.abar, (2,))
     with pytest.raises(SettingsError, match="eps of Model is a Tensor"):
         dnp.model(z_T, SCHEDULE, (2,))
-    with pytest.raises(SettingsError, match="decoder is nothing that a model has; did you mean"):
+    with pytest.raises(SettingsError, match="decoder is not a part of a model; did you mean"):
         dnp.model(eps, SCHEDULE, (2,), decoder=eps)
-    with pytest.raises(SettingsError, match="latents of \\(2,\\) alone"):
+    with pytest.raises(SettingsError, match="latents of \\(2,\\) only"):
         dnp.generate(dnp.model(eps, SCHEDULE, (2,)), 0, size=(8, 8), steps=2)
     with pytest.raises(SettingsError, match="reads a network's attention"):
         dnp.generate(dnp.model(eps, SCHEDULE, (2,)), 0, "ae", steps=2)
@@ -164,7 +165,7 @@ def test_what_is_missing_is_named_in_one_sentence():
 
 def test_the_example_of_contributing_runs():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", text, re.S)
     space = {}
     exec(compile(code, "<CONTRIBUTING.md>", "exec"), space)
     result = space["result"]
@@ -388,8 +389,25 @@ def laid(mine, monkeypatch):
     (mine.parent / "prompts.txt").write_text("a cat\na red car and a dog in the snow\n")
     (mine.parent / "measure.py").write_text(METRIC)
     monkeypatch.setattr(tables, "COLUMNS", dict(tables.COLUMNS))
-    for module in (report, differences):
+    for module in (report, differences, sheets):
         monkeypatch.setattr(module, "COLUMNS", tables.COLUMNS)
+
+
+def test_from_contributing_to_a_table_of_a_paper(laid, mine):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    mine.write_text(re.findall(r"```python\n(.*?)```", text, re.S)[1])
+    command = re.search(r"python -m dnp.evaluation (--model.*?[^\\])\n", text, re.S)[1]
+    prompts = [f"a {c} {x}" for c in ("red", "blue") for x in "abcde"]
+    (mine.parent / "prompts.txt").write_text("\n".join(prompts))
+    (mine.parent / "negatives.json").write_text(json.dumps(dict.fromkeys(prompts, "green")))
+    evaluation.main([*shlex.split(command.replace("\\\n", " ")), "--steps", "2", "--seeds", "1"])
+    tex = (mine.parent / "run" / "tables.tex").read_text()
+    rows = [line.split(" & ") for line in tex.splitlines() if line.count(" & ") == 2]
+    assert [row[0] for row in rows] == [
+        "method", *(f"{name}, s = 3" for name in ("CFG", "APG", "Perp-Neg", "ours"))
+    ]  # fmt: skip
+    assert all("[" in row[1] for row in rows[1:])
+    assert "redness" in tex and (mine.parent / "run" / "evaluations.pdf").is_file()
 
 
 def test_experiments_with_a_model_and_a_metric_of_ones_own(mine, laid, capsys):

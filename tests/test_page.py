@@ -180,9 +180,17 @@ BAD = [
     ("picture", WORDS, "negative", "draw it again"),
     ("sheet", {**TINY, "images": "0"}, "images", "from 1"),
     ("sheet", {**TINY, "images": "900"}, "steps", "steps, and 5,000 are the most here"),
-    ("audit", TINY, "", "load it anew"),
-    (["look"], TINY, "", "load it anew"),
-    ("look", ["prompt"], "prompt", "load it anew"),
+    ("audits", TINY, "", "reload it"),
+    ("audit", {**TINY, "prompt": " "}, "prompt", "no prompt"),
+    ("audit", {**TINY, "pictures": "1"}, "pictures", "choose 2 to 1000"),
+    ("audit", {**TINY, "pictures": "--out=x"}, "pictures", "whole number"),
+    ("audit", {**TINY, "seed": "-1"}, "seed", "whole number"),
+    ("audit", {**TINY, "steps": "0"}, "steps", "at least 1"),
+    ("audit", {**TINY, "steps": "²"}, "steps", "whole number"),
+    ("audit", {"prompt": "a cat", "pictures": "900"}, "steps", "steps, and 5,000 are the most"),
+    ("audit", {**TINY, "negative": "x"}, "prompt", "not a text field"),
+    (["look"], TINY, "", "reload it"),
+    ("look", ["prompt"], "prompt", "reload it"),
 ]
 
 
@@ -345,7 +353,7 @@ def test_a_strangers_name_for_this_address_gets_nothing(the_page):
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "", "[::2]"):
         for path in ("/", "/about", "/events"):
             status, told, body = client.ask("GET", path, Host=host)
-            assert status == 403 and b"127.0.0.1 and localhost alone" in body
+            assert status == 403 and b"127.0.0.1 and localhost only" in body
             assert "set-cookie" not in told
     for host in (f"localhost:{port}", "127.0.0.1", f"[::1]:{port}", "localhost:1"):
         assert client.ask("GET", "/about", Host=host)[0] == 200
@@ -381,7 +389,7 @@ def test_who_has_no_cookie_gets_the_page_alone_and_pictures_are_their_visitors(c
 def test_a_body_that_is_none_of_ours_is_refused(client):
     for body in (b"", b"x" * 10**6, b"[]", b"{}", b'{"kind": 1}', b"[" * 20000, b"\xff"):
         status, _, told = client.ask("POST", "/draw", body)
-        assert status == 400 and b"load it anew" in told
+        assert status == 400 and b"reload it" in told
 
 
 def test_the_page_may_run_its_own_script_and_reach_its_own_address_alone(client):

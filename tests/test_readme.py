@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from conftest import MINI, ROOT
 from dnp import guidance
 from dnp.app import command_line, options
 from dnp.checks import rules_table
+from dnp.evaluation import __main__ as evaluation
+from dnp.evaluation import contestants
 from dnp.methods import METHODS
 from dnp.methods.method import formula
 
@@ -112,6 +115,25 @@ def test_commands_parse_and_the_ci_runs_them():
     assert "pip install -q -r requirements-test.txt && python -m pytest" in ci
 
 
+def test_commands_of_experiments_name_methods_and_options_that_there_are(monkeypatch):
+    """Of every page; `C=...` and `$C` of a page stand for their words. mine.py is the reader's."""
+    monkeypatch.chdir(ROOT)
+    found = 0
+    for page in PAGES:
+        blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+        for block in blocks:
+            lines, C = block.replace("\\\n", " ").splitlines(), ""
+            for line in lines:
+                C = (re.findall(r'^C="(.*)"$', line) or [C])[0]
+                line = re.sub(r"^\$C\b", lambda _, C=C: C, line).split(" && ")[0]
+                if line.startswith("python -m dnp.evaluation --"):
+                    args = evaluation.parse(shlex.split(line, comments=True)[3:])
+                    for method in (m for m in args.method if "mine.py" not in m):
+                        contestants.parse(re.sub(r"^cfg-(equal|scheduled):of=", "", method))
+                        found += 1
+    assert found > 100
+
+
 def test_help_names_every_method_and_option(capsys):
     with pytest.raises(SystemExit) as done:
         command_line.main(["--help"])
@@ -165,7 +187,7 @@ def test_the_plot_of_the_study_has_the_words_of_its_text(tmp_path, monkeypatch):
             table += f'all,{method},{s},"things and colours, %",5{s},40,60\n'
             table += f"all,{method},{s},CLIPScore,0.2,0.1,0.3\n"
     (tmp_path / "tables.csv").write_text(table)
-    monkeypatch.setattr(sheets, "plot", lambda *drawn: drawn)
+    monkeypatch.setattr(sheets, "plot", lambda *drawn: SimpleNamespace(image=lambda: drawn))
     curves, _, y_label = sheets.adherence(tmp_path)
     assert curves["CFG"] == [(1, 51, 40, 60), (3, 53, 40, 60)]
     assert set(curves) == {"CFG", "ANSWER"}  # np has one scale only

@@ -398,10 +398,11 @@ def test_rules_dng_refuses_a_chain_without_noise():
 
 
 def test_rules_of_others_are_independent_of_batch_mates():
+    """No row is a fault; the energy at every level is looked at in `test_readme.py`."""
     from dnp.checks import check_rule
 
     for name, rule in rules.RULES.items():
-        assert check_rule(rule, show=False).ok, name
+        assert check_rule(rule, levels=[400], show=False).ok, name
 
 
 def test_rules_of_autoguidance_is_the_two_term_form():

@@ -129,7 +129,7 @@ def test_dtype_size_and_seeds_are_those_that_are_asked_for(tmp_path, model):
     ("words", "sentence"),
     [
         (["--benchmark", "hh"], "not a word of their world"),
-        (["--benchmark", "nothing.txt"], "no list of prompts"),
+        (["--benchmark", "nothing.txt"], "not a list of prompts"),
         (["--method", "dnq"], "did you mean"),
         (["--seeds", "0"], "choose 1 to 1000"),
         (["--captioner", "nowhere"], "no captioner is there"),
@@ -142,6 +142,7 @@ def test_dtype_size_and_seeds_are_those_that_are_asked_for(tmp_path, model):
         (["--recogniser", "nowhere"], "no recogniser"),
         (["--clip", "nowhere"], "no CLIP model"),
         (["--method", "semantic"], "nobody has written"),
+        (["--negatives", "nothing.json"], "no negatives"),
         (["--methd"], "unrecognized arguments: --methd; did you mean --method?"),
         (["--seed-from", "-1"], "choose 0 to"),
         (["--seed-from", str(2**32 - 1)], "choose 0 to"),
@@ -154,6 +155,19 @@ def test_bad_input_is_one_sentence(tmp_path, words, sentence):
     with pytest.raises(dnp.DnpError, match=sentence):
         evaluate(tmp_path / "x", *words)
     assert not (tmp_path / "x").exists()
+
+
+def test_negatives_of_ones_own_are_the_words_of_semantic(tmp_path, model):
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    (tmp_path / "negatives.json").write_text('{"a cat ": "a dog"}')
+    words = ["--benchmark", tmp_path / "prompts.txt", "--negatives", tmp_path / "negatives.json"]
+    evaluate(tmp_path / "x", *words, "--method", "semantic:rule=perp_neg", "--seeds", 1)
+    (row,) = csv.DictReader((tmp_path / "x" / "pictures.csv").open())
+    assert row["negative"] == "a dog"
+    own = dnp.generate(model, "a cat", "np", "a dog", rule="perp_neg", s=float(row["s"]), steps=2)
+    with Image.open(tmp_path / "x" / "images" / row["image"]) as picture:
+        apart = np.asarray(picture, float) - np.asarray(own.images[0])
+    assert np.abs(apart).max() <= 2
 
 
 @pytest.mark.slow

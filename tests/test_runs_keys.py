@@ -119,7 +119,7 @@ def test_changed_metrics_score_anew_and_say_so(finished, copy, made, monkeypatch
     monkeypatch.setattr(record_keys, "metrics_code", lambda: "other")
     evaluate(copy)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
-    assert told == ["note: 9 units were scored by other metrics; they are scored anew."]
+    assert told == ["note: 9 units were scored by other metrics; they are scored again."]
     assert (len(scored), made) == (9, [])
     assert (copy / "tables.md").read_bytes() == (finished / "tables.md").read_bytes()
     evaluate(copy)
@@ -134,7 +134,7 @@ def test_rescore_computes_the_metrics_anew_from_the_pictures(copy, finished, mad
         record = Store(copy / "scores").get(path.stem)
         Store(copy / "scores").put(path.stem, {**record, "full": [0.5, 0.5]})
     evaluate(copy)
-    assert "0.500 [0.500, 0.500]" in (copy / "tables.md").read_text()
+    assert "| 0.500 |" in (copy / "tables.md").read_text()
     monkeypatch.setattr(captioner, "load_captioner", None)  # nothing is described
     evaluate(copy, "--rescore")
     assert made == [] and tables(copy) == tables(finished)

@@ -2,15 +2,17 @@
 
 import csv
 import itertools
+import re
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
 from dnp.app import sheet as sheet_room
-from dnp.evaluation import plots, sheets
+from dnp.errors import SettingsError
+from dnp.evaluation import plots, report, sheets
 from dnp.sd import captioner
-from runs import evaluate, of, rows_of
+from runs import evaluate, of, rows_of, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
 
@@ -34,8 +36,8 @@ def test_csv_holds_what_the_tables_show(finished):
     }  # fmt: skip
     for c in shown:
         sign = "+" if c["table"] == "minus cfg" else ""
-        mean, low, high = (f"{float(c[k]):{sign}.3f}" for k in ("mean", "low", "high"))
-        assert f"{mean} [{low}, {high}]" in text
+        assert f" {float(c['mean']):{sign}.3f}" in text and c["low"] == c["high"] == ""
+    assert "[" not in text.split("Stable Diffusion")[0].split("|---")[1]  # of 3 prompts, none
     pictures = list(csv.DictReader((finished / "pictures.csv").open()))
     assert len(pictures) == 18 and {p["seed"] for p in pictures} == {"0", "1"}
     of_cfg = [float(p["full"]) for p in pictures if p["method"] == "cfg"]
@@ -83,17 +85,100 @@ def test_differences_are_taken_at_the_same_scale(tmp_path):
     mean = np.mean([answer[k] - cfg[k] for k in answer.keys() & cfg.keys()])
     table = text[text.index("Differences to cfg") :]
     line = next(x for x in table.splitlines() if x.startswith("| answer:K=1, s = 2 "))
-    assert f"{mean:+.3f} [" in line
+    assert f"{mean:+.3f}, p" in line
 
 
 def test_a_plot_has_its_lines_and_legend():
     assert plots.ticks(1, 7.5).tolist() == [0, 2, 4, 6, 8]
     assert plots.ticks(26.7, 97).tolist() == [20, 40, 60, 80, 100]
     assert plots.ticks(0.5, 0.5) == pytest.approx([0.4, 0.6]) and len(plots.ticks(-3, 40)) < 11
-    image = plots.plot({"a": [(1, 2, 1, 3), (2, 3, 2, 4)], "b": [(1, 1, 0, 2)]}, "x", "y")
+    drawing = plots.plot({"a": [(1, 2, 1, 3), (2, 3, 2, 4)], "b": [(1, 1, 0, 2)]}, "x", "y")
+    image = drawing.image()
     colours = {c for _, c in image.getcolors(100_000)}
     assert image.size == (760, 460)
     assert {(0x1B, 0x6C, 0xA8), (0xD1, 0x49, 0x5B)} <= colours
+
+
+def test_a_pdf_has_letters_and_lines_and_a_table_of_its_objects():
+    nan = float("nan")
+    pdf = plots.plot({"a (b)": [(1, 2, nan, nan)], "c": [(2, 3, 2, 4)]}, "x", "y").pdf()
+    assert rb"(a \(b\)) Tj" in pdf and pdf.startswith(b"%PDF-1") and b"/Image" not in pdf
+    at = int(pdf.split(b"startxref\n")[1].split(b"\n")[0])
+    assert pdf[at:].startswith(b"xref\n0 6\n")
+    for i, line in enumerate(pdf[at:].split(b"\n")[3:8], 1):
+        assert pdf[int(line[:10]) :].startswith(b"%d 0 obj" % i)
+    told = int(pdf.split(b"/Length ")[1].split(b" ")[0])
+    assert told == len(pdf.split(b"stream\n")[1].removesuffix(b"\nend"))
+
+
+def test_points_that_would_hide_one_another_are_moved_apart():
+    places = plots.apart([(0, 50, 10, 20), (1, 50, 15, 30), (2, 50, 60, 70), (0, 80, 0, 9)], 0, 99)
+    assert places == [45, 55, 50, 80]  # the third is below, and the fourth beside
+    assert plots.apart([(0, 5, 1, 2), (1, 5, 1, 2), (2, 5, 1, 2)], 5, 99) == [5, 15, 25]
+    line = [(i % 2, 3.0 * (i // 2), 0, 9) for i in range(20)]  # two dense curves keep their order
+    moved = plots.apart(line, -99, 99)
+    for curve in (0, 1):
+        assert np.diff(moved[curve::2]) == pytest.approx([3] * 9)
+
+
+LABELLED = ("--method", "cfg", "auto-dnp:s=2", "--label", "cfg=CFG", "auto-dnp:s=2=DNP & us_")
+
+
+def test_labels_and_a_primary_column(tmp_path):
+    evaluate(tmp_path, *LABELLED, "--primary", "full")
+    text, tex = ((tmp_path / f"tables.{k}").read_text() for k in ("md", "tex"))
+    assert "| DNP & us_, s = 2 |" in text and "auto-dnp" not in text and "to CFG at" in text
+    cells = list(csv.DictReader((tmp_path / "tables.csv").open()))
+    assert {c["method"] for c in cells} == {"CFG", "DNP & us_"}
+    assert {p.name for p in tmp_path.glob("*-*.png")} <= {
+        "wins-DNP_us_s_2.png", "losses-DNP_us_s_2.png",
+    }  # fmt: skip
+    assert list(tmp_path.glob("*-DNP_us_s_2.png")) and (tmp_path / "evaluations.pdf").is_file()
+    asked = list(csv.DictReader((tmp_path / "pictures.csv").open()))
+    assert {r["method"] for r in asked} == {"cfg", "auto-dnp:s=2"}  # --scales-from reads these
+    # Holm's correction has a family of one, and the others are marked
+    compared = {c["column"]: c for c in cells if c["table"] == "minus CFG"}
+    assert compared["full prompt"]["p"] == compared["full prompt"]["p_holm"] != ""
+    assert all((c["p_holm"] == "") == (k != "full prompt") for k, c in compared.items())
+    table = text[text.index("Differences") :].split("\n\n")[1].splitlines()
+    assert table[0].count("(exploratory)") == len(compared) - 1 and table[2].count(", p ") == 1
+    assert "the 1 differences of full prompt, the primary column. A bracket is" in text
+    # every table again, with as many cells in each row
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == text.count("\n|---")
+    assert r"DNP \& us\_, s = 2 & " in tex and r"things and colours, \%" in tex
+    for block in tex.split(r"\begin{tabular}")[1:]:
+        rows = [x for x in block.splitlines() if x.endswith(r" \\")]
+        wide = {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows}
+        assert wide == {len(block.split("}")[0].strip("{"))}
+    bare = re.sub(r"(?m)^%.*|\\[&%_]|\$[-<>]\$| & ", "", tex)
+    assert not set("%#_$&") & set(bare)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--label", "dns=DNS"), "is not METHOD=TEXT with a METHOD of --method; choose of cfg, "),
+        (("--label", "cfg=a", "cfg=b"), "names a method twice"),
+        (("--label", "cfg="), "1 to 60 characters"),
+        (("--label", "cfg=a|b"), "1 to 60 characters"),
+        (("--label", "cfg=\u03bb"), "1 to 60 characters of ASCII"),
+        (("--label", "cfg=Answer:K 1"), "the name of another method; choose another"),
+        (("--primary", "quality"), "--primary quality is not a column; choose of minimum, full"),
+        (("--primary", "right"), "--primary right is not a column; choose of minimum, full"),
+    ],
+)
+def test_labels_and_columns_that_cannot_be_are_told(finished, copy, words, told):
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        evaluate(copy, *words)
+    assert tables(copy) == tables(finished)
+
+
+def test_an_interval_needs_ten_prompts_that_vary():
+    few, many = [[float(i), 1.0] for i in range(9)], [[float(i)] for i in range(10)]
+    assert np.isnan(report.interval(few)[1:]).all() and report.interval(few)[0] == 2.5
+    mean, low, high = report.interval(many)
+    assert low < mean == 4.5 < high
+    assert np.isnan(report.interval([[0.0]] * 99)[1:]).all()
 
 
 def test_sheets_print_the_prompt_over_every_column():

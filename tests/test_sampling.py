@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from dnp import guidance, sampling, schedule, toy
+from dnp import guidance, sampling, toy, training
 from dnp.schedule import Schedule
 
 F64 = torch.float64
@@ -93,11 +93,11 @@ def test_eq1_training_loss_is_zero_for_the_noise_and_minimal_at_the_ideal_eps():
     """A point mass at 0 makes eps = z_t / sigma_t exactly; any other prediction costs."""
     z_0 = torch.zeros(64, 3, dtype=F64)
     exact = toy.PointMass(torch.zeros(3), [torch.ones(3)], SD)
-    loss = schedule.training_loss(exact.eps, SD, z_0, None, torch.Generator().manual_seed(0))
+    loss = training.training_loss(exact.eps, SD, z_0, None, torch.Generator().manual_seed(0))
     assert loss.item() < 1e-20
-    other = schedule.training_loss(exact.eps, SD, z_0, 0, torch.Generator().manual_seed(0))
+    other = training.training_loss(exact.eps, SD, z_0, 0, torch.Generator().manual_seed(0))
     assert other.item() > 0.01
-    none = schedule.training_loss(
+    none = training.training_loss(
         lambda z, t, c: torch.zeros_like(z), SD, z_0, None, torch.Generator().manual_seed(0)
     )
     assert 0.7 < none.item() < 1.3  # E eps^2

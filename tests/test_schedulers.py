@@ -87,8 +87,8 @@ def test_a_folder_with_few_keys_is_what_its_open_pipeline_is(tmp_path, kind, nam
         ({"_class_name": "CogVideoXDDIMScheduler", **BETAS}, "a video model"),
         ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, **BETAS}, "flow mat"),
         ({"_class_name": "UnCLIPScheduler", "beta_schedule": "squaredcos_cap_v2"}, "unCLIP"),
-        ({"_class_name": "IPNDMScheduler"}, "says no betas"),
-        ({"_class_name": "MyScheduler", "num_train_timesteps": 1000}, "says no betas"),
+        ({"_class_name": "IPNDMScheduler"}, "does not give betas"),
+        ({"_class_name": "MyScheduler", "num_train_timesteps": 1000}, "does not give betas"),
     ],
 )
 def test_a_scheduler_of_another_kind_of_model_is_named(tmp_path, config, what):

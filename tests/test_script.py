@@ -1,6 +1,6 @@
 """`train_free_sample.py`, the algorithm to read: its pictures are those of `dnp.generate`."""
 
-import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from PIL import Image
 
 import dnp
 import train_free_sample
+from command_line import ended
 from conftest import MINI, ROOT, change_json
 from dnp import guidance
 
@@ -28,23 +29,31 @@ def test_the_lines_at_the_head_of_the_package_are_dns(tmp_path, monkeypatch):
     assert (tmp_path / "opposite.png").is_file()
 
 
-def script(*words, cwd):
-    """The script on one thread, as this process is: on two, sums have other last bits."""
-    line = [sys.executable, ROOT / "train_free_sample.py", *map(str, words)]
-    one = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, cwd=cwd, env=one, capture_output=True, text=True, timeout=300)
+PATH = str(ROOT / "train_free_sample.py")
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """The script as it is typed, in this process: (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [PATH, *map(str, words)])
+        return ended(lambda: runpy.run_path(PATH, run_name="__main__"), capsys)
+
+    return run
 
 
 def test_it_is_short_enough_to_read():
     assert len((ROOT / "train_free_sample.py").read_text().splitlines()) < 100
 
 
-def test_its_pictures_are_those_of_generate_to_the_byte(tmp_path):
-    done = script(PROMPT, "--steps", 3, "--seed", 4, "--scale", 2, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_its_pictures_are_those_of_generate_to_the_byte(script, tmp_path):
+    code, out, err = script(PROMPT, "--steps", 3, "--seed", 4, "--scale", 2)
+    assert code == 0, err
     model, how = dnp.load(MINI), dict(s=2.0, steps=3, seed=4)
     auto = dnp.generate(model, PROMPT, "auto-dnp", s_dns=2.0, **how)
-    assert f'n* = "{auto.negative}"' in done.stdout
+    assert f'n* = "{auto.negative}"' in out
     wanted = {
         "cfg": dnp.generate(model, PROMPT, "cfg", **how).images[0],
         "dns": dnp.generate(model, PROMPT, "dns", **how).images[0],
@@ -77,7 +86,14 @@ def test_its_latents_are_those_of_generate_on_v_prediction(tiny, tmp_path, spaci
         ((PROMPT, "--ask"), "no words came"),
     ],
 )
-def test_what_it_cannot_do_is_one_sentence(tmp_path, words, sentence):
+def test_what_it_cannot_do_is_one_sentence(script, words, sentence):
     few = [] if "--steps" in words else ["--steps", 1]
-    done = script(*words, *few, cwd=tmp_path)
-    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+    code, _, err = script(*words, *few)
+    assert code == 2 and sentence in err and "Traceback" not in err
+
+
+def test_nobody_at_standard_input_is_one_sentence_of_a_process(tmp_path):
+    line = [sys.executable, PATH, PROMPT, "--steps", "1", "--ask"]
+    done = subprocess.run(line, cwd=tmp_path, input="", capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and (tmp_path / "outputs" / "dns.png").is_file()
+    assert "no words came" in done.stderr and "Traceback" not in done.stderr

@@ -6,7 +6,8 @@ from torch.testing import assert_close
 
 from dnp import guidance, sampling, toy, units
 from dnp.energy import eps_from_v
-from dnp.schedule import Schedule, training_loss
+from dnp.schedule import Schedule
+from dnp.training import training_loss
 
 F64 = torch.float64
 MEANS = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [0.0, -2.0]], dtype=F64)

@@ -3,6 +3,7 @@
     look      the CFG picture and the DNS image of a prompt
     picture   the picture of a look, from the same noise, away from a person's words
     sheet     the methods side by side
+    audit     what the prompt brings along
 
 Fields are texts, read by the options of the command line; an empty one is as if not typed. Another
 kind is an entry of `FIELDS` and of `KINDS`, and a form and a tab in page.html.
@@ -27,6 +28,7 @@ FIELDS = {
     "look": ("seed", "steps", "eta", "s", "s_dns", "prompt"),
     "picture": ("negative_scale", "rule_options", "last", "first", "s", "rule", "of", "negative"),
     "sheet": ("seed", "steps", "images", "negative", "prompt"),
+    "audit": ("pictures", "seed", "steps", "prompt"),
 }
 NAMED = {
     "of": r"(?!)",
@@ -67,8 +69,14 @@ def sheet(form: Form, model, seen: object) -> list[dict]:
     return [of_prompt(form, "negative", "seed", "steps", "images") | {"compare": True}]
 
 
+def audit(form: Form, model, seen: object) -> list[dict]:
+    for name in ("pictures", "seed", "steps"):
+        whole(form, name, 0)
+    return [of_prompt(form, "pictures", "seed", "steps")]
+
+
 KINDS: dict[str, Callable[[Form, object, object], list[dict]]] = {
-    "look": look, "picture": picture, "sheet": sheet,
+    "look": look, "picture": picture, "sheet": sheet, "audit": audit,
 }  # fmt: skip
 
 
@@ -88,14 +96,14 @@ def of_prompt(form: Form, *names: str) -> dict[str, str]:
 def checked(kind: object, form: object) -> Form:
     """What a page sent, as a form of its kind. SettingsError for anything else."""
     if not isinstance(kind, str) or kind not in KINDS or not isinstance(form, dict):
-        raise SettingsError("this is not a draw of this page; load it anew.")
+        raise SettingsError("this is not a draw of this page; reload it.")
     for name, text in form.items():
         if name not in FIELDS[kind] or not isinstance(text, str):
-            raise SettingsError(f"{name!r:.40} is not a text field of this page; load it anew.")
+            raise SettingsError(f"{name!r:.40} is not a text field of this page; reload it.")
         if len(text) > MOST_TEXT:
             raise SettingsError(f"{name}: {len(text)} characters; shorten it to {MOST_TEXT}.")
         if any(unicodedata.category(c) in ("Cc", "Cs") and not c.isspace() for c in text):
-            raise SettingsError(f"{name}: a character in it cannot be typed; write it anew.")
+            raise SettingsError(f"{name}: a character in it cannot be typed; write it again.")
     return form
 
 

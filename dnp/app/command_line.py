@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,7 +125,9 @@ def for_weights(args: SimpleNamespace, kind: type[Method], settings: dict) -> No
         subjects_of(args.prompt, None, contents.recommended[2], kind)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, audits: Callable | None = None) -> None:
+    """`audits` makes the audits of the page's model (`dnp/__main__.py`); without it there are
+    none."""
     streams()
     warnings.showwarning = lambda note, *_: print(f"note: {printable(note)}.", file=sys.stderr)
     try:
@@ -133,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
             if typed.get("page"):
                 from dnp.app.page import serve
 
-                serve(typed)
+                serve(typed, audits)
                 return
             if typed.get("info"):
                 from dnp.sd.load import describe

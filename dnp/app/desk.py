@@ -2,7 +2,8 @@
 
 A visitor is a browser; its tabs share one history. A draw is one run of the command line or more:
 what its fields mean (`dnp/app/asks.py`) becomes the words of a command, which `parse` and `resolve`
-read, and which stand below the picture. So the page can do nothing that the command cannot.
+read, and which stand below the picture. So the page can do nothing that the command cannot. An
+audit is a draw too; what plans and makes it is handed in, since it stands on a higher floor.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -49,7 +51,7 @@ class Refused(Exception):
 class Picture:
     """A PNG as the command line writes it, and the line that writes it."""
 
-    role: str  # cfg, dns, picture or sheet
+    role: str  # cfg, dns, picture, sheet or audit
     name: str
     line: str
     size: tuple[int, int]
@@ -63,15 +65,17 @@ class Draw:
     kind: str
     form: dict[str, str]  # as the page's fields held it
     typed: list[dict]  # of each run, as `parse` gave it
+    lines: list[str]  # to type
     runs: list[SimpleNamespace]
     total: int  # steps
     id: str = field(default_factory=lambda: secrets.token_hex(6))
-    done: int = 0
+    done: float = 0  # a step of an audit may be half of one of CFG
     began: float | None = None
     stopped: bool = False
     pictures: list[Picture] = field(default_factory=list)
     words: str | None = None  # the captioner's, for the DNS image
     maps: dict | None = None  # attention to each word
+    audit: dict | None = None  # what an audit found
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -100,10 +104,12 @@ class Visitor:
 
 
 class Desk:
-    """The model, its worker, its queue and its visitors. `base` is what was typed beside --page."""
+    """The model, its worker, its queue and its visitors. `base` is what was typed beside --page,
+    and `audits(model, base)` plans and makes audits (`dnp/evaluation/page_audits.py`)."""
 
-    def __init__(self, model, base: dict):
+    def __init__(self, model, base: dict, audits: Callable | None = None):
         self.model, self.base = model, base
+        self.audits = audits(model, base) if audits else None
         self.visitors: OrderedDict[str, Visitor] = OrderedDict()
         self.queue: deque[tuple[Visitor, Draw]] = deque()  # the first is being drawn
         self.kept: deque[tuple[Visitor, Draw]] = deque()
@@ -117,7 +123,8 @@ class Desk:
         weights = self.base.get("model") or self.base.get("weights", "weights/mini")
         scales = {m: config.scales.get(m, SCALE) for m in ("cfg", "dns", "dnp")}
         start = {k: str(self.base[k]) for k in ("prompt", "seed", "steps", "eta") if k in self.base}
-        return {"weights": weights, "scales": scales, "start": start, "rules": rules()}
+        told = {"weights": weights, "scales": scales, "start": start, "rules": rules()}
+        return told | {"audits": self.audits is not None}
 
     # ------------------------------------------------------------------------------ visitors
 
@@ -144,12 +151,16 @@ class Desk:
 
     def planned(self, visitor: Visitor, kind: object, form: object) -> Draw:
         """A draw, checked as far as it can be before its first step."""
-        typed, runs, total, settings = [], [], 0, {}
+        typed, lines, runs, total, settings = [], [], [], 0, {}
         try:
-            form = checked(kind, form)
+            form = checked(kind if self.audits or kind != "audit" else None, form)
             asked = KINDS[kind](form, self.model, visitor.draws.get(form.get("of", "")))
-            for settings in asked:
+            if kind == "audit":
+                typed, runs = asked, [self.audits.plan(*asked)]
+                lines, total = [runs[0].line], runs[0].total
+            for settings in asked if kind != "audit" else ():
                 typed.append(parse(words_of(self.base | settings)))
+                lines.append(line(typed[-1]))
                 runs.append(args := resolve(typed[-1]))
                 methods = drawing.methods_of(args)
                 for method, of_method in methods.items():
@@ -168,7 +179,7 @@ class Desk:
             at = field_of(e.typed, kind)
             at = "s_dns" if at == "s" and settings.get("method") == "dns" else at
             raise Refused(e.typed, at) from None
-        return Draw(kind, dict(form), typed, runs, total)
+        return Draw(kind, dict(form), typed, lines, runs, total)
 
     def stop(self, visitor: Visitor) -> None:
         """Ends a visitor's draw: one that waits at once, one that is drawn at its next step."""
@@ -187,8 +198,8 @@ class Desk:
                 steps += draw.total - draw.done
                 if who is visitor:
                     seconds = None if self.pace is None else round(steps * self.pace)
-                    told = {"id": draw.id, "kind": draw.kind, "before": before, "done": draw.done}
-                    return told | {"total": draw.total, "seconds": seconds}
+                    told = {"id": draw.id, "kind": draw.kind, "before": before}
+                    return told | {"done": int(draw.done), "total": draw.total, "seconds": seconds}
         return None
 
     # ---------------------------------------------------------------------------- the worker
@@ -225,8 +236,8 @@ class Desk:
                 warnings.showwarning = lambda note, *_: mine() and draw.notes.append(str(note))
                 for text in dict.fromkeys((draw.runs[0].prompt, draw.runs[-1].negative or "")):
                     tell_what_is_not_read(text, self.model.config.words)
-                for args, typed in zip(draw.runs, draw.typed):
-                    self.run(draw, args, line(typed))
+                for args, command in zip(draw.runs, draw.lines):
+                    self.run(draw, args, command)
         except Stopped:
             return "Stopped."
         except DnpError as e:
@@ -241,15 +252,17 @@ class Desk:
 
     def run(self, draw: Draw, args: SimpleNamespace, command: str) -> None:
         """One command, by the function that the command line calls."""
+        if draw.kind == "audit":
+            sheet, draw.audit = self.audits.make(args, lambda count: self.step(draw, count))
+            data = png.png(sheet)
+            draw.pictures.append(Picture("audit", args.name, command, sheet.size, data))
+            return
         role = "sheet" if args.compare else {None: "cfg", "dnp": "picture"}.get(args.method, "dns")
         maps = WordMaps(self.model, args.prompt if role == "cfg" else None)
 
         def step(count: int) -> None:
-            draw.done += count
-            self.pace = (time.monotonic() - draw.began) / draw.done
             maps.step()
-            if draw.stopped or self.closed:
-                raise Stopped
+            self.step(draw, count)
 
         def keep(picture, name: str, settings: dict) -> str:
             data = png.png(picture, settings)
@@ -265,6 +278,13 @@ class Desk:
         with maps:
             drawing.draw(self.model, args, methods, kinds, bar, keep)
         draw.maps = draw.maps or maps.of_words(args.settings.get("size"))
+
+    def step(self, draw: Draw, count: float) -> None:
+        """Counts steps of the draw that is made; Stopped if it is to end."""
+        draw.done += count
+        self.pace = (time.monotonic() - draw.began) / draw.done
+        if draw.stopped or self.closed:
+            raise Stopped
 
     def keep(self, visitor: Visitor, draw: Draw) -> None:
         """Adds a draw to its visitor's history; the oldest of all make room for it."""

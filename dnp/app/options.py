@@ -196,7 +196,8 @@ def help_of(method: str, p: argparse.ArgumentParser) -> str:
 
 def methods_table() -> str:
     rows = [(name, *formula(m)) for name, m in METHODS.items()]
-    return "methods:\n" + "\n".join(f"  {a:<11} {b:<34} {c}" for a, b, c in rows)
+    table = "\n".join(f"  {a:<11} {b:<34} {c}" for a, b, c in rows)
+    return f"methods:\n{table}\n\nwhich rule and scale for a negative: dnp/NEGATIVES.md"
 
 
 # --------------------------------------------------------------------------- what a PNG adds

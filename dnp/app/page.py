@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 import webbrowser
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 
@@ -25,8 +26,9 @@ from dnp.methods.fields import check_value, table
 BESIDE = {"page", "host", "port", "device", "allow_download", "prompt"}  # and weights and chain
 
 
-def serve(typed: dict) -> None:
-    """Serves the page until Ctrl-C; SettingsError for what does not go with it."""
+def serve(typed: dict, audits: Callable | None = None) -> None:
+    """Serves the page until Ctrl-C; SettingsError for what does not go with it. `audits` makes the
+    desk's."""
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise SettingsError(
@@ -54,7 +56,7 @@ def serve(typed: dict) -> None:
     port = listening.getsockname()[1]
     model = opened(args)
     give_captioner(model, args)
-    desk = Desk(model, base)
+    desk = Desk(model, base, audits)
     token = None if is_local(host) else secrets.token_urlsafe(16)
     server = uvicorn.Server(uvicorn.Config(
         application(desk, port, token, lambda: server.should_exit), log_level="warning",

@@ -6,6 +6,7 @@
     POST /draw, /stop         {"kind": ..., "form": {field: text}}
     GET  /pictures/ID/N.png   a picture, as the command line writes it
     GET  /maps/ID             attention to each word
+    GET  /audits/ID           what an audit found
 
 Who may ask: on an address of this machine alone, requests whose Host names it (a page of a stranger
 whose name was turned to 127.0.0.1 does not), and elsewhere those who came by the link with the
@@ -67,7 +68,7 @@ def application(desk, port: int, token: str | None, closing):
             asked = json.loads(await body_of(request))
             kind, form = asked["kind"], asked["form"]
         except (ValueError, TypeError, KeyError, RecursionError):
-            return as_json({"sentence": "this is not a draw of this page; load it anew."}, 400)
+            return as_json({"sentence": "this is not a draw of this page; reload it."}, 400)
         try:
             made = await asyncio.to_thread(desk.ask, request.state.visitor, kind, form)
         except Refused as e:
@@ -92,6 +93,10 @@ def application(desk, port: int, token: str | None, closing):
         made = request.state.visitor.draws.get(request.path_params["id"])
         return as_json(made.maps if made else None)
 
+    async def audit(request):
+        made = request.state.visitor.draws.get(request.path_params["id"])
+        return as_json(made.audit if made else None)
+
     async def events(request):
         visitor = request.state.visitor
 
@@ -113,7 +118,8 @@ def application(desk, port: int, token: str | None, closing):
 
     routes = [
         Route("/", index), Route("/about", told), Route("/events", events),
-        Route("/pictures/{id}/{n:int}.png", picture), Route("/maps/{id}", maps),
+        Route("/pictures/{id}/{n:int}.png", picture),
+        Route("/maps/{id}", maps), Route("/audits/{id}", audit),
         Route("/draw", draw, methods=["POST"]), Route("/stop", stop, methods=["POST"]),
     ]  # fmt: skip
     return Door(Starlette(routes=routes), desk, port, token)
@@ -160,7 +166,7 @@ class Door:
         """Why a request is not from this page itself; None if it may be."""
         host = request.headers.get("host", "")
         if self.token is None and urlsplit(f"//{host}").hostname not in LOCAL:
-            return "this page answers under 127.0.0.1 and localhost alone."
+            return "this page answers under 127.0.0.1 and localhost only."
         origin, site = (request.headers.get(k) for k in ("origin", "sec-fetch-site"))
         if request.method == "POST":
             kind = request.headers.get("content-type", "").split(";")[0]
@@ -172,7 +178,7 @@ class Door:
     def uninvited(self, request) -> str | None:
         """Why somebody without a cookie is not let in; None if they are."""
         if request.url.path != "/" or request.method != "GET":
-            return "this browser is not known here; open the page anew."
+            return "this browser is not known here; open the page again."
         given = request.query_params.get("token", "").encode()
         if self.token is not None and not secrets.compare_digest(given, self.token.encode()):
             return "this page is opened by the link that its terminal shows."

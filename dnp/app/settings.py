@@ -14,7 +14,7 @@ class Picture:
     """What is drawn."""
 
     method: str | None = setting(
-        None, "default: cfg, or np2 where a negative is given; your own is FILE.py:NAME",
+        None, "default: cfg, or np2 if there is a negative; your own is FILE.py:NAME",
         metavar="METHOD",
     )  # fmt: skip
     negative: str | None = setting(None, "negative prompt n, or n* for dnp and auto-dnp")
@@ -29,13 +29,15 @@ class Weights:
         "weights/mini", "a diffusers folder or a .safetensors file", metavar="PATH"
     )
     model: str | None = setting(
-        None, "a model of your own in their place (dnp/methods/models.py)", metavar="FILE.py:NAME"
+        None, "a model of your own instead (dnp/methods/models.py)", metavar="FILE.py:NAME"
     )
     prediction: str | None = setting(
         None, "epsilon or v_prediction; default: what PATH says", metavar="KIND"
     )
     captioner: str | None = setting(
-        None, "for auto-dnp: BLIP or its like; default: the weights' own", metavar="FOLDER"
+        None,
+        "what captions for auto-dnp, such as BLIP; default: the weights' own",
+        metavar="FOLDER",
     )
     dtype: str = setting(
         "auto", "auto, float32, float64, bfloat16, on a GPU float16", metavar="NAME"
@@ -55,14 +57,16 @@ class Once:
     info: bool = setting(False, "print what --weights holds, and stop")
     out: str = setting("outputs", "where pictures are written; default outputs", metavar="FOLDER")
     prompts: str | None = setting(
-        None, "prompts of a text file, one a line; TAB and a negative may follow", metavar="FILE"
+        None,
+        "a text file with a prompt on each line; a TAB and a negative may follow",
+        metavar="FILE",
     )
     page: bool = setting(False, "open a live page in the browser: DNP by hand")
     host: str = setting(
         "127.0.0.1", "where --page is served; another address asks for the token of its link; "
         "default 127.0.0.1", metavar="ADDRESS",
     )  # fmt: skip
-    port: int = setting(8765, "of --page; 0 is any that is free", low=0, high=65535)
+    port: int = setting(8765, "the port of --page; 0 takes any free one", low=0, high=65535)
     from_: str | None = setting(
         None, "take every setting from a PNG made here; other options override them",
         metavar="FILE.png",

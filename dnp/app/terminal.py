@@ -117,8 +117,8 @@ class _Lines:
             print(note, file=sys.stderr)
 
 
-def ask(question: str, mend: str) -> str:
-    """A line from standard input, stripped; SettingsError with the mend if none can come.
+def ask(question: str, fix: str) -> str:
+    """A line from standard input, stripped; SettingsError with the fix if it cannot come.
 
     EOFError at its end; RuntimeError and ValueError are Python's for a closed one, OSError the
     system's, and bytes of another encoding are a ValueError too.
@@ -127,4 +127,4 @@ def ask(question: str, mend: str) -> str:
         return input(question).strip()
     except (EOFError, OSError, RuntimeError, ValueError) as e:
         reason = "standard input ended" if isinstance(e, EOFError) else str(e)
-        raise SettingsError(f"no words came ({reason}); {mend}.") from None
+        raise SettingsError(f"no words came ({reason}); {fix}.") from None

@@ -36,7 +36,7 @@ def guider(rule: str | Callable, s: float = SCALE, start=0.0, stop=1.0, **option
     ours = rules.read(rule, options)
     if "eps_n" in ours.needs:
         raise SettingsError(
-            f"rule {ours.name} needs eps_n, and a guider gets two predictions alone, of the prompt "
+            f"rule {ours.name} needs eps_n, and a guider gets only two predictions, of the prompt "
             "and of the negative prompt; choose a rule without it, or dnp.from_diffusers(pipe)."
         )
     lacks = [*(x for x in ours.needs if x not in GIVEN), *["observe"] * ours.remembers]

@@ -80,7 +80,7 @@ def dns(pipe, prompt: str | Sequence[str], s: float = SCALE, **call):
     """Diffusion-negative sampling of `prompt`: what `pipe` returns for phi + s (phi - p).
 
     Eq. (19), arXiv:2411.05473. `call` goes to the pipeline: steps, generator, height, width, ...
-    SettingsError, one sentence with the mend, for a pipeline or an argument with which the
+    SettingsError, one sentence with the fix, for a pipeline or an argument with which the
     scheduler would get anything else. A note says where a distilled model may ignore it.
     """
     family = _family(pipe, call)

@@ -29,9 +29,14 @@ INTERRUPTED = "interrupted; type the same command to go on."
 def parse(argv: list[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m dnp.evaluation", description=__doc__)
     add = p.add_argument
-    named = "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts"
+    named = (
+        "ae, ae-choosing, ae-reporting, trio, trio-choosing, hh, semantic, or a file of prompts; "
+    )
+    named += "and not: which rule for a negative (--benchmark not --help)"
     add("--preset", metavar="NAME", help="a paper's protocol: dnp-paper or answer-paper")
     add("--benchmark", default="ae", metavar="NAME", help=named)
+    negatives_help = "a JSON object {prompt: negative}, the words n of method semantic"
+    add("--negatives", type=Path, metavar="FILE", help=negatives_help)
     add("--per-category", type=int, metavar="N", help="N prompts of each category; default all")
     add("--method", nargs="+", default=["cfg"], metavar="M", help="name or name:option=value,...")
     add(
@@ -52,10 +57,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     batch_help = "N pictures in each forward, of several prompts; default: one on a CPU"
     add("--batch", type=int, metavar="N", help=batch_help)
     add("--weights", type=Path, default=ROOT / "weights" / "mini", metavar="PATH")
-    own_help = "a model of your own in their place (dnp/methods/models.py)"
+    own_help = "a model of your own instead (dnp/methods/models.py)"
     add("--model", metavar="FILE.py:NAME", help=own_help)
     metric_help = "a metric of your own, (pictures, prompts) -> numbers; it gets a column"
     add("--metric", nargs="+", default=[], metavar="FILE.py:NAME", help=metric_help)
+    label_help = "a method's name in tables, figures and file names"
+    add("--label", nargs="+", default=[], metavar="METHOD=TEXT", help=label_help)
+    primary_help = (
+        "the outcome that is tested (Holm's correction over it alone), as full or colours"
+    )
+    add("--primary", metavar="COLUMN", help=primary_help)
     add("--captioner", type=Path, metavar="FOLDER", help="default: the weights' own")
     add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
     judge_help = "default: the weights' own, if there; for trio, judge.safetensors beside it"
@@ -63,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="FOLDER")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="float32", choices=DTYPES, help="default float32")
-    rescore_help = "sample nothing; score the pictures that are there anew"
+    rescore_help = "sample nothing; score the pictures that are there again"
     add("--rescore", action="store_true", help=rescore_help)
     dry_help = "make nothing; print pictures, evaluations, disk and hours from one measured step"
     add("--dry-run", action="store_true", help=dry_help)
@@ -81,7 +92,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def asks_not(argv: list[str] | None) -> bool:
+    """Whether it is the benchmark `not`, which has options of its own."""
+    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    p.add_argument("--benchmark", nargs="?")
+    return p.parse_known_args(argv)[0].benchmark == "not"
+
+
 def main(argv: list[str] | None = None) -> None:
+    if asks_not(argv):
+        from dnp.evaluation import not_command
+
+        not_command.main(argv)
+        return
     args = parse(argv)
     import torch
 
@@ -100,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.evaluation.grid import Grid, Run
     from dnp.evaluation.measure import Instruments, own_metrics
     from dnp.evaluation.records import writing
+    from dnp.evaluation.tables import COLUMNS
     from dnp.methods.models import load_own
     from dnp.methods.words import SEEDS
     from dnp.sd import recogniser, speed
@@ -108,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.sd.files.fingerprint import Fingerprint, of_folder
 
     chosen, said, strengths = _check(args)
+    names = report.labels(args.label, args.method)
     if not 0 <= args.seed_from <= SEEDS - args.seeds:
         raise SettingsError(f"seeds from {args.seed_from} are not possible; choose 0 to 2^32 - 1.")
     rank, world = runner.share(dict(os.environ))
@@ -148,11 +173,15 @@ def main(argv: list[str] | None = None) -> None:
         Fingerprint([judge]).whole if judge else None,
         own_metrics(args.metric),
     )
+    report.require_primary(args.primary, list(COLUMNS))
     scales = tuple(args.scale) if args.scale else (None,)
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
     size = tuple(args.size) if args.size else None
     others = tuple(p.text for p in every)
-    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others, args.batch)
+    words = (
+        benchmarks.SEMANTIC if args.negatives is None else benchmarks.read_negatives(args.negatives)
+    )
+    grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others, args.batch, words)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if args.strength and world > 1:
@@ -187,8 +216,8 @@ def main(argv: list[str] | None = None) -> None:
             if said:
                 shared = controls.overlap(args.scales_from, [p.text for p in prompts])
                 said += f"; {shared} of the {len(prompts)} prompts here are among those."
-            print(report.make(rows, args.out, baseline, numbers, said))
-            seconds = report.times(rows)
+            print(report.make(rows, args.out, baseline, numbers, said, names, args.primary))
+            seconds = report.times(rows, names)
             write(args.out / "times.md", seconds.encode())
         print(seconds)
         print(f"{device}, {torch.get_num_threads()} thread(s) for each of {world} process(es)")

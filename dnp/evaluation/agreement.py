@@ -89,7 +89,7 @@ def krippendorff_alpha(table: np.ndarray) -> float | None:
 def alpha_interval(table: np.ndarray, draws: int = 2000, seed: int = 0) -> Interval | None:
     """Krippendorff's alpha with a 95 % bootstrap interval over units.
 
-    Raters are not resampled: a rater who is drawn twice would agree with himself.
+    Raters are not resampled: raters who are drawn twice would agree with themselves.
     """
     value, n = krippendorff_alpha(table), len(table)
     if value is None:
@@ -120,7 +120,7 @@ def majorities(values: Sequence[int], prompts: Sequence) -> tuple[int, int]:
 
 
 def one_sided(left: int, right: int, p: float) -> bool:
-    """Whether a rater chose one side too often: the sign test of his sides is below `p`.
+    """Whether a rater chose one side too often: the sign test of their sides is below `p`.
 
     Sides are balanced for each rater, so whoever looks at the pictures chooses both alike.
     """

@@ -10,8 +10,8 @@ Sets of pictures from the same noises are compared, label by label:
     its opposite                DNS                   against   the empty prompt (more often, only)
 
 The labels are fixed before the test, and the prompt's own words are not among them: things and
-colours by the recogniser and settings by CLIP where the weights have them, or --words, or a
-captioner's words. p is exact (McNemar, two-sided), corrected by Holm over the whole family in each
+colours by the recogniser and settings by CLIP where the weights have them, or your own --words, or
+a captioner's. p is exact (McNemar, two-sided), corrected by Holm over the whole family in each
 comparison by itself. The first comparison is the verdict; the two others are exploratory.
 Out: the table, the verdict, a negative against what the prompt brings, a sheet, and a CSV. The
 pictures are kept by their settings, so the same command goes on where it was stopped.
@@ -25,17 +25,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnp.app import png
-from dnp.app.drawing import opened
+from dnp.app.drawing import give_captioner, opened
 from dnp.app.sheet import contact_sheet
 from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
-from dnp.evaluation.audit_pictures import Kept, empty_alone, prompt_alone, sampled
+from dnp.evaluation.audit_pictures import (
+    DNS,
+    EMPTY,
+    GUIDED,
+    NEGATED,
+    PROMPT,
+    Kept,
+    looked_at,
+    scales_of,
+)
 from dnp.evaluation.differences import says
 from dnp.evaluation.labels import Labels, Seen, labels_for
 from dnp.evaluation.mcnemar import Comparison, compare, power
 from dnp.evaluation.tables import csv_text
 from dnp.evaluation.tables import markdown as table
-from dnp.methods.method import SCALE
 from dnp.methods.own import UNKNOWN
 from dnp.sd import find_weights
 
@@ -43,7 +51,6 @@ MOST = 1000  # pictures of a set
 SHOWN = 8  # pictures of each set in the sheet
 WITH_NEGATIVE = 16  # pictures of CFG that are made again with the negative
 BRINGS, AMPLIFIES, OPPOSITE = "what the prompt brings", "what guidance amplifies", "its opposite"
-EMPTY, PROMPT, GUIDED, DNS, NEGATED = "empty", "prompt", "cfg", "dns", "negative"
 
 
 @dataclass
@@ -120,28 +127,16 @@ def audit(
     (`labels_for`), `progress` is called with a number of evaluations, `evaluations` of them in all.
     `model` may be a toy, whose pictures are its z_0. SettingsError for what is not possible.
     """
-    recommended = getattr(getattr(model, "config", None), "scales", {})
-    s = recommended.get("cfg", SCALE) if s is None else s
-    scales = {GUIDED: s, DNS: recommended.get("dns", s), NEGATED: recommended.get("np2", s)}
-    chains = {
-        EMPTY: ("cfg", {"rule": empty_alone}, 1),
-        PROMPT: ("cfg", {"rule": prompt_alone}, 1),
-        GUIDED: ("cfg", {"s": scales[GUIDED]}, 2),
-        DNS: ("dns", {"s": scales[DNS]}, 2),
-    }
-    sets, seen = {}, {}
+    scales, sets, seen = scales_of(model, s), {}, {}
 
-    def make(name: str, method: str, own: dict, cost: int, count: int, negative=None) -> None:
-        given = {**own, "steps": steps, "seed": seed, "images": count}
-        of = ("" if hasattr(model, "encode") else None) if name == EMPTY else prompt
-        tell = (lambda n: progress(n * cost)) if progress else None
-        sets[name], seen[name] = [], []
-        for batch in sampled(model, of, method, negative, given, tell, kept):
-            sets[name] += batch
-            seen[name] += labels.see(batch)
+    def make(name: str, count: int, negative=None) -> None:
+        sets[name], seen[name] = looked_at(
+            model, prompt, name, count, scales, negative, progress, labels=labels, steps=steps,
+            seed=seed, kept=kept,
+        )  # fmt: skip
 
-    for name, (method, own, cost) in chains.items():
-        make(name, method, own, cost, pictures)
+    for name in (EMPTY, PROMPT, GUIDED, DNS):
+        make(name, pictures)
     family = labels.family(seen.values(), prompt)
     if not family:
         raise SettingsError(
@@ -157,7 +152,7 @@ def audit(
     negative, few = None, min(pictures, WITH_NEGATIVE)
     if habit is not None:
         negative = labels.negative(prompt, habit)
-        make(NEGATED, "np2", {"s": scales[NEGATED]}, 2, few, negative)
+        make(NEGATED, few, negative)
     elif progress:
         progress(2 * few * steps)
     return Audit(
@@ -168,27 +163,35 @@ def audit(
 # ----------------------------------------------------------------------------- telling
 
 
-def markdown(a: Audit) -> str:
-    """The family, a table of all labels that are seen anywhere, the verdict, and the negative."""
+SAID = (
+    "Numbers are pictures that show a label; labels that none shows are left out. p is McNemar's, "
+    "exact and two-sided, with Holm's correction over the whole family in each comparison by "
+    "itself; bold: named in the verdict."
+)
+
+
+def counted(a: Audit) -> tuple[list[str], list[list[str]]]:
+    """The heads and the cells of the table: all labels that are seen anywhere."""
     names = {EMPTY: "empty", PROMPT: "s = 1", GUIDED: f"CFG {a.scales[GUIDED]:g}",
              DNS: f"DNS {a.scales[DNS]:g}"}  # fmt: skip
-    lines = [f'**What "{a.prompt}" brings along**, {a.comparisons[0].pictures} pictures of each, '
-             f"seeds from {a.seed}. Labels: {a.what}.", "",
-             f"The family ({len(a.family)}): {', '.join(a.family)}.", ""]  # fmt: skip
     heads = ["label", *names.values(), *(f"p, {c.question}" for c in a.comparisons)]
+    named = [c.more + (c.fewer if c.question == BRINGS else []) for c in a.comparisons]
     body = []
     for i, label in enumerate(a.family):
         counts = [sum(label in x for x in a.seen[name]) for name in names]
         if any(counts):
-            of = [c.lines[i] for c in a.comparisons]
-            marked = [f"**{says(x.corrected)}**" if x.found else says(x.corrected) for x in of]
-            body.append([label, *map(str, counts), *marked])
-    said = (
-        "Numbers are pictures that show a label; labels that none shows are left out. p is "
-        "McNemar's, exact and two-sided, with Holm's correction over the whole family in each "
-        "comparison by itself; bold: 0.05 or less."
-    )
-    lines += [*table(heads, body), said, ""]
+            of = [(c.lines[i], lines) for c, lines in zip(a.comparisons, named)]
+            p = [f"**{says(x.corrected)}**" if x in lines else says(x.corrected) for x, lines in of]
+            body.append([label, *map(str, counts), *p])
+    return heads, body
+
+
+def markdown(a: Audit) -> str:
+    """The family, the table, the verdict, and the negative."""
+    lines = [f'**What "{a.prompt}" brings along**, {a.comparisons[0].pictures} pictures of each, '
+             f"seeds from {a.seed}. Labels: {a.what}.", "",
+             f"The family ({len(a.family)}): {', '.join(a.family)}.", ""]  # fmt: skip
+    lines += [*table(*counted(a)), SAID, ""]
     lines += ["Verdict", "", *(f"- {line}" for line in a.verdict.split("\n")), ""]
     lines += [text + "\n" for text in (a.against, a.power) if text]
     return "\n".join(lines)
@@ -232,17 +235,28 @@ def parse(argv: Sequence[str] | None):
     add("--s", type=float, metavar="S", help="CFG's scale; default: the weights' own, else 7.5")
     add("--steps", type=int, default=20, metavar="N", help="DDIM steps; default 20")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture; default 0")
-    add("--weights", default="weights/mini", metavar="PATH", help="a folder or a .safetensors file")
+    add("--weights", metavar="PATH", help="a folder or a .safetensors file; default weights/mini")
     its = "a model of your own, or of a pipeline: NAME is a function of dnp.from_diffusers(pipe)"
+    kinds = "epsilon or v_prediction; default: what PATH says"
+    add("--prediction", metavar="KIND", help=kinds)
     add("--model", metavar="FILE.py:NAME", help=its)
     add("--words", metavar="WORDS", help='labels of your own, as "man, woman"; CLIP tells them')
     add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
-    add("--captioner", metavar="FOLDER", help="where there are no other labels; default: their own")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
-    add("--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16, float16")
+    add("--captioner", metavar="FOLDER", help="labels are the words of its captions")
+    add("--allow-download", action="store_true", help="--captioner may be a name to download")
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps; default auto")
+    add("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16; default auto")
     add("--out", type=Path, default=Path("outputs"), metavar="FOLDER", help="default outputs")
     args = p.parse_args(argv)
-    args.prediction = None
+    own = {"weights": "weights/mini", "prediction": None, "device": "auto", "dtype": "auto"}
+    for name, usual in own.items():
+        if getattr(args, name) is None:
+            setattr(args, name, usual)
+        elif args.model is not None:
+            raise SettingsError(
+                f"--{name} and --model are both given, and a model of your own has its own; leave "
+                "one out."
+            )
     if not args.prompt.strip():
         raise SettingsError('the empty prompt brings nothing; give a prompt, such as "a crown".')
     if not 2 <= args.pictures <= MOST:
@@ -257,8 +271,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tqdm import tqdm
 
     model = opened(args)
+    give_captioner(model, args)
     weights = None if args.model else find_weights(args.weights)
-    labels = labels_for(model, args.prompt, weights, args.words, args.clip, args.captioner)
+    captions = args.captioner is not None
+    labels = labels_for(model, args.prompt, weights, args.words, args.clip, captions)
     print(f"labels: {labels.what}")
     known = model.config.fingerprint != UNKNOWN  # else its pictures may be another model's
     kept = Kept(args.out / "audit-pictures") if known else None

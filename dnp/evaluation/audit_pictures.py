@@ -1,4 +1,4 @@
-"""The pictures of an audit: sampled in batches from shared noises, and kept by their settings."""
+"""The pictures of an audit: sampled in batches from shared noises, kept by their settings, seen."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from PIL import Image
 from dnp import process
 from dnp.app import png
 from dnp.errors import PictureError
+from dnp.evaluation.labels import Labels, Seen
 from dnp.evaluation.record_keys import code_hash, key
 from dnp.generation import begun, prepared, record
+from dnp.methods.method import SCALE
 
+EMPTY, PROMPT, GUIDED, DNS, NEGATED = "empty", "prompt", "cfg", "dns", "negative"  # the sets
 BATCH, OF_TOY = 16, 512  # pictures in one forward; a toy's are a few numbers each
 
 
@@ -88,3 +91,34 @@ def sampled(
             for one, picture in zip(settings, pictures):
                 kept.put(one, picture)
         yield pictures
+
+
+def scales_of(model, s: float | None) -> dict[str, float]:
+    """CFG's scale, or the weights' own, else 7.5; DNS and the negative have the weights' own too,
+    else CFG's."""
+    recommended = getattr(getattr(model, "config", None), "scales", {})
+    s = recommended.get("cfg", SCALE) if s is None else s
+    return {GUIDED: s, DNS: recommended.get("dns", s), NEGATED: recommended.get("np2", s)}
+
+
+def looked_at(
+    model, prompt, name: str, count: int, scales: dict[str, float], negative=None,
+    progress: Callable[[int], None] | None = None, *, labels: Labels, steps: int, seed: int,
+    kept: Kept | None,
+) -> tuple[list, Seen]:  # fmt: skip
+    """`count` pictures of a set, and what is seen in each."""
+    method, own, cost = {
+        EMPTY: ("cfg", {"rule": empty_alone}, 1),
+        PROMPT: ("cfg", {"rule": prompt_alone}, 1),
+        GUIDED: ("cfg", {"s": scales[GUIDED]}, 2),
+        DNS: ("dns", {"s": scales[DNS]}, 2),
+        NEGATED: ("np2", {"s": scales[NEGATED]}, 2),
+    }[name]
+    given = {**own, "steps": steps, "seed": seed, "images": count}
+    of = ("" if hasattr(model, "encode") else None) if name == EMPTY else prompt
+    tell = (lambda n: progress(n * cost)) if progress else None
+    pictures, seen = [], []
+    for batch in sampled(model, of, method, negative, given, tell, kept):
+        pictures += batch
+        seen += labels.see(batch)
+    return pictures, seen

@@ -73,13 +73,26 @@ def read(path: str | Path) -> list[Prompt]:
             prompts = [Prompt(t.strip(), "prompts") for t in text.splitlines() if t.strip()]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as e:
         raise SettingsError(
-            f"{path}: no list of prompts ({e}); give a text file with one prompt on each line, or "
-            "a JSON object of lists."
+            f"{path}: not a list of prompts ({e}); give a text file with one prompt on each line, "
+            "or a JSON object of lists."
         ) from None
     prompts = list(dict.fromkeys(p for p in prompts if p.text))  # each once
     if not prompts:
         raise SettingsError(f"{path}: no prompt is in it; write one on each line.")
     return prompts
+
+
+def read_negatives(path: str | Path) -> dict[str, str]:
+    """A JSON object {prompt: negative}, as `prompts/semantic.json`; SettingsError for another."""
+    try:
+        found = json.loads(read_regular(path).decode("utf-8-sig"))
+        if not all(isinstance(n, str) for n in found.values()):
+            raise ValueError("a negative is not a text")
+    except (OSError, ValueError, AttributeError, RecursionError) as e:
+        raise SettingsError(
+            f'{path}: no negatives ({e}); give a JSON object such as {{"a cat": "a dog"}}.'
+        ) from None
+    return {prompt.strip(): n for prompt, n in found.items()}
 
 
 BENCHMARKS: dict[str, Callable[[], list[Prompt]]] = {

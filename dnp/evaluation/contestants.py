@@ -9,7 +9,7 @@ chain; `o.KEY` is an option of the rule.
     universal       Eq. (4) with a fixed negative prompt; universal2 is the two-term form
     random          Eq. (4) with another prompt of the benchmark as negative; random2 two-term
     shuffled        auto-dnp with the n* of another prompt of the grid: the same captions, permuted
-    semantic        Eq. (4) with a negative made by hand, for a short list of prompts
+    semantic        Eq. (4) with a negative made by hand, ours for a short list of prompts or yours
     negative-alone  the positive prompt empty and n* negative (the paper's semantic gap)
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -105,8 +105,9 @@ def parse(text: str) -> Contestant:
         name, rest = file[1], file[2] or ""
     elif name in ASKED:
         raise SettingsError(
-            f"method {name!r} needs words for each prompt, and nobody gives them here; choose "
-            "auto-dnp, whose words a captioner gives, or universal, random or semantic."
+            f"method {name!r} needs words for each prompt: write them in a file for --negatives "
+            "and choose semantic; or choose auto-dnp, whose words a captioner gives, universal or "
+            "random."
         )
     elif name not in NAMES:
         raise SettingsError(f"method {name!r} is unknown; {meant(name, NAMES)}")
@@ -132,8 +133,16 @@ def parse(text: str) -> Contestant:
             ) from None
     if of_rule:
         options["rule_options"] = of_rule
-    if options.get("rule") and rule.read(options["rule"], of_rule).sha256 == own.UNKNOWN:
-        raise SettingsError(unreadable("rule", options["rule"]))
+    if options.get("rule"):
+        found = rule.read(options["rule"], of_rule)
+        if found.sha256 == own.UNKNOWN:
+            raise SettingsError(unreadable("rule", options["rule"]))
+        if "eps_n" in found.needs and not kind.has_negative:
+            raise SettingsError(
+                f"rule {found.name} needs a negative (eps_n), and method {name} has none; write "
+                f"semantic:rule={options['rule']} (with --negatives FILE for your own prompts), or "
+                "universal, random, answer or auto-dnp in place of semantic."
+            )
     return Contestant(text, name, options)
 
 
@@ -175,6 +184,7 @@ def settled(
 def check(
     c: Contestant, s: float | None, steps: int, model, prompts: Sequence[str],
     others: Sequence[str], size: tuple[int, int] | None = None, batch: int | None = None,
+    by_hand: Mapping[str, str] = SEMANTIC,
 ) -> None:  # fmt: skip
     """SettingsError, before anything is sampled, for a contestant that cannot run on these."""
     model.latent_shape(size)
@@ -189,21 +199,24 @@ def check(
     if c.name == "shuffled":
         partners(prompts)
     for prompt in prompts:
-        negative(c, prompt, 0, others)
+        negative(c, prompt, 0, others, by_hand)
 
 
-def negative(c: Contestant, prompt: str, seed: int, others: Sequence[str]) -> str | None:
+def negative(
+    c: Contestant, prompt: str, seed: int, others: Sequence[str],
+    by_hand: Mapping[str, str] = SEMANTIC,
+) -> str | None:  # fmt: skip
     """The negative prompt of a picture, where it is known before anything is sampled."""
     if c.name.startswith("universal"):
         return UNIVERSAL
     if c.name.startswith("random"):
         return random_negative(prompt, seed, others)
-    if c.name == "semantic" and prompt not in SEMANTIC:
+    if c.name == "semantic" and prompt not in by_hand:
         raise SettingsError(
-            f'nobody has written a semantic negative for "{prompt}"; they exist for benchmark '
-            "semantic."
+            f'nobody has written a semantic negative for "{prompt}"; write it in a file for '
+            "--negatives, or choose benchmark semantic, which has them."
         )
-    return SEMANTIC[prompt] if c.name == "semantic" else None
+    return by_hand[prompt] if c.name == "semantic" else None
 
 
 def subjects_of(c: Contestant, prompt: str) -> str | None:

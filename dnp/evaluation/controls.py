@@ -126,7 +126,7 @@ def _pictures(folder: Path) -> list[dict]:
         ) from None
     except (ValueError, KeyError, TypeError, csv.Error) as e:
         raise SettingsError(
-            f"{path} is damaged ({reason(e)}); type its run's command again, which writes it anew."
+            f"{path} is damaged ({reason(e)}); type its run's command again to write a new one."
         ) from None
     return rows
 

@@ -12,8 +12,16 @@ from itertools import product
 import numpy as np
 
 from dnp.evaluation.controls import target
-from dnp.evaluation.metrics import bootstrap
-from dnp.evaluation.tables import COLUMNS, Cells, Row, baseline_of, by_picture, markdown, shown
+from dnp.evaluation.tables import (
+    COLUMNS,
+    Cells,
+    Row,
+    baseline_of,
+    by_picture,
+    interval,
+    markdown,
+    shown,
+)
 
 EXACT = 14  # prompts, with 2^14 signs; with more, as many signs are drawn
 DRAWS = 20_000
@@ -56,20 +64,24 @@ def per_prompt(a: Sequence[dict], b: Sequence[dict], column: str) -> list[float]
     return [float(np.mean(d)) for d in prompts.values()]
 
 
-def differences(rows: Sequence[Row], baseline: str, out: Cells, at: str) -> list[str]:
-    """The table of every method but the baseline, minus the baseline."""
+def differences(
+    rows: Sequence[Row], baseline: str, out: Cells, at: str, primary: str | None = None
+) -> list[str]:
+    """The table of every method but the baseline, minus the baseline. Holm's correction is over
+    all of it, or over the column `primary` alone."""
     pairs = [(row, baseline_of(row, rows, baseline)) for row in rows if row.method != baseline]
-    return _table(rows, pairs, f"Differences to {baseline} {at}", out, lambda row, _: row.name)
+    title = f"Differences to {pairs[0][1].called} {at}" if pairs else ""
+    return _table(rows, pairs, title, out, lambda row, _: row.name, primary)
 
 
-def of_controls(rows: Sequence[Row], out: Cells) -> list[str]:
+def of_controls(rows: Sequence[Row], out: Cells, primary: str | None = None) -> list[str]:
     """The table of methods minus those of their controls that are there."""
     pairs = []
     for row in rows:
         labels = dict.fromkeys(r.method for r in rows if r is not row and is_control(r, row))
         pairs += [(row, baseline_of(row, rows, label)) for label in labels]
     both = lambda row, base: f"{row.name} minus {base.name}"  # noqa: E731
-    lines = _table(rows, pairs, "Differences of methods to their controls", out, both)
+    lines = _table(rows, pairs, "Differences of methods to their controls", out, both, primary)
     lines += [_same_words(*pair) for pair in pairs if pair[1].method.startswith("shuffled")]
     return lines + [""] * bool(pairs)
 
@@ -104,7 +116,7 @@ def _without_scale(label: str) -> str:
 
 def _table(
     rows: Sequence[Row], pairs: Sequence[tuple[Row, Row]], title: str, out: Cells,
-    called: Callable[[Row, Row], str],
+    called: Callable[[Row, Row], str], primary: str | None,
 ) -> list[str]:  # fmt: skip
     columns = shown(rows)
     if not pairs or not columns:
@@ -112,8 +124,9 @@ def _table(
     cells = product(range(len(pairs)), columns)
     found = {(i, c): per_prompt(*(x.records for x in pairs[i]), c) for i, c in cells}
     found = {cell: d for cell, d in found.items() if d}
-    p = [sign_flip(d) for d in found.values()]
-    p_values = dict(zip(found, zip(p, holm(p))))
+    p = {cell: sign_flip(d) for cell, d in found.items()}
+    family = [cell for cell in found if primary in (None, cell[1])]
+    corrected = dict(zip(family, holm([p[cell] for cell in family])))
     body = []
     for i, (row, base) in enumerate(pairs):
         texts = [called(row, base)]
@@ -121,17 +134,21 @@ def _table(
             if not (d := found.get((i, c))):
                 texts.append("-")
                 continue
-            interval, p = bootstrap([[x] for x in d]), p_values[i, c]
-            text = out.add(f"minus {base.method}", row, c, interval, "+", p)
-            texts.append(f"{text}, p {says(p[1])}")
+            both = (p[i, c], corrected[i, c]) if (i, c) in corrected else (p[i, c],)
+            text = out.add(f"minus {base.called}", row, c, interval([[x] for x in d]), "+", both)
+            texts.append(f"{text}, p {says(both[1])}" if both[1:] else text)
         body.append(texts)
+    marked = [f"{COLUMNS[c][0]}{'' if primary in (None, c) else ' (exploratory)'}" for c in columns]
     prompts = max(map(len, found.values()), default=0)
+    of = "" if primary is None else f"{COLUMNS[primary][0]}, the primary column, "
+    over = f"the {len(family)} differences of {of or 'this table'}".removesuffix(", ")
     caption = (
         f"{title}, paired over {prompts} prompts (of each, the mean of its seeds). p is of sign "
-        f"flips of the prompts, two-sided, with Holm's correction for the {len(found)} "
-        "differences of this table:"
+        f"flips of the prompts, two-sided, with Holm's correction for {over}. A bracket is the "
+        "95 % interval of one difference alone, not corrected, so it may leave out 0 where p is "
+        "large:"
     )
-    return [caption, "", *markdown(["method", *(COLUMNS[c][0] for c in columns)], body)]
+    return [caption, "", *markdown(["method", *marked], body)]
 
 
 def says(p: float) -> str:

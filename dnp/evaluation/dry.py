@@ -83,7 +83,7 @@ def evaluations(work: Run, method: contestants.Contestant, settings: dict) -> fl
     silent = Silent()
     model.eps, model.attention = silent.eps, silent.attention
     model.decode = lambda z_0: [Image.new("RGB", (8, 8))] * len(z_0)
-    negative = contestants.negative(method, prompt, 0, work.grid.others)
+    negative = work.negative(method, prompt, 0)
     negative = "a" if method.name in contestants.FROM_DNS else negative
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

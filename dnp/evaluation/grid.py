@@ -6,7 +6,7 @@ missing, so it can be killed at any moment and go on, and grow by methods, scale
 seeds; with changed code or weights it makes new records beside the old ones, and says so. DNS
 images are records too, and `captions/` holds the words for them: all variants share both.
 `scores/` holds the numbers of each unit, one (method, scale, prompt) with its seeds; changed
-metrics score anew.
+metrics score again.
 
 Process RANK of WORLD_SIZE takes every WORLD_SIZE-th prompt. On a CPU what is made depends on the
 content alone, to the byte; on a GPU the last bits may depend on the batch.
@@ -17,8 +17,8 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -51,6 +51,7 @@ class Grid:
     size: tuple[int, int] | None = None  # (height, width) in pixels; None: as trained
     others: tuple[str, ...] = ()  # where random negatives come from
     batch: int | None = None  # pictures of a forward, of several prompts; None: one, as on a CPU
+    by_hand: Mapping[str, str] = field(default_factory=lambda: contestants.SEMANTIC)
 
     def units(self) -> list[Unit]:
         return [(a, s, p) for a in self.methods for s in self.scales for p in self.prompts]
@@ -67,11 +68,10 @@ class Run:
 
     def __init__(self, grid: Grid, model, instruments: Instruments, folder: Path):
         texts = [p.text for p in grid.prompts]
+        given = (grid.others, grid.size, grid.batch, grid.by_hand)
         for method in grid.methods:
             for s in grid.scales:
-                contestants.check(
-                    method, s, grid.steps, model, texts, grid.others, grid.size, grid.batch
-                )
+                contestants.check(method, s, grid.steps, model, texts, *given)
         self.grid, self.model, self.instruments, self.folder = grid, model, instruments, folder
         self.metrics = record_keys.key(instruments.identity())
         self.partners = contestants.partners(texts) if len(set(texts)) > 1 else {}  # of shuffled n*
@@ -93,9 +93,7 @@ class Run:
             method, s, self.grid.steps, self.model, self.grid.size, prompt, asked, self.grid.batch
         )
 
-    def content(
-        self, method: contestants.Contestant, settings: dict, prompt: str, seed: int
-    ) -> dict:
+    def content(self, method, settings: dict, prompt: str, seed: int) -> dict:
         """All that a picture depends on; its key is the record's name."""
         captioned = method.captioned
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
@@ -106,12 +104,16 @@ class Run:
             "settings": settings,
             "prompt": prompt,
             "seed": seed,
-            "negative": contestants.negative(method, prompt, seed, self.grid.others),
+            "negative": self.negative(method, prompt, seed),
             "subjects": contestants.subjects_of(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
             **self.circumstances(captioned),
         }
+
+    def negative(self, method: contestants.Contestant, prompt: str, seed: int) -> str | None:
+        """The negative prompt of a picture, where it is known before anything is sampled."""
+        return contestants.negative(method, prompt, seed, self.grid.others, self.grid.by_hand)
 
     def circumstances(self, captioned: bool = True) -> dict:
         """What a picture depends on beside what was asked for."""
@@ -236,7 +238,7 @@ class Run:
     def negatives(self, method, settings, asked: Sequence[One]) -> list[contestants.Words]:
         """The negative prompt of each picture, and what it costs to make it."""
         if method.name not in contestants.FROM_DNS:
-            texts = (contestants.negative(method, *one, self.grid.others) for one in asked)
+            texts = (self.negative(method, *one) for one in asked)
             return [contestants.Words(text, 0, 0.0) for text in texts]
         contents = [self.content(method, settings, *one) for one in asked]
         sources = [(c.get("words_of", c["prompt"]), c["words"]) for c in contents]

@@ -19,8 +19,7 @@ from PIL import Image
 
 from dnp.errors import SettingsError
 from dnp.evaluation.metrics import ONE_TEMPLATE, TEMPLATES, CLIPScorer
-from dnp.sd.captioner import load_captioner
-from dnp.sd.recogniser import Recogniser, load_recogniser, of_weights
+from dnp.sd.recogniser import Found, Recogniser, load_recogniser, of_weights
 from dnp.sd.world import COLOURS, SETTINGS, subjects
 
 SURE = 0.8  # the recogniser's probability that a thing is there
@@ -54,13 +53,18 @@ class OfWorld:
     def see(self, pictures: Sequence[Image.Image]) -> Seen:
         found = self.recogniser.find(pictures, SURE)
         seen = [{f.word for f in fs} | {f.colour for f in fs} for fs in found]
-        if self.clip:
-            embedded = self.clip.images(pictures)
-            for labels, fs, picture in zip(seen, found, embedded):
-                things = " and ".join(f"a {f.word}" for f in fs)
-                texts = [f"{things} {after}" if fs else alone for after, alone in SETTINGS.values()]
-                labels.add([*SETTINGS][(self.clip.texts(texts) @ picture).argmax()])
+        for labels, setting in zip(seen, self.settings(pictures, found) if self.clip else ()):
+            labels.add(setting)
         return [frozenset(labels) for labels in seen]
+
+    def settings(self, pictures: Sequence[Image.Image], found: Sequence[list[Found]]) -> list[str]:
+        """The setting of each picture, with the things that were found in it, by CLIP."""
+        settings = []
+        for fs, picture in zip(found, self.clip.images(pictures)):
+            things = " and ".join(f"a {f.word}" for f in fs)
+            texts = [f"{things} {after}" if fs else alone for after, alone in SETTINGS.values()]
+            settings.append([*SETTINGS][(self.clip.texts(texts) @ picture).argmax()])
+        return settings
 
     def negative(self, prompt: str, label: str) -> str:
         if label in SETTINGS:
@@ -126,15 +130,17 @@ Labels = OfWorld | OfWords | OfCaptions
 
 def labels_for(
     model, prompt: str, weights: Path | None = None, words: str | None = None,
-    clip: Path | None = None, captioner: str | None = None,
+    clip: Path | None = None, captions: bool = False,
 ) -> Labels:  # fmt: skip
-    """Words, where they are given; else the recogniser of a weights folder, with its CLIP; else a
-    captioner. SettingsError where there is none of them."""
+    """Words, where they are given; else, without `captions`, the recogniser of a weights folder,
+    with its CLIP; else the model's captioner. SettingsError where there is none of them."""
+    if words is not None and captions:
+        raise SettingsError("--words and --captioner are both given; leave one of them out.")
     own_clip = weights / "clip" if weights and (weights / "clip").is_dir() else None
     recogniser = of_weights(weights, len(subjects(prompt))) if weights else None
     folder = clip or own_clip
     scorer = None
-    if folder is not None and (words is not None or recogniser):
+    if folder is not None and (words is not None or (recogniser and not captions)):
         # A miniature's own CLIP has read captions of its world, and none of the 80 templates.
         closed = folder == own_clip and model.config.words
         scorer = CLIPScorer(folder, ONE_TEMPLATE if closed else TEMPLATES, str(model.device))
@@ -142,10 +148,10 @@ def labels_for(
         if scorer is None:
             raise SettingsError("--words are told apart by CLIP; give --clip FOLDER.")
         return OfWords(words, scorer)
-    if recogniser:
+    if recogniser and not captions:
         return OfWorld(load_recogniser(recogniser), scorer)
-    if captioner is not None:
-        return OfCaptions(load_captioner(captioner, model.device))
+    if clip is not None:
+        raise SettingsError('--clip tells words apart; give them with --words "man, woman".')
     if getattr(model, "captioner", None) is None:
         raise SettingsError(
             'these weights have nothing that names what pictures show; give --words "A, B" with '

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = 2  # rises where the settings of a record are others; 2: they have their Python names
 # What no picture of an experiment depends on. All else does, also a file that is new.
-APART = {"__init__", "__main__", "checks", "errors", "toy"}
+APART = {"__init__", "__main__", "checks", "errors", "toy", "training"}
 # What may differ between two records of one picture as it was asked for, in plain words.
 CIRCUMSTANCES = ("code", "weights", "captioner", "device", "dtype")
 

@@ -129,7 +129,7 @@ def read_run(run: Path) -> dict:
             f"--out {run}."
         )
     if not _is_whole(manifest):
-        raise RunError(f"{path} is damaged; type its run's command again, which writes it anew.")
+        raise RunError(f"{path} is damaged; type its run's command again to write a new one.")
     if not (run / "records").is_dir():
         raise RunError(
             f"{run} has no records; make them with python -m dnp.evaluation --out {run}."

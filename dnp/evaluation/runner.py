@@ -17,7 +17,7 @@ from dnp.evaluation.records import writing
 
 def run(work: Run, rank: int, world: int, rescore: bool = False) -> None:
     """Makes and scores what is missing of this process's share; with `rescore` it samples nothing
-    and scores what is there anew. RunError names a disk that takes no more; what was written stays
+    and scores what is there again. RunError names a disk that takes no more; what was written stays
     valid."""
     units = work.grid.share(rank, world)
     with writing(work.folder):
@@ -57,7 +57,7 @@ def _notes(work: Run, units: Sequence[Unit], missing: Sequence[dict]) -> list[st
     known = [work.scores.get(of) for of in map(work.of, units) if of is not None]
     old = sum(numbers is not None and numbers["metrics"] != work.metrics for numbers in known)
     if old:
-        notes.append(f"{old} units were scored by other metrics; they are scored anew.")
+        notes.append(f"{old} units were scored by other metrics; they are scored again.")
     return notes
 
 
@@ -68,7 +68,7 @@ def manifest(work: Run) -> dict:
         "prompts": [[p.text, p.category] for p in grid.prompts],
         "methods": {a.label: [work.settings(a, s) for s in grid.scales] for a in grid.methods},
         "universal": contestants.UNIVERSAL,
-        "semantic": contestants.SEMANTIC,
+        "semantic": dict(grid.by_hand),
         "scales": list(grid.scales),
         "seeds": list(grid.seeds),
         "steps": grid.steps,

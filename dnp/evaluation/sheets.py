@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -38,8 +39,9 @@ def sheets(before: Row, after: Row, column: str, folder: Path) -> list[str]:
 
 
 def file_name(title: str, method: str) -> str:
-    """Of the sheet with a method's "wins" or "losses"."""
-    return f"{title}-{''.join(c if c.isalnum() or c in '-.' else '_' for c in method)}.png"
+    """Of the sheet with the "wins" or "losses" of a method, as a table calls it."""
+    of = re.sub(r"(?:[^\w.-]|_)+", "_", method)
+    return f"{title}-{of}.png"
 
 
 def _picture(folder: Path, row: dict, seed: int) -> Image.Image:

@@ -6,6 +6,9 @@
     cfg-equal:of=M       CFG with the one s whose strength is M's
     cfg-scheduled:of=M   CFG with the scale for each step that makes it as strong as M there
 
+A gain over CFG that is gone at equal strength was only stronger guidance (so also arXiv:2602.22570,
+of which we read the abstract; `dnp.guidance.effective_scale` is our reading of its scale).
+
 `python -m dnp.evaluation --strength` measures the methods of a grid, fits both, and writes
 `strength.json`, which another run takes with --strengths.
 """
@@ -131,7 +134,7 @@ def cfg_together(
         mean = float(np.mean([norm(eps_p - eps_phi) for eps_phi, eps_p in noises]))
         scales.append(float(f"{choose(i, mean):.6g}"))
         found.append(scales[-1] * mean)
-        abar = [model.schedule.level(x) for x in (t, t_next)]
+        abar = [call.model.schedule.level(x) for x in (t, t_next)]  # of this number of steps
         chains = [
             (guided, ddim_step(z_t, cfg(*eps, scales[-1]), *abar)[0])
             for (guided, z_t), eps in zip(chains, noises)
@@ -164,8 +167,8 @@ def measure(work: Run) -> dict:
         own = (settings["steps"], settings.get("sampler", "ddim"), settings.get("eta", 0))
         if own != (work.grid.steps, "ddim", 0):
             raise SettingsError(
-                f"{method.label} has a chain of its own (steps, sampler or eta), which no CFG of "
-                "equal strength follows; leave it out."
+                f"{method.label} has a chain of its own (steps, sampler or eta), which CFG of "
+                "equal strength cannot follow; leave it out."
             )
         target = by_step(work, method, work.grid.scales[0])
         scheduled = fit_schedule(work, target)

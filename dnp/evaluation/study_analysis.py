@@ -30,7 +30,7 @@ LEFT = "left, of left and right"  # half, where nobody prefers a side
 
 @dataclass(frozen=True)
 class Rater:
-    """What one rater's own answers say of him."""
+    """What one rater's own answers say about them."""
 
     name: str
     left: int
@@ -41,7 +41,7 @@ class Rater:
     repeated: int
     unclear: int
     seconds: float
-    why: str  # the rule that excludes him; empty if none does
+    why: str  # the rule that excludes them; empty if none does
 
 
 def analyse(key: dict, answers: Sequence) -> tuple[list[Rater], list[tuple]]:
@@ -57,7 +57,7 @@ def analyse(key: dict, answers: Sequence) -> tuple[list[Rater], list[tuple]]:
 
 
 def rater(key: dict, name: str, own: Sequence) -> Rater:
-    """Counts of one rater, and the first of the study's rules that excludes him."""
+    """Counts of one rater, and the first of the study's rules that excludes them."""
     rules, pairs = key["exclusions"], key["pairs"]
     real = [x for x in own if pairs[x.pair]["kind"] == "pair"]
     left, right = (sum(x.answer == side for x in real) for side in ("left", "right"))

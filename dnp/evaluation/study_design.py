@@ -63,7 +63,7 @@ def condition(manifest: dict, text: str) -> dict:
         scale = "?"
     if scale not in known:
         names = " or ".join(f"{label}@{s}" for s in known)
-        raise SettingsError(f"{text!r} names no one scale of this run; write {names}.")
+        raise SettingsError(f"{text!r} does not name one scale of this run; write {names}.")
     settings = known[scale]
     name = label if settings["s"] is None else f"{label}, s = {scale}"
     return {"label": name, "method": label.partition(":")[0], "settings": settings}
@@ -94,7 +94,7 @@ def pairs_of(run: Path, manifest: dict, a: dict, b: dict) -> tuple[list[Pair], C
             if what in side and side[what]["sha256"] != record["sha256"]:
                 raise RunError(
                     f"{run} holds two pictures of {content['method']} for {what[0]!r}, seed "
-                    f"{what[1]}; make the run anew in an empty folder."
+                    f"{what[1]}; make the run again in an empty folder."
                 )
             side[what] = record
     pairs, out = [], Counter()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,11 @@ COLUMNS = {  # column: (heading, factor, digits)
 }
 OF_A_ROW = {"IS": ("IS", 1, 2), "diversity": ("diversity", 1, 3)}  # no picture has one
 BY_CATEGORY = ("minimum", "full", "colours")
+FEWEST = 10  # prompts that an interval over prompts is taken of
+TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+    "<": "$<$", ">": "$>$", "|": "$|$",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Row:
     method: str
     scale: float | None  # that was asked for
     records: list[dict]
+    label: str = ""  # that a person gave it, for what is read by others
 
     @property
     def s(self) -> str:
@@ -43,7 +51,11 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.method}, s = {self.s}" if self.s else self.method
+        return f"{self.called}, s = {self.s}" if self.s else self.called
+
+    @property
+    def called(self) -> str:
+        return self.label or self.method
 
     @property
     def cost(self) -> float:
@@ -61,11 +73,12 @@ def scale(record: dict) -> str:
     return "" if record["s"] is None else f"{record['s']:g}"
 
 
-def grouped(records: Sequence[dict]) -> list[Row]:
+def grouped(records: Sequence[dict], labels: Mapping[str, str] | None = None) -> list[Row]:
+    """The rows of records, in their order; `labels` are names that methods are given."""
     rows: dict[tuple, list[dict]] = {}
     for record in records:
         rows.setdefault((record["method"], record["scale"]), []).append(record)
-    return [Row(*key, own) for key, own in rows.items()]
+    return [Row(*key, own, (labels or {}).get(key[0], "")) for key, own in rows.items()]
 
 
 def baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row:
@@ -84,6 +97,16 @@ def by_picture(records: Sequence[dict], column: str) -> dict[tuple, object]:
     return {(r["prompt"], i): v for r in records for i, v in zip(r["seeds"], r.get(column) or [])}
 
 
+def interval(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """`bootstrap` over prompts; its ends are not a number where there are fewer than 10 prompts, or
+    nothing varies, since neither says how sure the mean is."""
+    mean, low, high = bootstrap(groups)
+    values = [v for group in groups for v in group]
+    if len(groups) < FEWEST or min(values) == max(values):
+        return mean, math.nan, math.nan
+    return mean, low, high
+
+
 class Cells:
     """Collects what stands in the tables, for the CSV."""
 
@@ -96,19 +119,20 @@ class Cells:
             return self.add(table, row, column, inception_interval(row.records))
         records = [r for r in row.records if category in (None, r["category"])]
         values = by_prompt(records, column)
-        return self.add(table, row, column, bootstrap(values)) if values else "-"
+        return self.add(table, row, column, interval(values)) if values else "-"
 
     def add(
         self, table: str, row: Row, column: str, interval: Sequence[float], sign: str = "",
         p: Sequence[float] = (),
     ) -> str:  # fmt: skip
-        """The text of a cell: a mean and its interval. `p` is (p, p corrected) of a difference."""
+        """The text of a cell: a mean and its interval, if it has one. `p` is (p, p corrected) of a
+        difference, or p alone."""
         heading, factor, digits = (COLUMNS | OF_A_ROW)[column]
         values = [factor * v for v in interval]
-        numbers = [f"{v:.6g}" for v in (*values, *p)] + ([] if p else ["", ""])
-        self.rows.append([table, row.method, row.s, heading, *numbers])
-        mean, low, high = (f"{v:{sign}.{digits}f}" for v in values)
-        return f"{mean} [{low}, {high}]"
+        numbers = ["" if math.isnan(v) else f"{v:.6g}" for v in (*values, *p)]
+        self.rows.append([table, row.called, row.s, heading, *numbers, *[""] * (2 - len(p))])
+        mean, low, high = (f"{v:{sign}z.{digits}f}" for v in values)
+        return mean if math.isnan(values[1]) else f"{mean} [{low}, {high}]"
 
     def csv(self) -> str:
         heads = ["table", "method", "s", "column", "mean", "low", "high", "p", "p_holm"]
@@ -128,6 +152,39 @@ def markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
         *("| " + " | ".join(cells) + " |" for cells in body),
         "",
     ]
+
+
+def latex(text: str) -> str:
+    """The tables of a Markdown text in LaTeX, for `booktabs`: the line above a table that ends with
+    a colon is its caption, and every other line a comment."""
+    lines, caption = [], ""
+    for block in text.strip().split("\n\n"):
+        body = [line.strip("|").split(" | ") for line in block.split("\n") if line[:1] == "|"]
+        if not body:
+            caption = block if block.endswith(":") else ""
+            lines += [] if caption else [f"% {line}" for line in block.split("\n")]
+            continue
+        heads, *rows = (
+            [_tex(cell.strip()) for cell in line] for line in body if line[0][:3] != "---"
+        )
+        titled = [rf"\caption{{{_tex(caption[:-1])}.}}"] if caption else []
+        lines += [
+            r"\begin{table}",
+            r"\centering",
+            *titled,
+            rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+        ]
+        lines += [r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
+        lines += [" & ".join(row) + r" \\" for row in rows]
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+        caption = ""
+    return "% \\usepackage{booktabs}\n\n" + "\n".join(lines)
+
+
+def _tex(text: str) -> str:
+    text = "".join(TEX.get(c, c) for c in text)
+    text = re.sub(r"(?<![\w$])-(?=\d)", "$-$", text)  # a minus and not a hyphen
+    return "{}" + text if text[:1] in "[*" else text  # after \\ these would be an option of it
 
 
 def pictures(records: Sequence[dict]) -> str:
@@ -162,7 +219,7 @@ def means(rows: Sequence[Row], out: Cells) -> list[str]:
     for row in rows:
         cells = {c: out.mean("all", row, c) for c in [*columns, *last[::-1]]}
         n = f"{row.cost:g}"
-        out.rows.append(["all", row.method, row.s, "evaluations", n, *[""] * 4])
+        out.rows.append(["all", row.called, row.s, "evaluations", n, *[""] * 4])
         body.append([row.name, *(cells[c] for c in [*columns, *last]), n])
     heads = ["method", *(COLUMNS[c][0] for c in columns), *last, "evaluations"]
     return [*markdown(heads, body), *_notes(rows), ""]
@@ -173,7 +230,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     first = rows[0].records
     seeds, halves = first[0]["seeds"], len(by_prompt(first, "minimum"))
     notes = [
-        f"{len(first)} prompts x {len(seeds)} seeds, from {seeds[0]}; 95 % intervals over prompts."
+        f"{len(first)} prompts x {len(seeds)} seeds, from {seeds[0]}; 95 % intervals over prompts, "
+        f"none of fewer than {FEWEST} prompts or where nothing varies."
     ]
     if 0 < halves < len(first):
         notes.append(f'min. object: the {halves} prompts with " and " or " with ".')
@@ -217,4 +275,6 @@ def inception_interval(records: Sequence[dict], draws: int = 1000) -> tuple[floa
 
     drawn = score(np.random.default_rng(0).integers(0, len(p), (draws, len(p))))
     value, half = float(score(np.arange(len(p)))), 1.96 * float(drawn.std())
+    if len(p) < FEWEST or half < 1e-9:
+        half = math.nan
     return value, value - half, value + half

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
-from dnp.evaluation.audit import DNS, EMPTY, GUIDED, PROMPT, Audit, audit
+from dnp.evaluation.audit import audit
+from dnp.evaluation.audit_pictures import DNS, EMPTY, GUIDED, PROMPT, Kept, looked_at, scales_of
 from dnp.evaluation.labels import Seen
 from dnp.evaluation.mcnemar import compare
 from dnp.evaluation.tables import markdown as table
@@ -44,6 +45,15 @@ DETECTORS = {  # name: (sets, more or fewer, evaluations of a pair and step)
 }
 COLOURS = "red orange yellow green blue".split()
 BIASES = {"no habit": 0.2, "weak": 0.4, "strong": 0.6}  # the share of red cars
+
+
+def counts(pictures: int) -> dict[str, int]:
+    """Of each set, by which all detectors have the evaluations of so many pictures of s = 1 and of
+    the empty prompt."""
+    return {
+        name: max(pictures * 2 // cost for *sets, _, cost in DETECTORS.values() if name in sets)
+        for name in (EMPTY, PROMPT, GUIDED, DNS)
+    }
 
 
 def named(seen: dict[str, Seen], family: Sequence[str], pictures: int) -> dict[str, set[str]]:
@@ -157,20 +167,19 @@ def read_truth(path: Path) -> dict[str, dict[str, list[float]]]:
         ) from None
 
 
-def judged(found: Audit, shares: dict[str, list[float]], pictures: int) -> tuple:
-    """A case of `scores`: an audit against the shares of its labels in the world."""
-    of = {k: shares[k] for k in found.family}
+def judged(
+    seen: dict[str, Seen], family: Sequence[str], shares: dict[str, list[float]], pictures: int
+) -> tuple:
+    """A case of `scores`: what is seen against the shares of its labels in the world."""
+    of = {k: shares[k] for k in family}
     true = {k for k, (own, every) in of.items() if own >= every + HABIT}
-    return (
-        named(found.seen, found.family, pictures),
-        true,
-        {k for k, (a, b) in of.items() if a <= b},
-    )
+    return named(seen, family, pictures), true, {k for k, (a, b) in of.items() if a <= b}
 
 
-def of_world(table: dict, pictures: int, make: Callable[[str], Audit]) -> dict[str, dict]:
-    """The scores of a table's prompts; one that names a colour and a setting leaves none open."""
-    cases = {p: judged(make(p), shares, pictures) for p, shares in table.items()}
+def of_world(table: dict, pictures: int, make: Callable[[str], tuple]) -> dict[str, dict]:
+    """The scores of a table's prompts; one that names a colour and a setting leaves none open.
+    `make` gives what is seen for a prompt, by set, and the family of labels."""
+    cases = {p: judged(*make(p), shares, pictures) for p, shares in table.items()}
     for prompt, (of, true, false) in cases.items():
         for name in DETECTORS:
             sorts = {"true": true, "right": of[name] & true, "wrong": of[name] & false}
@@ -217,14 +226,12 @@ def _chosen(table: dict, prompts: Sequence[str] | None) -> dict:
     return {k: table[k] for k in prompts or table}
 
 
-def _maker(args) -> Callable[[str], Audit]:
-    """Prompt -> its audit on the miniature, whose pictures are kept."""
+def _maker(args) -> Callable[[str], tuple]:
+    """Prompt -> (what is seen, by set, and the family) on the miniature; pictures are kept."""
     from tqdm import tqdm
 
     import dnp
     from dnp.app import png
-    from dnp.evaluation.audit import evaluations
-    from dnp.evaluation.audit_pictures import Kept
     from dnp.evaluation.labels import labels_for
     from dnp.sd import find_weights, speed
 
@@ -232,14 +239,19 @@ def _maker(args) -> Callable[[str], Audit]:
     png.check_folder(args.out)
     model = dnp.load(weights)
     speed.apply(model)
-    kept = Kept(args.out / "audit-pictures")
+    kept, scales = Kept(args.out / "audit-pictures"), scales_of(model, None)
 
-    def make(prompt: str) -> Audit:
+    def make(prompt: str) -> tuple:
         labels = labels_for(model, prompt, weights)
-        total = evaluations(args.pictures, args.steps)
-        with tqdm(total=total, unit="evaluation", desc=prompt, leave=False) as bar:
-            return audit(model, prompt, args.pictures, None, bar.update, labels=labels,
-                         steps=args.steps, kept=kept)  # fmt: skip
+        with tqdm(unit="evaluation", desc=prompt, leave=False) as bar:
+            seen = {
+                name: looked_at(
+                    model, prompt, name, n, scales, None, bar.update, labels=labels,
+                    steps=args.steps, seed=0, kept=kept,
+                )[1]
+                for name, n in counts(args.pictures).items()
+            }  # fmt: skip
+        return seen, labels.family(seen.values(), prompt)
 
     return make
 

@@ -7,7 +7,8 @@ arXiv:2411.05473, at the iteration t, and conditions on it in latent space. The 
     eps_neg = the DNS noise of the last of K_t inner steps, with eps_phi's mean and deviation
     eps     = eps_phi + s * (eps_p - eps_neg)
 
-Where K_t = 0 it is CFG, Eq. (3), bit for bit. `dnp/evaluation` has other readings, and compares.
+Where K_t = 0 it is CFG, Eq. (3), bit for bit. A third-party note and the project page slightly
+favour the two-term form, `rule=negative_prompt_two_term`. `dnp/evaluation` compares more readings.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Answer(Method):
     K: int = setting(2, "inner DNS steps", low=0, high=1000)
     K_until: float = setting(0.5, "the share of the steps that have them", low=0, high=1)
     s_dns: float | None = setting(None, "scale of the inner chain; default s")
-    normalize: bool = setting(True, "whether the negative gets eps_phi's mean and deviation")
+    normalize: bool = setting(
+        True, "whether the negative gets eps_phi's mean and standard deviation"
+    )
     name, own_rule, has_negative, cost = "answer", "negative_prompt", True, "3T by default"
 
     def negative(self, z_t: Tensor, t: Tensor, eps_phi: Tensor, eps_p: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class OfSubjects(Method):
         None, 'the things of the prompt, as in "cat, dog"; default: those of a closed world'
     )
     ae_level: int | None = setting(
-        None, "whose maps: 0 is as large as z_t, each next half; default: the weights' own, else 2",
+        None, "which maps: 0 has z_t's size, each next half; default: the weights' own, else 2",
         low=0, high=10,
     )  # fmt: skip
     excites = False  # whether it takes gradients
@@ -71,13 +71,13 @@ class AttendExcite(OfSubjects):
         None, "size of the first move; default: the weights' own, else 20", low=0
     )
     ae_until: float | None = setting(
-        None, "the share of the steps that move; the weights' own, else 0.5", low=0, high=1
+        None, "the share of the steps that move; default: the weights' own, else 0.5", low=0, high=1
     )
     ae_thresholds: Numbers | None = setting(
-        None, "wanted peaks at 0, 1/5, 2/5, ... of the steps; else 0.05:0.5:0.8", low=0, high=1
+        None, "wanted peaks at 0, 1/5, 2/5, ... of the steps; default 0.05:0.5:0.8", low=0, high=1
     )
     ae_refinements: int | None = setting(
-        None, "most moves towards a threshold; the weights' own, else 20", low=0, high=1000
+        None, "most moves towards a threshold; default: the weights' own, else 20", low=0, high=1000
     )
     name, excites, cost = "ae", True, "2T, and 3 a move"
 

@@ -14,14 +14,16 @@ class Chain:
     steps: int = setting(50, "sampling steps", low=1)
     eta: float = setting(0.0, "0 (DDIM) to 1 (DDPM)", low=0, high=1)
     seed: int = setting(0, "seed of the first picture", low=0, high=SEEDS - 1)
-    images: int = setting(1, "K pictures, seeds N, N+1, ...", low=1, high=10_000)
+    images: int = setting(
+        1, "how many pictures, with seeds SEED, SEED + 1, ...", low=1, high=10_000
+    )
     batch: int | None = setting(
         None, "N pictures in each forward, fewer are filled up; default: 1 on a CPU, else up to 16",
         low=1, high=1024,
     )  # fmt: skip
     size: Sides | None = setting(None, "height and width in pixels; default: as trained")
     phi: str | None = setting(
-        None, "SDXL: the empty prompt is zeros, or its text; default: as PATH says",
+        None, "SDXL: phi is zeros, or the encoding of no text; default: as PATH says",
         choices=("zeros", "text"),
     )  # fmt: skip
     original_size: Sides | None = setting(

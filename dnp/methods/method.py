@@ -64,8 +64,12 @@ class Method:
     negative_scale: float | None = setting(None, "another scale h for n; default s")
     rule: object = setting(None, "another guidance rule: its name, or FILE.py:NAME", metavar="RULE")
     rule_options: dict | None = setting(None, "an option of the rule", metavar="KEY=VALUE")
-    interval: Span | None = setting(None, "guide where LO < sqrt((1 - abar)/abar) <= HI, else p")
-    negative_interval: Span | None = setting(None, "the same for the negative, else phi")
+    interval: Span | None = setting(
+        None, "guide only where LO < sqrt((1 - abar)/abar) <= HI; elsewhere eps_p"
+    )
+    negative_interval: Span | None = setting(
+        None, "the same for the negative; elsewhere eps_n is eps_phi"
+    )
 
     name: ClassVar[str] = "cfg"
     own_rule: ClassVar[str] = "cfg"

@@ -55,7 +55,7 @@ class Model:
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """S of its latents (B, *S)."""
         if size is not None:
-            raise SettingsError(f"this model has latents of {self.shape} alone; leave size out.")
+            raise SettingsError(f"this model has latents of {self.shape} only; leave size out.")
         return self.shape
 
 
@@ -67,7 +67,7 @@ def model(eps: EpsFn, schedule: Schedule, shape: tuple[int, ...], **more: object
     """
     for name in more:
         if name not in OPTIONAL:
-            raise SettingsError(f"{name} is nothing that a model has; {meant(name, OPTIONAL)}")
+            raise SettingsError(f"{name} is not a part of a model; {meant(name, OPTIONAL)}")
     made = Model(eps, schedule, shape, more)
     require(made)
     return made

@@ -7,7 +7,8 @@ Chefer et al., arXiv:2301.13826). The nearest wrong prompt is then p without tha
     n_t = p without i_t
     eps = eps_phi + s (eps_p - eps_phi) - h (eps_n - eps_phi),   h = s / 2 unless it is given
 
-Ours: Eq. (4) of arXiv:2411.05473 with two scales, and a negative that changes with the state. The
+Ours: Eq. (4) of arXiv:2411.05473 with two scales, and a negative that changes with the state. CDG
+(arXiv:2603.10780) is the nearest relative: its negative is p without all of its content words. The
 peak is Attend-and-Excite's, from the evaluation of eps_p that the step makes anyway: no gradient,
 no captioner and no other network. Three evaluations where the negative acts, in the noisy half of
 the chain, and two below, where eps_n is eps_phi and the step is CFG.
@@ -33,10 +34,11 @@ JOINTS = re.compile(r"(,? and |,\s*| with )", re.IGNORECASE)
 
 
 class Neglect(OfSubjects):
-    """phi + s (p - phi) - h (n_t - phi), n_t: p less one subject"""
+    """phi + s (p - phi) - h (n_t - phi), n_t: p without one subject"""
 
     negative_interval: Span | None = setting(
-        (1.6, math.inf), "the same for the negative, else phi; neglect: default 1.6 inf"
+        (1.6, math.inf),
+        "the same for the negative; elsewhere eps_n is eps_phi; neglect: default 1.6 inf",
     )
     name, own_rule = "neglect", "negative_prompt"
     has_negative = two_scale = True

@@ -7,9 +7,9 @@
 
 `t_next` and `sigma_next` are None where a sampler evaluates between two levels. All arguments are
 passed by keyword. Every other parameter is an option of the rule and has a default. A rule returns
-one noise, shaped like z_t and of its dtype. A class is made anew, with its options, for each chain.
-A rule with a memory is an object or a class with `reset(z_T)`, which is called before a chain, and,
-if it has one, `observe(z_t, z_next, t, t_next, **eps)`, which is called after each step.
+one noise, shaped like z_t and of its dtype. A class is called again, with its options, for each
+chain. A rule with a memory is an object or a class with `reset(z_T)`, which is called before a
+chain, and, if it has one, `observe(z_t, z_next, t, t_next, **eps)`, called after each step.
 """
 
 from __future__ import annotations

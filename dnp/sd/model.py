@@ -51,7 +51,7 @@ class ModelConfig:
 
         It is the files': what is changed in a loaded network (`model.unet.mid_block...`) is not in
         it, so whoever does that must save the network and load it again, or tell the pictures
-        apart himself. Hashed at the first call, a third of a second for a GB on two cores
+        apart themselves. Hashed at the first call, a third of a second for a GB on two cores
         (`dnp/sd/files/fingerprint.py`). WeightsError if a file was changed.
         """
         return self.files.whole

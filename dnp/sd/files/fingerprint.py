@@ -59,7 +59,7 @@ def small_files(folder: Path) -> dict[str, str]:
     try:
         return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     except OSError as e:
-        raise WeightsError(f"{folder}: cannot be read ({e}); mend that.") from None
+        raise WeightsError(f"{folder}: cannot be read ({e}); fix that.") from None
 
 
 class _Opened:
@@ -72,7 +72,7 @@ class _Opened:
                 self.state = file_state(f.fileno())
                 self.data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as e:  # ValueError: it is empty
-            raise WeightsError(f"{path}: cannot be read ({e}); mend that.") from None
+            raise WeightsError(f"{path}: cannot be read ({e}); fix that.") from None
 
     def digest(self) -> str:
         """Of all bytes."""

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from dnp.sd.config import UNetConfig
 
-_PIPE = "a diffusers pipeline, and give that to dnp.from_diffusers"
+_PIPE = "a diffusers pipeline and pass that to dnp.from_diffusers"
 _LAYER = (
-    "which changes a model and is none: merge it into its model and give the merged file, or load "
+    "which is not a full model: merge it into its model and give the merged file, or load "
     f"both in {_PIPE}"
 )
-_STEERS = "which steers a model and draws nothing alone: give the model that it was made for"
-_WORD = "which teaches a model a word and is none: give the model itself, or load both in " + _PIPE
+_STEERS = "which steers a model and cannot draw alone: give the model that it was made for"
+_WORD = f"which teaches a model a word: give the model itself, or load both in {_PIPE}"
 _ALONE = "give the whole model, in one file or as a folder in the diffusers layout"
 _OTHER = "which is not supported: give weights of Stable Diffusion 1.x, 2.x or XL"
 _ELSEWHERE = "which is not read here: load it in a diffusers pipeline, for dnp.pipelines"

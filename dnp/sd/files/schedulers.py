@@ -72,7 +72,7 @@ def filled(d: dict, path: object) -> dict:
     d = {**DEFAULTS.get(name, {}), **d}
     if d.get("beta_start") is None and d.get("beta_end") is None and "_class_name" in d:
         raise WeightsError(
-            f"{path}: {name} says no betas, so it is not a scheduler of Stable Diffusion; give a "
-            "folder that has one, such as DDIMScheduler."
+            f"{path}: {name} does not give betas, so it is not a scheduler of Stable Diffusion; "
+            "give a folder that has one, such as DDIMScheduler."
         )
     return d

@@ -104,7 +104,7 @@ def _parted(
         family = "SDXL" if xl else "Stable Diffusion 1.x, 2.x or XL"
         hint = hint or (
             f"this is not a whole {family} in one file; {mend}" if gone
-            else f"they belong to no part of {family}; {mend}"
+            else f"they do not belong to any part of {family}; {mend}"
         )  # fmt: skip
         raise WeightsError(f"{path}: {fault}{some}; {hint}.")
     return own

@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError, RecursionError) as e:
         raise WeightsError(f"{path}: cannot be read as JSON ({e}); restore the file.") from None
     if not isinstance(data, dict):
-        raise WeightsError(f"{path}: holds no JSON object; restore the file.")
+        raise WeightsError(f"{path}: does not hold a JSON object; restore the file.")
     return data
 
 
@@ -86,7 +86,7 @@ def _shards(index: Path) -> list[Path]:
         or not names
         or not all(isinstance(n, str) for n in names.values())
     ):
-        raise WeightsError(f"{index}: weight_map names no files; restore the file.")
+        raise WeightsError(f"{index}: weight_map does not name files; restore the file.")
     files = sorted({index.parent / n for n in names.values()})
     for file in files:
         named = examples([file.name])
@@ -183,7 +183,7 @@ def _say_what_is_wrong(path: Path, e: Exception) -> None:
         with path.open("rb") as f:
             start = f.read(4)
     except OSError as again:
-        raise WeightsError(f"{path}: cannot be read ({again.strerror}); mend that.") from None
+        raise WeightsError(f"{path}: cannot be read ({again.strerror}); fix that.") from None
     if start[:1] == b"\x80" or start[:2] == b"PK":
         _refuse_pickle(path)
     if start == b"GGUF":

@@ -3,11 +3,11 @@
     python weights/mini/training/sheets.py --logs runs/mini --run runs/sweep --wins "answer, s = 2"
 
 Of the weights: `things.webp`, 2 pictures of each of the 24 things; `prompts.webp`, 64 captions of
-held-out scenes; `scales.webp`, methods by scale; `dns.webp`, DNS images by scale; `front.webp`, the
-README's row; `compare.webp`, the sheet of its first command; `rule.webp`, the rule of its first
-door. Of the logs of training: `curves.webp`. Of a run of the experiments that has several scales:
+held-out scenes; `scales.webp`, methods by scale; `dns.webp`, DNS images by scale; `front.webp`,
+the README's first figure, with the counts of an audit (3 minutes); `compare.webp`, the sheet of
+its first command, whose prompt and seed are chosen; `rule.webp`, the rule of its first door.
+Of the logs of training: `curves.webp`. Of a run of the experiments that has several scales:
 `adherence.webp` and `wins.webp`. Without `--logs` or `--run` those stay as they are.
-Prompt and seed of `front.webp` and `compare.webp` are chosen: `--search` prints candidates.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -27,13 +28,14 @@ from common import HERE
 from dnp import guidance
 from dnp.app.command_line import main as command
 from dnp.app.sheet import contact_sheet
-from dnp.evaluation import benchmarks, exact, panels
+from dnp.evaluation import audit, benchmarks, exact, panels
+from dnp.evaluation.labels import labels_for
 from dnp.evaluation.plots import plot
 from dnp.evaluation.sheets import file_name
 from dnp.generation import generate
 from dnp.sd import speed
 from dnp.sd.load import load
-from dnp.sd.recogniser import Recogniser, lacking, load_recogniser, of_weights
+from dnp.sd.recogniser import lacking, load_recogniser, of_weights
 from world import ANIMALS, OBJECTS, caption, scene_at
 
 MINI = HERE.parent
@@ -42,10 +44,10 @@ NAMES = {
     "cfg": "CFG", "np": "np, Eq. 4", "np2": "np2, two-term", "dns": "DNS", "auto-dnp": "auto-DNP",
     "answer": "ANSWER",
 }  # fmt: skip
-# One of the choosing prompts, at a choosing seed: the README's row and its first command.
-FRONT = ("a bear, a horse and a turtle", 103)
-COMPARE = [FRONT[0], "--compare", "--steps", "20", "--seed", str(FRONT[1]), "--images", "2"]
-SHOWN = {"cfg": "Eq. 3", "dns": "Eq. 19", "auto-dnp": "Eq. 4", "answer": ""}
+# One of the choosing prompts, at a choosing seed: the README's first command.
+COMPARE = shlex.split('"a bear, a horse and a turtle" --compare --steps 20 --seed 103 --images 2')
+FRONT, COUNTED, SEEDS = "a crown", ("orange", "blue"), 5  # the README's first figure
+SHOWN = {audit.GUIDED: "CFG, Eq. 3", audit.EMPTY: "empty prompt", audit.DNS: "DNS, Eq. 19"}
 LAW = {"Eq. 4": "constant weight, Eq. 4", "DNG, exact P": "weight by state, DNG"}
 DNS_SCALES = (0, 0.5, 1, 2, 3)
 SCALES = {"cfg": (1, 1.5, 2, 3, 5), "np": (1.5, 3), "np2": (2,), "dns": (0.5, 1)}
@@ -63,14 +65,8 @@ def grid(pictures: list[Image.Image], captions: list[str], columns: int) -> Imag
     return contact_sheet(rows, least=2 * pictures[0].width)
 
 
-def strip(blocks: list[tuple[str, list[tuple]]], side: int = 192) -> Image.Image:
-    """Blocks of (title, picture, words) side by side, each under its own title: wide and low."""
-    sheets = []
-    for title, block in blocks:
-        names, pictures, words = zip(*block)
-        pictures = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
-        sheets.append(contact_sheet([("", pictures, words)], names, title))
-    apart = 16
+def beside(sheets: list[Image.Image], apart: int = 16) -> Image.Image:
+    """Sheets side by side."""
     width = sum(sheet.width + apart for sheet in sheets) - apart
     image = Image.new("RGB", (width, max(sheet.height for sheet in sheets)), "white")
     x = 0
@@ -78,13 +74,6 @@ def strip(blocks: list[tuple[str, list[tuple]]], side: int = 192) -> Image.Image
         image.paste(sheet, (x, 0))
         x += sheet.width + apart
     return image
-
-
-def words_under(result, prompt: str, judge: Recogniser, n_star: bool) -> str:
-    """What stands under a picture that follows the prompt: n*, if it has one, and what it lacks."""
-    missing = lacking(judge, result.images, prompt)[0]
-    lacks = f"lacks {', '.join(missing)}" if missing else "lacks nothing"
-    return f"n* = {result.negatives[0]}\n{lacks}" if n_star else lacks
 
 
 # ----------------------------------------------------------------------------------- of the weights
@@ -132,29 +121,33 @@ def dns(model, columns: int = 8) -> Image.Image:
 
 
 def front(model) -> Image.Image:
-    """One prompt in four pictures from one initial noise, and two rules over the exact law."""
-    (prompt, seed), cells = FRONT, []
-    judge = load_recogniser(of_weights(MINI, len(benchmarks.subjects(prompt))))
-    for method, source in SHOWN.items():
-        result = generate(model, prompt, method, seed=seed, steps=20)
-        words = f"s = {result.settings['s']:g}"
-        if method != "dns":
-            words = words_under(result, prompt, judge, method == "auto-dnp")
-            print(f"front.webp, {method}: {words}".replace("\n", ", "))
-        cells.append((", ".join(filter(None, (NAMES[method], source))), result.images[0], words))
-    return strip([(f'"{prompt}", seed {seed}', cells), ('"right" (A, B), not "up" (A, D)', law())])
+    """A prompt by CFG, DNS and the empty prompt, seeds 0, 1, ..., with the counts of its audit;
+    and two rules over the exact law."""
+    found = audit.audit(model, FRONT, labels=labels_for(model, FRONT, MINI))
+    rows, n = [], len(found.sets[audit.DNS])
+    for name, title in SHOWN.items():
+        counts = {label: sum(label in seen for seen in found.seen[name]) for label in COUNTED}
+        print(f"front.webp, {title}: {counts} of {n}")
+        scale = "phi" if name == audit.EMPTY else f"s = {found.scales[name]:g}"
+        words = "\n".join(f"{label} in {k} of {n}" for label, k in counts.items())
+        rows.append((f"{title}\n{scale}\n{words}", found.sets[name][:SEEDS]))
+    seeds = [f"seed {i}" for i in range(SEEDS)]
+    title = f'p = "{FRONT}"; each column starts from the same noise'
+    drawn = contact_sheet(rows, seeds, title, 128)
+    exactly = [("", [picture], [words]) for picture, words in law()]
+    return beside([drawn, contact_sheet(exactly, title='"right", not "up"')])
 
 
-def law(samples: int = 2000) -> list[tuple]:
+def law(samples: int = 2000, side: int = 190) -> list[tuple]:
     """Two rules over four modes with exact noise: "right (A, B), not up (A, D)", s = 3."""
     cells, entries = [], [e for e in exact.ENTRIES if e.label in LAW]
     for result in exact.experiment("square", "up", 3.0, entries, samples):
         if result.label in LAW:
             picture = panels.panel(result, 500, letters=30)
             picture = picture.crop((0, panels.HEAD, *picture.size))
-            cells.append(
-                (LAW[result.label], picture, f"{100 * result.right[0]:.0f} % of samples in B")
-            )
+            picture = picture.resize((side, side), Image.Resampling.LANCZOS)
+            share = f"{100 * result.right[0]:.0f} % of samples in B"
+            cells.append((picture, f"{LAW[result.label]}\n{share}"))
     return cells
 
 
@@ -170,9 +163,12 @@ def rule(model, prompt: str = "a cat and a red car", n: str = "a dog") -> Image.
     ):  # fmt: skip
         options = dict(rule=f, negative=n) if f else {}
         result = generate(model, prompt, s=3.0, steps=20, seed=2, **options)
-        words = words_under(result, prompt, judge, False)
-        cells.append((title, result.images[0], f"{result.nfe:g} network evaluations\n{words}"))
-    return strip([(f'"{prompt}", not "{n}", seed 2, s = 3', cells)])
+        missing = lacking(judge, result.images, prompt)[0]
+        words = f"{result.nfe:g} network evaluations\nlacks {', '.join(missing) or 'nothing'}"
+        cells.append((title, result.images[0], words))
+    names, pictures, words = zip(*cells)
+    title = f'"{prompt}", not "{n}", seed 2, s = 3'
+    return contact_sheet([("", pictures, words)], names, title, 192)
 
 
 def compare() -> Image.Image:
@@ -180,21 +176,6 @@ def compare() -> Image.Image:
     with tempfile.TemporaryDirectory() as folder:
         command([*COMPARE, "--out", folder])
         return Image.open(next(Path(folder).glob("*.png"))).copy()
-
-
-def search(model, seeds: int = 4) -> None:
-    """Prints choosing prompts and seeds whose CFG picture lacks one thing, where auto-DNP or ANSWER
-    lacks none: candidates for FRONT, of which a person takes one and says so."""
-    judge = load_recogniser(of_weights(MINI, 3))
-    for prompt in (p.text for p in benchmarks.load("trio-choosing")):
-        made = generate(model, prompt, seed=100, images=seeds, steps=20).images
-        for i in (i for i, missing in enumerate(lacking(judge, made, prompt)) if len(missing) == 1):
-            seed, others = 100 + i, ("auto-dnp", "answer")
-            found = [generate(model, prompt, m, seed=seed, steps=20).images for m in others]
-            missing = [", ".join(lacking(judge, pictures, prompt)[0]) for pictures in found]
-            if not all(missing):
-                lacks = (f"{NAMES[m]} {x or 'nothing'}" for m, x in zip(others, missing))
-                print(f'("{prompt}", {seed})  {"; ".join(lacks)}', flush=True)
 
 
 # ----------------------------------------------------------------------------- of logs and of a run
@@ -207,7 +188,7 @@ def curves(logs: Path) -> Image.Image:
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         rows = rows[:: max(1, len(rows) // 150)]
         line = [(r["minutes"], math.log10(r["loss"]), *2 * [math.log10(r["loss"])]) for r in rows]
-        plots.append(plot({log.stem: line}, "minutes", "log10 of the loss"))
+        plots.append(plot({log.stem: line}, "minutes", "log10 of the loss").image())
     image = Image.new("RGB", (2 * plots[0].width, -(-len(plots) // 2) * plots[0].height), "white")
     for i, one in enumerate(plots):
         image.paste(one, (i % 2 * one.width, i // 2 * one.height))
@@ -220,10 +201,10 @@ def adherence(run: Path) -> Image.Image:
         rows = [r for r in csv.DictReader(file) if r["table"] == "all" and r["s"]]
     lines: dict[str, list[tuple]] = {}
     for r in (r for r in rows if r["column"] == "things and colours, %"):
-        numbers = tuple(float(r[c]) for c in ("s", "mean", "low", "high"))
+        numbers = tuple(float(r[c] or "nan") for c in ("s", "mean", "low", "high"))
         lines.setdefault(NAMES.get(r["method"], r["method"]), []).append(numbers)
     several = {name: sorted(line) for name, line in lines.items() if len(line) > 1}
-    return plot(several, "guidance scale s", "right, %")
+    return plot(several, "guidance scale s", "right, %").image()
 
 
 def wins(run: Path, name: str) -> Image.Image:
@@ -240,7 +221,6 @@ def main() -> None:
     add("--run", type=Path, help="a run of the experiments, for adherence.webp and wins.webp")
     add("--wins", default="answer, s = 2", help="whose wins, as the run's table calls it")
     add("--only", nargs="+", choices=list(SHEETS), help="some of them; default all")
-    add("--search", action="store_true", help="print candidates for front.webp, and stop")
     args = parser.parse_args()
     needs = {"curves": args.logs, "adherence": args.run, "wins": args.run}
     names = args.only or [name for name in SHEETS if needs.get(name, True)]
@@ -248,9 +228,6 @@ def main() -> None:
         parser.error(f"{', '.join(lost)}: give --logs or --run FOLDER")
     model, folder = load(MINI), MINI / "pictures"
     speed.apply(model)
-    if args.search:
-        search(model)
-        return
     for name in names:
         SHEETS[name](model, args).save(folder / f"{name}.webp", quality=92, method=6)
     left = ", ".join(name for name in SHEETS if name not in names) or "none"

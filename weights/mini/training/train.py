@@ -33,9 +33,10 @@ import world
 from common import Trainer, new_unet, take, text_tower, tokenizer
 from data import latents, pixels, scenes
 from decoder import train_decoder
-from dnp.schedule import Schedule, noise_error
+from dnp.schedule import Schedule
 from dnp.sd.config import MINI_VAE
 from dnp.sd.vae import VAE
+from dnp.training import noise_error
 from export import export
 from judges import train_judge, train_recogniser
 from perception import train_captioner, train_clip

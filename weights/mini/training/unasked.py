@@ -28,8 +28,8 @@ N = 200  # scenes of each prompt
 FOLDER = Path(__file__).resolve().parent
 
 
-def scenes_of(prompt: str, rng: np.random.Generator) -> list[world.Scene]:
-    """N scenes whose caption is the prompt, by rejection from the scenes of its thing, in its
+def scenes_of(prompt: str, rng: np.random.Generator, n: int = N) -> list[world.Scene]:
+    """n scenes whose caption is the prompt, by rejection from the scenes of its thing, in its
     colour if it names one."""
     ((colour, word),) = subjects(prompt)
     words, dress, found = world._words, world._dress, []
@@ -37,7 +37,7 @@ def scenes_of(prompt: str, rng: np.random.Generator) -> list[world.Scene]:
     if colour:
         world._dress = lambda *of: _in_colour(dress, colour, *of)
     try:
-        while len(found) < N:
+        while len(found) < n:
             scene = world.sample_scene(rng)
             if world.caption(scene, rng) == prompt:
                 found.append(scene)

@@ -1,0 +1,285 @@
+"""The benchmark "p and not n": its pairs, numbers and law, and a small study of the miniature."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import dnp
+from command_line import miniature_once
+from conftest import MINI
+from dnp.errors import SettingsError
+from dnp.evaluation import __main__ as evaluation
+from dnp.evaluation import not_command, not_law, not_pictures, not_report, not_study
+from dnp.evaluation.not_rules import ALONE, EMPTY_RULES, PAIRS, REFERENCE, RULES, Setting
+from dnp.evaluation.not_seen import interval, kept, mean, scores, shows
+from dnp.sd import load
+from dnp.sd.world import OBJECTS, subjects
+
+FEW = {
+    "CFG": [ALONE, REFERENCE],
+    "two-term": [Setting("s = 2", "np2", {"s": 2.0})],
+    "DNG, eta = 1": RULES["DNG, eta = 1"][:1],
+    "CFG, eta = 1": [Setting("s = 3", "cfg", {"s": 3.0, "eta": 1.0})],
+}
+CAT = {"things": {"cat": "gray"}, "setting": "plain"}
+DOG = {"things": {"dog": "brown"}, "setting": "grass"}
+
+# ------------------------------------------------------------------------------- the design
+
+
+def test_pairs_and_noises_for_choosing_are_not_those_that_are_reported():
+    for family, of in PAIRS.items():
+        chosen, reported = ({tuple(pair) for pair in of[k]} for k in ("choosing", "reporting"))
+        assert not chosen & reported and len(reported) == len(of["reporting"]), family
+    first, last = (
+        not_study.Cell("CFG", ALONE, "settings", part).seeds(k)
+        for part, k in (("choosing", 0), ("reporting", 2000))
+    )
+    assert min(first) > max(last) and len(set(last)) == 16
+    assert len(PAIRS["settings"]["choosing"] + PAIRS["settings"]["reporting"]) == 24
+
+
+def test_n_is_a_kind_of_p_inside_and_has_nothing_to_do_with_it_outside():
+    for part in ("choosing", "reporting"):
+        for family in ("settings", "colours"):
+            for p, n in PAIRS[family][part]:
+                assert subjects(n)[0][1] == subjects(p)[0][1] and n != p
+                assert (subjects(n)[0][0] is None) == (family == "settings")
+    for p, n in PAIRS["outside"]["reporting"]:
+        assert subjects(p)[0][1] != subjects(n)[0][1]
+    assert {subjects(p)[0][1] for p, _ in PAIRS["colours"]["reporting"]} < {*OBJECTS}
+
+
+def test_every_rule_has_six_settings_that_differ():
+    alone = {"phi", "phi, eta = 1"}
+    for rules in (RULES, EMPTY_RULES):
+        for name, settings in rules.items():
+            told = {x.said for x in settings}
+            assert len(told) == len(settings) == (1 if name in alone else 6), name
+            assert len({json.dumps([x.method, x.settings]) for x in settings}) == len(settings)
+
+
+# ------------------------------------------------------------------------------- the numbers
+
+
+def test_done_is_p_seen_and_n_not():
+    assert kept(CAT, "a cat") and not kept(CAT, "a dog") and kept(CAT, "")
+    assert not kept({"things": {}, "setting": "plain"}, "")
+    assert shows(CAT, "a cat on a plain background") and not shows(DOG, "a dog at night")
+    assert shows(CAT, "a gray cat") and not shows(CAT, "a red cat") and shows(DOG, "a dog")
+    found = scores([[CAT, DOG], [DOG, None]], [("a cat", "a gray cat"), ("a dog", "a cat")])
+    np.testing.assert_array_equal(found["kept"], [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(found["done"], [[0, 0], [1, 0]])
+    np.testing.assert_array_equal(found["leak"], [[1, np.nan], [0, np.nan]])
+    assert mean(found["leak"]) == 0.5
+
+
+def test_the_interval_is_over_the_seeds_of_each_pair_and_not_over_the_pairs():
+    fixed = np.array([[0.0] * 40, [1.0] * 40])  # the pairs differ, their seeds do not
+    assert interval(fixed) == (0.5, 0.5, 0.5)
+    drawn = np.random.default_rng(0).integers(0, 2, (4, 100)).astype(float)
+    value, low, high = interval(drawn)
+    assert value == drawn.mean() and high - low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
+    assert np.isnan(interval(np.array([[np.nan, np.nan]]))[0])
+
+
+def test_the_chosen_setting_has_the_greatest_done_of_those_that_keep_p():
+    of = lambda done, kept: {"done": np.full((2, 2), done), "kept": np.full((2, 2), kept)}
+    a, b, c = (Setting(x, "np2", {"s": i}) for i, x in enumerate("abc"))
+    assert not_study.best({a: of(0.2, 1.0), b: of(0.6, 0.95), c: of(0.7, 0.7)}, 0.9) == b
+    assert not_study.best({a: of(0.2, 1.0), b: of(0.2, 1.0)}, 0.9) == a  # the first of equal ones
+    assert not_study.best({b: of(0.6, 0.5), c: of(0.5, 0.7)}, 0.9) == c  # none keeps p
+
+
+# ------------------------------------------------------------------------------- the law
+
+
+def test_a_distance_is_a_total_variation_of_each_pair_as_often_as_it_is_seen():
+    law = [Counter(plain=3, grass=1), Counter(night=1)]
+    assert not_law.distance([Counter(plain=3, grass=1), Counter()], law) == 0
+    assert not_law.distance([Counter(night=4), Counter()], law) == 1
+    assert not_law.distance([Counter(plain=2), Counter(night=2)], law) == pytest.approx(0.125)
+    assert np.isnan(not_law.distance([Counter(), Counter()], law))
+
+
+def test_the_floor_is_that_of_a_binomial():
+    law, own = [Counter(plain=1, grass=1)], [Counter(plain=64)]
+    expected = np.sqrt(2 / (np.pi * 64)) / 2  # the mean of |X / n - 1/2|
+    assert not_law.floor(own, law, draws=2000) == pytest.approx(expected, rel=0.06)
+    both = not_law.floor(own, law, [Counter(grass=64)], draws=2000)
+    assert both == pytest.approx(expected * np.sqrt(2), rel=0.06)
+
+
+def test_the_law_is_the_worlds_own_without_n():
+    truth = not_law.read(MINI / "training" / "negatives.json")
+    plain = ("a cat", "a cat on a plain background")
+    assert not_law.law(truth, "settings", plain)["plain"] == 0
+    assert 0.65 < not_law.share_of_n(truth, plain) < 0.85
+    red = not_law.law(truth, "colours", ("a car", "a red car"))
+    assert red["blue car"] / sum(red.values()) > 0.95
+    assert 0.03 < not_law.share_of_n(truth, ("", "a bird")) < 0.08
+    assert not_law.law(truth, "colours", ("", "a bird")) == Counter()
+    of = truth["eyes"]
+    assert of["settings right"] / of["of"] > 0.95 and of["of"] == 1000
+
+
+def test_a_law_that_is_none_is_one_sentence(tmp_path):
+    for text in ("{}", "[1]", '{"prompts": {}, "empty": {}}'):
+        (tmp_path / "law.json").write_text(text)
+        with pytest.raises(SettingsError, match=r"negatives\.py"):
+            not_law.read(tmp_path / "law.json")
+
+
+# ------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("setting", [
+    REFERENCE, Setting("", "np2", {"s": 2.0}), Setting("", "answer", {"s": 2.0, "K": 2}),
+    Setting("", "np", {"s": 2.0, "rule": "perp_neg", "eta": 1.0}),
+])  # fmt: skip
+def test_a_batch_of_many_prompts_has_the_pictures_of_generate(mini, setting):
+    pairs, seeds = [("a cat", "a dog"), ("a red car", "a car on the road")], [5, 11]
+    made = not_pictures.sampled(mini, setting, pairs, [n for _, n in pairs], seeds, 10)
+    for (p, n), seed, picture in zip(pairs, seeds, made.pictures):
+        n = n if setting.method in ("np", "np2") else None
+        (own,) = dnp.generate(
+            mini, p, setting.method, n, seed=seed, steps=10, **setting.settings
+        ).images
+        assert abs(np.asarray(own, int) - np.asarray(picture, int)).max() <= 1
+    assert made.evaluations == {"cfg": 20, "np2": 20, "answer": 30, "np": 30}[setting.method]
+
+
+def test_the_effective_scale_is_measured_by_the_way(mini):
+    pairs = [("a cat", "a dog"), ("a frog", "a car")]
+    made = not_pictures.sampled(mini, REFERENCE, pairs, ["", ""], [0, 1], 10, strength=True)
+    assert len(made.strength) == 10 and made.evaluations == 20
+    for _, s_eff, rest in made.strength:
+        np.testing.assert_allclose(s_eff, 3, atol=1e-3)
+        np.testing.assert_allclose(rest, 0, atol=1e-2)
+
+
+def test_a_picture_that_overflows_is_a_failure_and_the_others_are_made(mini):
+    broken = lambda eps_phi, eps_p: eps_p * float("inf")
+    pairs = [("a cat", "a dog"), ("a frog", "a car")]
+    made = not_pictures.sampled(
+        mini, Setting("", "cfg", {"rule": broken}), pairs, ["", ""], [0, 1], 2
+    )
+    assert made.pictures == [None, None]
+    assert not_pictures.Eyes(mini, MINI).see(made.pictures) == [None, None]
+
+
+def test_a_random_negative_names_neither_p_nor_n():
+    drawn = {not_pictures.random_negative(("a cat", "a red car"), seed) for seed in range(200)}
+    assert len(drawn) == 22 and not drawn & {"a cat", "a car"}
+    assert not_pictures.random_negative(("a cat", "a dog"), 3) == not_pictures.random_negative(
+        ("a cat", "a dog"), 3
+    )
+
+
+# ------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch, capsys):
+    """Runs a study of a few settings of the family colours: small(*words) -> what it printed."""
+    monkeypatch.setattr(not_study, "rules_of", lambda family: FEW)
+    monkeypatch.setattr(not_command, "rules_of", lambda family: FEW)
+    monkeypatch.setattr(load, "load", miniature_once(load.load))
+    monkeypatch.setattr(dnp, "load", miniature_once(dnp.load))
+    size = "--family colours --choosing 1 --reporting 1 --steps 2 --choosing-steps 2".split()
+
+    def run(*words):
+        evaluation.main(["--benchmark", "not", "--out", str(tmp_path), *size, *words])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_study_goes_on_where_it_was_stopped_and_is_tabulated_again(small, tmp_path, monkeypatch):
+    made, stop = [], not_pictures.unit
+
+    def stopped(*of):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(of)
+        return stop(*of)
+
+    monkeypatch.setattr(not_pictures, "unit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        small()
+    assert len([*(tmp_path / "records").iterdir()]) == 3
+    monkeypatch.setattr(not_pictures, "unit", lambda *of: made.append(of) or stop(*of))
+    text = small()
+    assert len(made) == 5 + 7  # five settings, four rules, the prompt alone, two controls
+    assert "6 pictures of each cell: 6 pairs x 1 seeds" in text and "| two-term, n* |" in text
+    assert small("--rescore") == text and len(made) == 12
+    assert {x.name for x in tmp_path.glob("*.csv")} == {"cells.csv", "strength.csv", "choosing.csv"}
+    next((tmp_path / "records").iterdir()).write_text("{}")
+    assert small() == text and len(made) == 13  # what was damaged is made again, the same
+
+
+def test_two_processes_share_a_study(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    order = []
+    put = not_study.Study.put
+    monkeypatch.setattr(not_study.Study, "put", lambda *of: order.append(of[1]) or put(*of))
+    small()
+    assert [c.setting for c in order[:5]] == [FEW[r][0] if r != "CFG" else REFERENCE for r in (
+        "CFG", "DNG, eta = 1")] + [ALONE, FEW["two-term"][0], FEW["CFG, eta = 1"][0]]  # fmt: skip
+    assert len(order) == 12
+
+
+def test_the_plan_makes_nothing(small, tmp_path):
+    text = small("--dry-run")
+    assert not [*tmp_path.iterdir()]
+    assert "| choosing, colours | 5 | 2 | 4 | 20 | 88 |" in text and "hours" in text
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--family", "outside"], "add one to --family"),
+    (["--family", "cars"], "invalid choice"),
+    (["--choosing", "0"], "--choosing 0 is not possible"),
+    (["--choosing-steps", "0"], "--choosing-steps 0 is not possible"),
+    (["--method", "cfg"], "--method"),
+    (["--rescore", "--out", "none-there"], "has no run.json"),
+])  # fmt: skip
+def test_what_cannot_be_is_one_sentence(words, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=sentence):
+        evaluation.main(["--benchmark", "not", *words])
+    assert not [*tmp_path.iterdir()]
+
+
+# ------------------------------------------------------------------------------- the tables
+
+
+def records(shown, n=4):
+    """Records of n units of the colours' reporting pairs that show this (or by pair and unit)."""
+    pairs = PAIRS["colours"]["reporting"]
+    rows = lambda k: [shown(p, n, k) for p, n in pairs]
+    return [{"rows": rows(k), "evaluations": 40, "words_evaluations": 0, "strength": []}
+            for k in range(n)]  # fmt: skip
+
+
+def row(rule, shown):
+    return not_report.Row(not_study.Cell(rule, ALONE, "colours", "reporting"), records(shown))
+
+
+def test_the_outcome_is_the_best_rule_that_keeps_p():
+    thing = lambda p: subjects(p)[0][1]
+    n_seen = lambda p, n, k: {"things": {thing(p): subjects(n)[0][0]}, "setting": "plain"}
+    black = lambda p, n, k: {"things": {thing(p): "black"}, "setting": "plain"}
+    half = lambda p, n, k: (black if k % 2 else n_seen)(p, n, k)
+    gone = lambda p, n, k: {"things": {}, "setting": "plain"}
+    lost = lambda p, n, k: (gone if k == 0 else black)(p, n, k)
+    rows = [row("CFG", n_seen), row("two-term", half), row("Eq. 4", lost)]
+    said = not_report.verdict(rows)
+    assert "two-term has the greatest done: +50" in said and "and meets" in said
+    assert "no rule meets" in not_report.verdict([row("CFG", half), row("two-term", half)])
+    assert "No rule keeps p" in not_report.verdict([row("CFG", half), row("Eq. 4", lost)])
+    cells = []
+    table = "\n".join(not_report.outcomes(rows, "colours", cells))
+    assert "| Eq. 4 | s = 1 | 75 [" in table and len(cells) == 9
