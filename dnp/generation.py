@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dnp import process, sampling
 from dnp.errors import NonFiniteError, SettingsError
-from dnp.methods import METHODS, models, own, sorted_out
+from dnp.methods import METHODS, models, own, sorted_out, weighted
 from dnp.methods.chain import Chain
 from dnp.methods.method import Asked, Method
 
@@ -43,6 +43,7 @@ class Result:
     gradients: list[int]  # gradient passes of each picture, by Attend-and-Excite
     settings: dict = field(default_factory=dict)
     dns_images: list[Image.Image] = field(default_factory=list)  # those of the first picture first
+    sizes: list[list[float]] = field(default_factory=list)  # with particles: effective, by step
 
     @property
     def negative(self) -> str | None:
@@ -65,9 +66,8 @@ class Result:
         strip = Image.new("RGB", (k * width * max(map(len, rows)), k * height * len(rows)), "white")
         for y, row in enumerate(rows):
             for x, picture in enumerate(row):
-                strip.paste(
-                    picture.resize((k * width, k * height)), (k * width * x, k * height * y)
-                )
+                big = picture.resize((k * width, k * height))
+                strip.paste(big, (k * width * x, k * height * y))
         file = io.BytesIO()
         strip.save(file, format="PNG")
         return file.getvalue()
@@ -86,6 +86,7 @@ class Call(Chain):
         self.model, self.prompt, self.negative = model, prompt, negative
         self.captioner, self.progress = captioner, progress
         self.config, self.takes = getattr(model, "config", None), getattr(model, "takes", ())
+        self.device = torch.device(getattr(model, "device", "cpu"))
         if isinstance(prompt, list | tuple):
             raise SettingsError("a list is not a prompt; give one, and call again for the next.")
         for what, text in (("prompt", prompt), ("negative prompt", negative)):
@@ -113,10 +114,6 @@ class Call(Chain):
                 stacklevel=5,
             )
         return self
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(getattr(self.model, "device", "cpu"))
 
     def encode(self, prompts: list) -> object:
         """The condition of prompts; that of a toy is its own integer."""
@@ -148,9 +145,8 @@ class Call(Chain):
         model = self.model
         models.require_latents(model)
         if hasattr(model, "latent_shape"):
-            empty = torch.empty(
-                len(generators), *model.latent_shape(self.size), dtype=torch.float32
-            )
+            shape = len(generators), *model.latent_shape(self.size)
+            empty = torch.empty(shape, dtype=torch.float32)
             kinds = (getattr(model, k, torch.float32) for k in ("dtype", "latent_dtype"))
             dtype = functools.reduce(torch.promote_types, kinds, torch.float32)
             return sampling.noise_like(empty, generators).to(self.device, dtype)
@@ -200,7 +196,7 @@ def made_of(call: Call, guided: Method) -> Result:
     """The pictures of a call."""
     made = record(call, guided)  # now: a weight file that was changed is told before the work
     words, dns, evaluated = guided.words(call)
-    latents, pictures, gradients, negatives = [], [], [], []
+    latents, pictures, gradients, negatives, sizes = [], [], [], [], []
     for rows, k in batches(call):
         z_T, chain = begun(call, guided, rows, [words[i] for i in rows])
         for t, z_0, _, _ in chain:  # noqa: B007
@@ -211,11 +207,12 @@ def made_of(call: Call, guided: Method) -> Result:
             pictures += call.model.decode(row)
         gradients += guided.gradients[:k]
         negatives += guided.negatives[:k]
+        sizes += [guided.sizes] if call.particles else []
         evaluated += guided.evaluations * k + sum(guided.gradients[:k])
     z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
     made["negative"] = negatives[0]
     nfe = _whole(evaluated / call.images)
-    return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns)
+    return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns, sizes)
 
 
 @process.apart()
@@ -231,8 +228,9 @@ def trajectory(
     toy from its own law at the first level, since its noisiest level is not quite N(0, I).
     """
     given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
-    if settings.get("batch") is not None:
-        raise SettingsError("trajectory samples all pictures in one batch; leave batch out.")
+    for name in ("batch", "particles", "corrector"):
+        if settings.get(name) is not None:
+            raise SettingsError(f"trajectory is one chain of all its pictures; leave {name} out.")
     call, guided = prepared(model, prompt, method, negative, captioner, None, given)
     call.images = images if z_T is None else len(z_T)
     words, _, _ = guided.words(call)
@@ -243,6 +241,8 @@ def begun(
     call: Call, guided: Method, rows: Sequence[int], words: list, z_T: Tensor | None = None
 ) -> tuple[Tensor, Iterator[Row]]:
     """z_T and the chain of a batch: the pictures of these rows with their words n."""
+    if weighted.asked(call):
+        return weighted.begun(call, guided, rows[0], words[0])
     generators = call.generators(rows)
     with torch.no_grad():
         z_T = call.noise(generators, guided.positive) if z_T is None else z_T
@@ -276,6 +276,7 @@ def prepared(model, prompt, method, negative, captioner, progress, given) -> tup
     guided = kind(**of_method)
     guided.label = method if own.is_file(method) else kind.name
     guided.complete(call)
+    weighted.require(call, guided)
     return call, guided
 
 
@@ -292,18 +293,18 @@ def record(call: Call, guided: Method) -> dict:
     if type(guided) not in METHODS.values():
         made["method_sha256"] = own.identity(type(guided))
     if hasattr(call.config, "fingerprint"):
-        made["dtype"] = str(call.model.dtype).removeprefix("torch.")
+        for name in ("dtype", "vae_dtype"):
+            if hasattr(call.model, name):
+                made[name] = str(getattr(call.model, name)).removeprefix("torch.")
         made["device"] = call.device.type
         made["fingerprint"] = call.config.fingerprint
     return made
 
 
 def batches(call: Call) -> Iterator[tuple[list[int], int]]:
-    """The rows of each forward, and how many of them are pictures: the others repeat the last.
-
-    So with `batch` every forward has one shape, in which a row's bits do not depend on the others.
-    """
-    size = call.batch or batch_size(call.device)
+    """The rows of each forward, and how many of them are pictures. With `batch` the others repeat
+    the last: every forward has one shape, in which a row's bits do not depend on the others."""
+    size = 1 if weighted.asked(call) else call.batch or batch_size(call.device)
     for first in range(0, call.images, size):
         rows = list(range(first, min(first + size, call.images)))
         yield rows + rows[-1:] * ((call.batch or 0) - len(rows)), len(rows)

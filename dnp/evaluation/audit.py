@@ -40,8 +40,9 @@ from dnp.evaluation.audit_pictures import (
     scales_of,
 )
 from dnp.evaluation.differences import says
-from dnp.evaluation.labels import Labels, Seen, labels_for
+from dnp.evaluation.labels import Labels, OfWorld, Seen, labels_for
 from dnp.evaluation.mcnemar import Comparison, compare, power
+from dnp.evaluation.not_rules import scale_against
 from dnp.evaluation.tables import csv_text
 from dnp.evaluation.tables import markdown as table
 from dnp.methods.own import UNKNOWN
@@ -152,6 +153,8 @@ def audit(
     negative, few = None, min(pictures, WITH_NEGATIVE)
     if habit is not None:
         negative = labels.negative(prompt, habit)
+        if isinstance(labels, OfWorld):
+            scales[NEGATED] = scale_against(habit)
         make(NEGATED, few, negative)
     elif progress:
         progress(2 * few * steps)

@@ -47,6 +47,8 @@ OF_CHAIN = (
     "sampler",
     "steps",
     "eta",
+    "particles",
+    "corrector",
     "batch",
 )  # fields of the chain that a contestant may have of its own
 FEW = {"unconditional": ("steps", "eta", "batch"),

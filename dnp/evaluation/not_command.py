@@ -61,8 +61,8 @@ def plan(study: Study, model) -> str:
             if at == family and source in study.families:
                 parts.append(("reporting", name, len(rules) + len(more), one + sum(more)))
         if family == PRIMARY:
-            n = len(CFG_SCALES)
-            parts.append(("reporting", "CFG's curve, settings", n, 2 * k * n))
+            n = 2 * len(CFG_SCALES)
+            parts.append(("reporting", "CFG at every scale, settings", n, 2 * k * n))
         for part, name, cells, evaluations in parts:
             pictures = study.units(family, part) * len(PAIRS[family][part])
             if pictures:

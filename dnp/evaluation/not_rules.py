@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from dnp.evaluation.benchmarks import PROMPTS
+from dnp.sd.world import SETTINGS
 
 PAIRS: dict[str, dict[str, list[list[str]]]] = json.loads((PROMPTS / "not.json").read_text("utf-8"))
 INSIDE = ("settings", "colours")
@@ -117,6 +118,10 @@ RULES: dict[str, list[Setting]] = {
 CONTROLS = ("two-term, n*", "two-term, random n")  # of another n, at the scale chosen for two-term
 ALONE = Setting("s = 1", "cfg", {"s": 1.0})  # the prompt by itself
 REFERENCE = Setting("s = 3", "cfg", {"s": 3.0})  # CFG as the weights recommend it
+RECOMMENDED = {  # what dnp/NEGATIVES.md recommends for n a kind of p: two evaluations, and the best
+    "settings": Setting("s = 8", "np2", {"s": 8.0}),
+    "colours": Setting("s = 3", "np2", {"s": 3.0}),
+}
 BASELINES = {"DNG, eta = 1": "CFG, eta = 1"}  # CFG where it is not "CFG"
 
 # Where p = phi, dp = 0: Eq. 4, two-scale and Perp-Neg are the two-term form at another scale,
@@ -136,3 +141,8 @@ EMPTY_RULES: dict[str, list[Setting]] = {
 
 def rules_of(family: str) -> dict[str, list[Setting]]:
     return EMPTY_RULES if family == "empty" else RULES
+
+
+def scale_against(label: str) -> float:
+    """The recommended scale against a setting, a colour or a thing of a miniature's world."""
+    return RECOMMENDED["settings" if label in SETTINGS else "colours"].settings["s"]

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from dnp.evaluation import not_pictures, record_keys
 from dnp.evaluation.not_rules import (
     ALONE,
-    CFG_SCALES,
     CONTROLS,
     INSIDE,
     MARGIN,
     PAIRS,
     PRIMARY,
     REFERENCE,
+    RULES,
     SEED_FROM,
     Setting,
     rules_of,
@@ -160,12 +160,13 @@ class Study:
             cells.append(Cell(CONTROLS[1], two_term, family, "reporting", not_pictures.RANDOM))
         return cells
 
-    def curve(self) -> list[Cell]:
-        """CFG at each of its scales, for the figure."""
-        return [
-            Cell("CFG", Setting(f"s = {s:g}", "cfg", {"s": s}), PRIMARY, "reporting")
-            for s in CFG_SCALES
-        ]
+    def curves(self) -> dict[str, list[Cell]]:
+        """CFG at each of its scales, which is more than was chosen: what its best would have been,
+        and the curve of the figure."""
+        return {
+            rule: [Cell(rule, setting, PRIMARY, "reporting") for setting in RULES[rule]]
+            for rule in ("CFG", "CFG, eta = 1")
+        }
 
     def work(self) -> Iterator[list[tuple[Cell, int]]]:
         """Lists of (cell, unit) in the order of the work; each needs the ones before it."""
@@ -178,7 +179,7 @@ class Study:
                     yield [(cell, k) for k in range(n) for cell in cells]
         if PRIMARY in self.families:
             n = self.units(PRIMARY, "reporting")
-            yield [(cell, k) for k in range(n) for cell in self.curve()]
+            yield [(cell, k) for k in range(n) for of in self.curves().values() for cell in of]
 
 
 def best(found: dict[Setting, dict], floor: float) -> Setting:
