@@ -8,11 +8,20 @@ import pytest
 
 import dnp
 from command_line import miniature_once
-from conftest import MINI
+from conftest import MINI, ROOT
+from dnp.app.options import methods_table
 from dnp.errors import SettingsError
 from dnp.evaluation import __main__ as evaluation
 from dnp.evaluation import not_command, not_law, not_pictures, not_report, not_study
-from dnp.evaluation.not_rules import ALONE, EMPTY_RULES, PAIRS, REFERENCE, RULES, Setting
+from dnp.evaluation.not_rules import (
+    ALONE,
+    EMPTY_RULES,
+    PAIRS,
+    RECOMMENDED,
+    REFERENCE,
+    RULES,
+    Setting,
+)
 from dnp.evaluation.not_seen import interval, kept, mean, scores, shows
 from dnp.sd import load
 from dnp.sd.world import OBJECTS, subjects
@@ -59,6 +68,18 @@ def test_every_rule_has_six_settings_that_differ():
             told = {x.said for x in settings}
             assert len(told) == len(settings) == (1 if name in alone else 6), name
             assert len({json.dumps([x.method, x.settings]) for x in settings}) == len(settings)
+
+
+def test_the_page_has_the_tables_of_the_run_that_lies_beside_the_weights():
+    page = (ROOT / "dnp" / "NEGATIVES.md").read_text(encoding="utf-8")
+    told = {*(MINI / "study" / "not" / "tables.md").read_text(encoding="utf-8").splitlines()}
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(rows) > 60 and [line for line in rows if line not in told] == []
+    assert all(x in RULES["two-term"] for x in RECOMMENDED.values())
+    for family, setting in RECOMMENDED.items():
+        chosen = f"| two-term | {setting.said} |"
+        assert any(line.startswith(chosen) for line in rows), family
+    assert "dnp/NEGATIVES.md" in methods_table()
 
 
 # ------------------------------------------------------------------------------- the numbers
@@ -160,14 +181,14 @@ def test_the_effective_scale_is_measured_by_the_way(mini):
         np.testing.assert_allclose(rest, 0, atol=1e-2)
 
 
-def test_a_picture_that_overflows_is_a_failure_and_the_others_are_made(mini):
+def test_a_picture_that_overflows_is_a_failure_and_the_others_are_made(mini, eyes):
     broken = lambda eps_phi, eps_p: eps_p * float("inf")
     pairs = [("a cat", "a dog"), ("a frog", "a car")]
     made = not_pictures.sampled(
         mini, Setting("", "cfg", {"rule": broken}), pairs, ["", ""], [0, 1], 2
     )
     assert made.pictures == [None, None]
-    assert not_pictures.Eyes(mini, MINI).see(made.pictures) == [None, None]
+    assert eyes.see(made.pictures) == [None, None]
 
 
 def test_a_random_negative_names_neither_p_nor_n():
@@ -181,13 +202,19 @@ def test_a_random_negative_names_neither_p_nor_n():
 # ------------------------------------------------------------------------------- the command
 
 
+@pytest.fixture(scope="module")
+def eyes(mini):
+    return not_pictures.Eyes(mini, MINI)
+
+
 @pytest.fixture
-def small(tmp_path, monkeypatch, capsys):
+def small(tmp_path, monkeypatch, capsys, eyes):
     """Runs a study of a few settings of the family colours: small(*words) -> what it printed."""
     monkeypatch.setattr(not_study, "rules_of", lambda family: FEW)
     monkeypatch.setattr(not_command, "rules_of", lambda family: FEW)
     monkeypatch.setattr(load, "load", miniature_once(load.load))
     monkeypatch.setattr(dnp, "load", miniature_once(dnp.load))
+    monkeypatch.setattr(not_pictures, "Eyes", lambda *of: eyes)
     size = "--family colours --choosing 1 --reporting 1 --steps 2 --choosing-steps 2".split()
 
     def run(*words):
