@@ -279,7 +279,7 @@ def make(study: Study, truth_file: Path | None) -> str:
                 "",
                 *table,
             ]
-            figure = plot(points, "effective scale, mean over steps", "done, %")
+            figure = plot(points, "effective scale, mean over steps", "done, %").image()
             write(study.folder / "figure.png", png(figure))
     said = "\n".join(lines)
     heads = ["family", "rule", "setting"]
