@@ -30,7 +30,7 @@ _HOME = {  # name: the module that has it; imported when it is first used, so th
     "DnpError": "errors",
     "NonFiniteError": "errors",
     "PictureError": "errors",
-    "Result": "generation",
+    "Result": "methods.result",
     "SettingsError": "errors",
     "StableDiffusion": "sd.model",
     "WeightsError": "errors",

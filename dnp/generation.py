@@ -12,65 +12,22 @@ A model is an object with `eps(z_t, t, c) -> eps`, `schedule`, and `latent_shape
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dnp import process, sampling
+from dnp import dpmpp, process, sampling
 from dnp.errors import NonFiniteError, SettingsError
-from dnp.methods import METHODS, models, own, sorted_out
+from dnp.methods import METHODS, models, own, sorted_out, weighted
 from dnp.methods.chain import Chain
 from dnp.methods.method import Asked, Method
+from dnp.methods.result import Result, record, whole
 
+SAMPLERS = {"ddim": sampling, "dpmpp2m": dpmpp}  # a name: the file that has its loop
 Row = tuple[int, Tensor, Tensor, Tensor | None]  # (t, z_t, z0_hat, eps)
-
-
-@dataclass
-class Result:
-    """What `generate` returns: k pictures and all that is needed to make them again."""
-
-    images: list[Image.Image]  # none of a toy
-    latents: tuple[Tensor, Tensor]  # z_T and z_0, float32 on the CPU, each (k, C, H, W)
-    negatives: list[str | None]  # of each picture
-    nfe: float  # network evaluations per picture, one for each condition and step: their mean
-    gradients: list[int]  # gradient passes of each picture, by Attend-and-Excite
-    settings: dict = field(default_factory=dict)
-    dns_images: list[Image.Image] = field(default_factory=list)  # those of the first picture first
-
-    @property
-    def negative(self) -> str | None:
-        """The negative prompt, where it is the same for every picture; else that of the first."""
-        return self.negatives[0]
-
-    @property
-    def evaluations(self) -> list[float]:
-        """What each picture cost in network evaluations, a gradient pass as two more of them."""
-        mean = sum(self.gradients) / len(self.gradients)
-        return [_whole(round(self.nfe - mean + 3 * g, 6)) for g in self.gradients]
-
-    def _repr_png_(self) -> bytes | None:
-        """How a notebook shows it: the pictures side by side, the DNS images above them."""
-        if not self.images:
-            return None
-        rows = [row for row in (self.dns_images, self.images) if row]
-        width, height = self.images[0].size
-        k = max(1, -(-160 // max(width, height)))  # small ones are enlarged by a whole factor
-        strip = Image.new("RGB", (k * width * max(map(len, rows)), k * height * len(rows)), "white")
-        for y, row in enumerate(rows):
-            for x, picture in enumerate(row):
-                strip.paste(
-                    picture.resize((k * width, k * height)), (k * width * x, k * height * y)
-                )
-        file = io.BytesIO()
-        strip.save(file, format="PNG")
-        return file.getvalue()
 
 
 class Call(Chain):
@@ -86,6 +43,7 @@ class Call(Chain):
         self.model, self.prompt, self.negative = model, prompt, negative
         self.captioner, self.progress = captioner, progress
         self.config, self.takes = getattr(model, "config", None), getattr(model, "takes", ())
+        self.device = torch.device(getattr(model, "device", "cpu"))
         if isinstance(prompt, list | tuple):
             raise SettingsError("a list is not a prompt; give one, and call again for the next.")
         for what, text in (("prompt", prompt), ("negative prompt", negative)):
@@ -113,10 +71,6 @@ class Call(Chain):
                 stacklevel=5,
             )
         return self
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(getattr(self.model, "device", "cpu"))
 
     def encode(self, prompts: list) -> object:
         """The condition of prompts; that of a toy is its own integer."""
@@ -148,9 +102,8 @@ class Call(Chain):
         model = self.model
         models.require_latents(model)
         if hasattr(model, "latent_shape"):
-            empty = torch.empty(
-                len(generators), *model.latent_shape(self.size), dtype=torch.float32
-            )
+            shape = len(generators), *model.latent_shape(self.size)
+            empty = torch.empty(shape, dtype=torch.float32)
             kinds = (getattr(model, k, torch.float32) for k in ("dtype", "latent_dtype"))
             dtype = functools.reduce(torch.promote_types, kinds, torch.float32)
             return sampling.noise_like(empty, generators).to(self.device, dtype)
@@ -200,7 +153,7 @@ def made_of(call: Call, guided: Method) -> Result:
     """The pictures of a call."""
     made = record(call, guided)  # now: a weight file that was changed is told before the work
     words, dns, evaluated = guided.words(call)
-    latents, pictures, gradients, negatives = [], [], [], []
+    latents, pictures, gradients, negatives, sizes = [], [], [], [], []
     for rows, k in batches(call):
         z_T, chain = begun(call, guided, rows, [words[i] for i in rows])
         for t, z_0, _, _ in chain:  # noqa: B007
@@ -211,11 +164,12 @@ def made_of(call: Call, guided: Method) -> Result:
             pictures += call.model.decode(row)
         gradients += guided.gradients[:k]
         negatives += guided.negatives[:k]
+        sizes += [guided.sizes] if call.particles else []
         evaluated += guided.evaluations * k + sum(guided.gradients[:k])
     z_T, z_0 = (torch.cat(parts) for parts in zip(*latents))
     made["negative"] = negatives[0]
-    nfe = _whole(evaluated / call.images)
-    return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns)
+    nfe = whole(evaluated / call.images)
+    return Result(pictures, (z_T, z_0), negatives, nfe, gradients, made, dns, sizes)
 
 
 @process.apart()
@@ -231,8 +185,9 @@ def trajectory(
     toy from its own law at the first level, since its noisiest level is not quite N(0, I).
     """
     given = {**settings, "s": s, "steps": steps, "seed": seed, "images": images}
-    if settings.get("batch") is not None:
-        raise SettingsError("trajectory samples all pictures in one batch; leave batch out.")
+    for name in ("batch", "particles", "corrector"):
+        if settings.get(name) is not None:
+            raise SettingsError(f"trajectory is one chain of all its pictures; leave {name} out.")
     call, guided = prepared(model, prompt, method, negative, captioner, None, given)
     call.images = images if z_T is None else len(z_T)
     words, _, _ = guided.words(call)
@@ -243,6 +198,8 @@ def begun(
     call: Call, guided: Method, rows: Sequence[int], words: list, z_T: Tensor | None = None
 ) -> tuple[Tensor, Iterator[Row]]:
     """z_T and the chain of a batch: the pictures of these rows with their words n."""
+    if weighted.asked(call):
+        return weighted.begun(call, guided, rows[0], words[0])
     generators = call.generators(rows)
     with torch.no_grad():
         z_T = call.noise(generators, guided.positive) if z_T is None else z_T
@@ -252,7 +209,7 @@ def begun(
 
 def walk(call: Call, guided: Method, z_T: Tensor, generators) -> Iterator[Row]:
     """The rows of `trajectory` from z_T on. NonFiniteError names a step that overflows."""
-    sample = getattr(sampling, f"{call.sampler}_sample")
+    sample = getattr(SAMPLERS[call.sampler], f"{call.sampler}_sample")
     at_fault = f", rule {guided.rule.name}" if guided.named else ""
     with torch.no_grad():
         chain = sample(guided, z_T, call.model.schedule, call.steps, call.eta, generators,
@@ -276,34 +233,14 @@ def prepared(model, prompt, method, negative, captioner, progress, given) -> tup
     guided = kind(**of_method)
     guided.label = method if own.is_file(method) else kind.name
     guided.complete(call)
+    weighted.require(call, guided)
     return call, guided
 
 
-def record(call: Call, guided: Method) -> dict:
-    """The settings as a PNG holds them."""
-    made = {"prompt": call.prompt, "method": guided.label}
-    for one in (guided, call):
-        made |= {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
-    made["rule"] = None
-    del made["rule_options"]
-    if guided.named:
-        rule = guided.rule
-        made |= {"rule": rule.name, "rule_options": rule.options, "rule_sha256": rule.sha256}
-    if type(guided) not in METHODS.values():
-        made["method_sha256"] = own.identity(type(guided))
-    if hasattr(call.config, "fingerprint"):
-        made["dtype"] = str(call.model.dtype).removeprefix("torch.")
-        made["device"] = call.device.type
-        made["fingerprint"] = call.config.fingerprint
-    return made
-
-
 def batches(call: Call) -> Iterator[tuple[list[int], int]]:
-    """The rows of each forward, and how many of them are pictures: the others repeat the last.
-
-    So with `batch` every forward has one shape, in which a row's bits do not depend on the others.
-    """
-    size = call.batch or batch_size(call.device)
+    """The rows of each forward, and how many of them are pictures. With `batch` the others repeat
+    the last: every forward has one shape, in which a row's bits do not depend on the others."""
+    size = 1 if weighted.asked(call) else call.batch or batch_size(call.device)
     for first in range(0, call.images, size):
         rows = list(range(first, min(first + size, call.images)))
         yield rows + rows[-1:] * ((call.batch or 0) - len(rows)), len(rows)
@@ -312,8 +249,3 @@ def batches(call: Call) -> Iterator[tuple[list[int], int]]:
 def batch_size(device: torch.device) -> int:
     """How many pictures are sampled together at most where `batch` is not given."""
     return 1 if device.type == "cpu" else 16
-
-
-def _whole(x: float) -> float:
-    """7.0 as 7."""
-    return int(x) if x == int(x) else x

@@ -9,7 +9,8 @@ much the ancestral chain is wrong (T6; Skreta et al., arXiv:2503.02819, for CFG 
 with the variance-exploding sigma; for CFG half of s (s - 1) |S_p - S_phi|^2, for DNS of s (s + 1)
 times that square. No further evaluation is needed. Particles whose weights have become unlike are
 drawn again from one another. Where the law is improper no particles can stand for it: their
-`effective_size` falls. On pictures: `python -m dnp.evaluation.heaviest`.
+`effective_size` falls. On pictures: `particles=K` and `corrector=K` of `dnp.generate`
+(`dnp/methods/weighted.py`), and `python -m dnp.evaluation.heaviest`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ def apart() -> Iterator[None]:
         if products != "highest":
             torch.set_float32_matmul_precision("highest")
         with ExitStack() as own:
-            own.enter_context(torch.device("cpu"))
+            if torch.get_default_device().type != "cpu":  # a mode: a sixth of a small forward
+                own.enter_context(torch.device("cpu"))
             for kind in KINDS:
                 if torch.is_autocast_enabled(kind):
                     own.enter_context(torch.autocast(kind, enabled=False))

@@ -127,7 +127,7 @@ def apg(
     eps_phi: Tensor, eps_p: Tensor, s: Scale, eta: Scale = 0.0, r: float = 2.5,
     d: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Adaptive projected guidance: the part of dp along p, which saturates, counts eta.
+    """Adaptive projected guidance: the part of dp along p, which saturates, is scaled by eta.
 
     eps = eps_p + (s - 1) * (d - d_par + eta * d_par),  d = min(1, r / |d|) * d,  d_par along eps_p
     APG, arXiv:2410.02416. `d` is dp unless given: `APG` gives it a momentum. Not the same for

@@ -48,7 +48,7 @@ class Schedule:
         """The levels (alpha, sigma), (T,) each, from the cleanest on: z = alpha z_0 + sigma eps.
 
         abar = alpha^2 / (alpha^2 + sigma^2)
-        The clean end has no noise. ValueError unless alpha > 0, since at 0 eps says nothing of
+        The clean end has no noise. ValueError unless alpha > 0, since at 0 eps says nothing about
         z_0, and sigma / alpha rises.
         """
         alpha, sigma = (torch.as_tensor(x).double().cpu() for x in (alpha, sigma))
@@ -74,8 +74,8 @@ class Schedule:
 
         tau = shift u / (1 + (shift - 1) u),  u = (t + 1) / T
         The shift is Stable Diffusion 3's, Eq. (23), arXiv:2403.03206. At tau = 1 eps says nothing
-        of z_0, so the last tau is at most 1 - cut. A smaller cut is nearer to the flow's own chain
-        and divides rounding by it: 1e-4 suits float32, 1e-6 float64.
+        about z_0, so the last tau is at most 1 - cut. A smaller cut is nearer to the flow's own
+        chain and divides rounding by it: 1e-4 suits float32, 1e-6 float64.
         """
         u = torch.arange(1, T + 1, dtype=torch.float64) / T
         tau = shift * u / (1 + (shift - 1) * u)

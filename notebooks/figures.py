@@ -5,6 +5,7 @@
     figures.energy(ax, toy.energy(t))                 an energy, lines of equal height
     figures.field(ax, lambda z: toy.score(z, t))      arrows; all of one panel have one scale
     figures.trajectories(ax, dnp.trajectory(...))     chains, from open circles to dots
+    figures.units(dnp.trajectory(...), toy.schedule)  one chain of a line in three units
     figures.samples(ax, z_0)                          where chains end
     figures.strip(pictures, labels)                   pictures side by side
     figures.lecture(toy, prompt, scales)              energy, field and trajectories by scale
@@ -33,6 +34,7 @@ from torch import Tensor
 import dnp
 from dnp import energy as energies
 from dnp import guidance
+from dnp import units as units_of
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, BLACK = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#222222"
@@ -145,6 +147,23 @@ def trajectories(ax: Axes, rows: Iterable, most: int = 24, colour: str = ORANGE)
     ax.plot(*ends[inside(ax, ends)].T, "o", ms=5, color=BLACK, zorder=4)
     outside(ax, path[-1])
     return path[-1]
+
+
+def units(rows: Iterable, schedule) -> None:
+    """The chains of `dnp.trajectory` of a toy on a line, in the three units of `dnp.units`: z over
+    the unit's own noise level, noise on the left."""
+    rows = list(rows)
+    path = torch.stack([z_t for _, z_t, _, _ in rows])[:, :, 0]  #     (steps + 1, B)
+    abar = torch.stack([schedule.level(t) for t, _, _, _ in rows])
+    names = {"variance preserving": "vp", "variance exploding": "ve", "flow": "flow"}
+    labels = (r"$\sigma_t$", r"$\sigma$", r"$\tau$")
+    for ax, unit, label in zip(row(*names, window=None), names.values(), labels):
+        alpha_t, sigma_t = getattr(units_of, unit)(abar)
+        z = (alpha_t**2 + sigma_t**2).sqrt()[:, None] * path
+        for k, one in enumerate(z.unbind(1)):
+            ax.plot(sigma_t, one, ".-", color=COLOURS[k % 5], lw=1.2, ms=4)
+        ax.set(xlabel=label, ylabel="z" if ax is ax.figure.axes[0] else "")
+        ax.invert_xaxis()
 
 
 def samples(ax: Axes, z_0: Tensor, colour: str = ORANGE, label: str = "") -> None:

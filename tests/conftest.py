@@ -1,5 +1,6 @@
 """Small random Stable Diffusions, made and saved by diffusers and transformers: the oracles."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -15,8 +16,16 @@ from browser import a_study, chromium  # noqa: F401 - for test_browser*.py
 from command_line import cli, pixels, refused  # noqa: F401 - for the tests of commands
 from dnp.sd import speed
 from runs import copy, finished, made, weights_are_opened_once  # noqa: F401 - for test_runs*.py
+from single_files import both, family  # noqa: F401 - for the tests of files
 
 torch.set_num_threads(1)  # two on a busy machine are slower, and sums stay the same anywhere
+
+
+def pytest_collection_finish():
+    """What was imported lives until the end, and is not looked at again and again: 5 % of all."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "weights" / "mini"

@@ -15,10 +15,11 @@ from dnp.errors import SettingsError
 from dnp.evaluation import audit as audits
 from dnp.evaluation import audit_pictures, trust
 from dnp.evaluation.audit import AMPLIFIES, BRINGS, audit, evaluations
-from dnp.evaluation.labels import OfCaptions, OfWords, OfWorld
+from dnp.evaluation.labels import OfCaptions, OfWords, OfWorld, labels_for
 from dnp.evaluation.mcnemar import LEVEL, compare, mcnemar, power
 from dnp.evaluation.not_rules import RECOMMENDED, RULES, scale_against
 from dnp.sd import load
+from test_models import FILE
 
 # ------------------------------------------------------------------------------- the test
 
@@ -122,6 +123,25 @@ def test_detectors_have_equal_evaluations_and_are_scored_by_the_truth():
     assert "blue" not in trust.named(few | {"cfg": seen["cfg"]}, ["blue"], 30)["CFG"]  # past 20
 
 
+def test_the_trust_in_an_audit_is_a_table_and_a_line_for_each_prompt(tmp_path, capsys):
+    seen = {k: [{"red"}] * 12 for k in ("prompt", "cfg")} | {
+        k: [set()] * 12 for k in ("empty", "dns")
+    }
+    shares = {"red": [0.6, 0.2], "blue": [0.1, 0.2], "green": [0.25, 0.2]}
+    table = {"a car": shares, "a red car on the road": {"red": [0.1, 0.2]}}
+    rows, lines = trust.of_world(table, 12, lambda prompt: (seen, list(table[prompt])))
+    assert list(rows) == [
+        "miniature, objects: 1 prompts",
+        "miniature, nothing left open: 1 prompts",
+    ]
+    assert ("a car", "s = 1", "red", "red", "") in lines  # green's share is between: not counted
+    assert ("a red car on the road", "s = 1", "", "", "red") in lines and len(lines) == 8
+    trust.main(["--pictures", "3", "--audits", "1", "--out", str(tmp_path)])
+    text = (tmp_path / "trust.md").read_text()
+    assert text.count("toy, ") == 3 and text.strip() == capsys.readouterr().out.strip()
+    assert trust.counts(48) == {"empty": 48, "prompt": 48, "cfg": 32, "dns": 32}
+
+
 # ------------------------------------------------------------------------------- the pictures
 
 
@@ -210,6 +230,20 @@ def test_clip_chooses_one_of_the_words():
             OfWords(bad, clip)
 
 
+def test_what_is_given_stands_before_what_the_weights_have(mini):
+    assert isinstance(labels_for(mini, "a car", MINI), OfWorld)
+    assert isinstance(labels_for(mini, "a car", MINI, "red, blue"), OfWords)
+    assert isinstance(labels_for(mini, "a car", MINI, captions=True), OfCaptions)
+    assert isinstance(labels_for(mini, "a car"), OfCaptions)
+    for given, sentence in (
+        (("red, blue", None, True), "both given"),
+        (("red, blue", None, False), "give --clip FOLDER"),
+        ((None, MINI / "clip", False), "give them with --words"),
+    ):
+        with pytest.raises(SettingsError, match=sentence):
+            labels_for(mini, "a car", None, *given)
+
+
 # ------------------------------------------------------------------------------- the command
 
 
@@ -223,6 +257,17 @@ def test_the_command_writes_a_table_a_sheet_and_a_csv(tmp_path, capsys, monkeypa
     assert len(rows) == 3 * 41 and {r["comparison"] for r in rows} >= {BRINGS, AMPLIFIES}
     assert Image.open(tmp_path / "a-crown-audit.png").width > 2 * 160
     assert len([*(tmp_path / "audit-pictures").iterdir()]) == 4 * 2
+
+
+def test_a_model_of_ones_own_is_audited_by_words_of_ones_own(tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    words = ["a cat", "--pictures", "2", "--steps", "2", "--words", "red, blue sky, cat"]
+    audits.main([*words, "--model", "mine.py:Colours", "--clip", str(MINI / "clip")])
+    printed = capsys.readouterr().out
+    assert "The family (2): red, blue sky." in printed and "nearest of the words" in printed
+    names = {p.name for p in (tmp_path / "outputs").iterdir()}
+    assert names >= {f"a-cat-audit.{x}" for x in ("png", "csv", "md")}
 
 
 def test_progress_is_told_of_every_evaluation():
@@ -239,6 +284,10 @@ def test_progress_is_told_of_every_evaluation():
         (["a cat", "--weights", "nowhere"], "nowhere"),
         (["a cat", "--model", "pipe"], r"give FILE\.py:NAME"),
         (["a cat", "--words", "man"], "two or more"),
+        (["a cat", "--words", "a, b", "--captioner", "weights/mini/captioner"], "both given"),
+        (["a cat", "--captioner", "nowhere"], "nowhere"),
+        (["a cat", "--model", "mine.py:f", "--weights", "weights/mini"], "--weights and --model"),
+        (["a cat", "--prediction", "x"], "x"),
         (["a cat", "--steps", "0"], "steps"),
         (["a cat", "--pic", "3"], "--pic 3"),
     ],

@@ -1,14 +1,19 @@
 """bfloat16 on a CPU: where it is allowed, what stays in float32, how far its numbers are off."""
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
 import dnp
+from command_line import refused
 from conftest import MINI
+from dnp.app.png import read_settings, save
 from dnp.errors import SettingsError
 from dnp.sd import device, speed
 from dnp.sd.device import choose_dtype
@@ -43,9 +48,9 @@ def test_the_commands_line_says_how_to_get_it_where_it_can_be_had(monkeypatch, t
 
 def test_guidance_and_sampler_work_in_float32(tiny):
     model = dnp.load(tiny, dtype=torch.bfloat16)
-    networks = model.unet, model.text_encoder, model.vae
+    networks = model.unet, model.text_encoder, model.vae.encoder, model.vae.decoder.conv_out
     kinds = [{p.dtype for p in n.parameters()} for n in networks]
-    assert kinds == [{torch.bfloat16}, {torch.float32}, {torch.float32}]
+    assert kinds == [{torch.bfloat16}, *[{torch.float32}] * 3]
     seen = []
 
     def rule(*, eps_phi, eps_p, z_t, s=1.0):
@@ -57,6 +62,46 @@ def test_guidance_and_sampler_work_in_float32(tiny):
     z_0 = result.latents[1]
     assert not z_0.bfloat16().float().equal(z_0)  # nothing rounded what the sampler made
     assert result.settings["dtype"] == "bfloat16"
+
+
+def test_the_decoder_is_in_bfloat16_too_where_the_processor_has_the_units(monkeypatch, tiny):
+    for flags, asked, kind in (
+        ({"amx_bf16"}, None, torch.bfloat16),
+        ({"amx_bf16"}, torch.float32, torch.float32),
+        (set(), None, torch.float32),
+        (set(), torch.bfloat16, torch.bfloat16),
+    ):
+        monkeypatch.setattr(device, "cpu_flags", lambda flags=flags: frozenset(flags))
+        model = dnp.load(tiny, dtype=torch.bfloat16, vae_dtype=asked)
+        parts = {n: {p.dtype for p in part.parameters()}
+                 for n, part in model.vae.decoder.named_children()}  # fmt: skip
+        assert parts.pop("conv_out") == {torch.float32}
+        assert set.union(*parts.values()) == {kind} == {model.vae_dtype}
+        made = dnp.generate(model, "a cat", steps=1)
+        assert made.settings["vae_dtype"] == str(kind).removeprefix("torch.")
+        assert model.encode_images(made.images).dtype == torch.float32
+    assert dnp.load(tiny).vae_dtype == torch.float32
+    with pytest.raises(SettingsError, match=r"give torch\.float32 or"):
+        dnp.load(tiny, vae_dtype=torch.float16)
+
+
+@units
+def test_from_makes_a_picture_again_and_one_from_before_with_a_float32_decoder(cli, tmp_path):
+    _, (png,), _, _ = cli("a cat", "--steps", 10, "--dtype", "bfloat16")
+    told = read_settings(png)
+    assert (told["dtype"], told["vae_dtype"]) == ("bfloat16", "bfloat16")
+    assert cli("--from", png, "--out", "again")[0] == 0
+    assert Path("again", png.name).read_bytes() == png.read_bytes()
+    old = {k: v for k, v in told.items() if k not in ("vae_dtype", "batch")}
+    before = save(Image.open(png), tmp_path, "before", old)
+    assert cli("--from", before, "--out", "wide")[0] == 0
+    wide = Path("wide", png.name)
+    assert read_settings(wide) == told | {"vae_dtype": "float32"}
+    a, b = (np.asarray(Image.open(path), float) for path in (png, wide))
+    assert 0 < np.abs(a - b).mean() < 3
+    assert cli("--from", before, "--dtype", "float32", "--out", "full")[0] == 0
+    assert read_settings(Path("full", png.name))["vae_dtype"] == "float32"
+    refused(cli("a cat", "--vae-dtype", "float16"), "choose auto, float32, float64 or bfloat16")
 
 
 @units

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import dnp
-from dnp import guidance, methods, sampling, toy
+from dnp import dpmpp, guidance, methods, sampling, toy
 from dnp.energy import z0_from_eps
 from dnp.evaluation.answer_readings import Unconditional
 from dnp.methods import rule as contract
@@ -22,7 +22,7 @@ from own_rules import PAIRS, SCHEDULE, STEPS, Counted, Memory, end, midpoint, pu
     [
         (sampling.ddim_sample, {"method": "np", "negative": 1}),
         (sampling.ddim_sample, {"method": "answer", "K": 3, "K_until": 1.0}),
-        (sampling.dpmpp2m_sample, {"method": "answer", "K": 3}),
+        (dpmpp.dpmpp2m_sample, {"method": "answer", "K": 3}),
         (sampling.ddim_sample, {"method": Unconditional}),
         (midpoint, {"method": "np", "negative": 1}),
         (midpoint, {"method": "answer", "K_until": 1.0}),

@@ -215,14 +215,14 @@ def test_variances_on_a_line_are_what_the_chains_return(s):
     law = toy.Gaussian(
         (torch.zeros(1), 2 * torch.eye(1)), [(torch.zeros(1), torch.eye(1))], schedule
     )
-    one, V = torch.ones(1, 1, dtype=torch.float64), {0.0: 1.0, 1.0: 1.0}
-    for t, t_next in schedule.pairs(4000, "trailing"):
-        eps = guidance.cfg(law.eps(one, t), law.eps(one, t, 0), s)  # linear in z
-        a, b = schedule.level(t), schedule.level(t_next)
-        z, noise = torch.eye(2, 1, dtype=torch.float64), torch.eye(2, dtype=torch.float64)[:, 1:]
-        for eta in V:  # the rows: a latent without noise, and noise without a latent
-            moved, drawn = ddim_step(z, eps * z, a, b, eta, noise)[0][:, 0].tolist()
-            V[eta] = moved**2 * V[eta] + drawn**2
+    t, t_next = map(torch.tensor, zip(*schedule.pairs(4000, "trailing")))
+    levels, one = (schedule.level(t), schedule.level(t_next)), torch.ones(4000, 1).double()
+    eps, V = guidance.cfg(law.eps(one, t), law.eps(one, t, 0), s), {0.0: 1.0, 1.0: 1.0}
+    for eta in V:  # eps is linear in z: a latent without noise, and noise without a latent
+        moved, _ = ddim_step(one, eps, *levels, eta, 0 * one)
+        drawn, _ = ddim_step(0 * one, 0 * eps, *levels, eta, one)
+        for m, d in zip(moved[:, 0].tolist(), drawn[:, 0].tolist()):
+            V[eta] = m**2 * V[eta] + d**2
     assert V[0.0] == pytest.approx(energy.ddim_variance(2.0, 1.0, s), rel=0.01)
     assert V[1.0] == pytest.approx(energy.ddpm_variance(2.0, 1.0, s), rel=0.01)
     _, L = energy.product_of_gaussians(

@@ -22,8 +22,8 @@ import dnp
 from conftest import ARCHITECTURES, make_pipeline
 from damages import BYTES, damage
 from dnp.errors import DnpError
-from test_files import FAMILIES, make_family, shard
-from test_sdxl_files import SECOND, make_both
+from single_files import FAMILIES, SECOND, make_both, make_family
+from test_files import shard
 
 CASES = int(os.environ.get("DNP_FUZZ_CASES", 2400))
 SEED = int(os.environ.get("DNP_FUZZ_SEED", 0))

@@ -59,12 +59,14 @@ def linear_chain_variances(rule, sched, etas):
     steps = len(sched.abar)
     top = sched.level(steps - 1)
     variances = [(top * 2 + 1 - top).item()] * len(etas)
-    z, noise = torch.eye(2, dtype=F64)[:, :1], torch.eye(2, dtype=F64)[:, 1:]
-    for t, t_next in sched.pairs(steps, "linspace"):
-        eps, levels = rule(z, t), (sched.level(t), sched.level(t_next))
-        for i, eta in enumerate(etas):
-            a, tau = sampling.ddim_step(z, eps, *levels, eta, noise)[0][:, 0].tolist()
-            variances[i] = a**2 * variances[i] + tau**2
+    t, t_next = map(torch.tensor, zip(*sched.pairs(steps, "linspace")))
+    levels, one = (sched.level(t), sched.level(t_next)), torch.ones(steps, 1, dtype=F64)
+    eps, nothing = rule(one, t), rule(0 * one, t)
+    for i, eta in enumerate(etas):
+        a, _ = sampling.ddim_step(one, eps, *levels, eta, 0 * one)
+        tau, _ = sampling.ddim_step(0 * one, nothing, *levels, eta, one)
+        for x, y in zip(a[:, 0].tolist(), tau[:, 0].tolist()):
+            variances[i] = x**2 * variances[i] + y**2
     return [var / sched.abar_final for var in variances]  # back to VE, where z_0 is not rescaled
 
 

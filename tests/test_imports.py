@@ -10,7 +10,7 @@ from conftest import ROOT
 
 EQUATIONS = (
     "schedule", "units", "per_sample", "process", "energy", "guidance", "sampling", "toy", "rules",
-    "theorems", "particles", "training",
+    "theorems", "particles", "training", "dpmpp",
 )  # fmt: skip
 # Bottom to top, by longest prefix: a module imports from its own floor and those below.
 FLOORS = (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dnp import energy, guidance, rules, sampling, schedule, toy
+from dnp import dpmpp, energy, guidance, rules, sampling, schedule, toy
 from dnp.schedule import Schedule
 
 F64 = torch.float64
@@ -101,7 +101,7 @@ def test_whole_numbers_mean_what_the_same_floats_mean():
     for f in (
         lambda z, e, _: guidance.optimal_negative(e, 2.5),
         lambda z, e, _: sampling.ddim_step(z, e, 0.3, 0.6)[0],
-        lambda z, e, _: sampling.dpmpp2m_step(z, e, 0.3, 0.6)[0],
+        lambda z, e, _: dpmpp.dpmpp2m_step(z, e, 0.3, 0.6)[0],
         lambda z, e, _: energy.v_from_eps(z, e, 0.3),
         lambda z, e, _: energy.score_from_eps(e, 0.4),
         lambda z, e, _: Schedule.stable_diffusion().add_noise(z, e, 500),
@@ -216,7 +216,7 @@ def test_dpmpp2m_is_of_second_order_on_even_log_snr_and_not_on_stable_diffusions
         want = b.sqrt() + std(b) / std(a) * (z_T - a.sqrt())
         return (z_0 - want).abs().item()
 
-    ddim, two = sampling.ddim_sample, sampling.dpmpp2m_sample
+    ddim, two = sampling.ddim_sample, dpmpp.dpmpp2m_sample
 
     def ratios(sched, sample):
         errors = [error(sched, n, sample) for n in (40, 80, 160)]

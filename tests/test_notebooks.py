@@ -51,8 +51,8 @@ def test_stored_outputs_are_of_these_cells(name):
     assert any(refresh.pictures(c) for c in notebook.cells)
 
 
-def test_there_are_eight_notebooks_with_three_exercises_each_after_the_first():
-    assert [name[0] for name in NOTEBOOKS] == list("12345678")
+def test_there_are_nine_notebooks_with_three_exercises_each_after_the_first():
+    assert [name[0] for name in NOTEBOOKS] == list("123456789")
     for name, notebook in NOTEBOOKS.items():
         headings = re.findall(
             r"^## Exercise (\d)\.\d", "\n".join(c.source for c in notebook.cells), re.M
@@ -286,6 +286,9 @@ MUTANTS = [  # what a student returns, with the arguments a, b, c, d; words of t
         "d_p",
     ),
     ("my_bounded", "a + d * (b - a) - 0.25 * d * (c - a)", "quarter"),
+    ("my_p", "0.5 ** (a + b)", "both ways"),
+    ("my_least", "6", "Holm"),
+    ("my_red", "a**b / (a**b + 4 * ((1 - a) / 4) ** b)", "power"),
 ]
 
 
@@ -305,6 +308,8 @@ OFF = (  # right at the first inputs, wrong at others
     ("my_evaluations", "2 * a + 30 if b == 4 else 2 * a", "K = 2"),
     ("my_posterior", "0.25 * (a - b).exp() if c < 1 else a.exp() / b.exp()", "w = 0.01"),
     ("my_bounded", "rules.bounded(a, b, c, abs(d), r=0.25)", "s = -7.5"),
+    ("my_least", "6 if a < 41 else 11", "tests = 2"),
+    ("my_red", "a if b <= 5 else 1.0", "s = 7.5"),
     ("my_score", "-a / b.clamp(min=0.1).reshape(-1, *[1] * (a.ndim - 1))", "other noises"),
 )
 

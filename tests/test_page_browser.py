@@ -313,3 +313,83 @@ def test_every_text_can_be_read(chromium, a_page, options, scheme):
         page.click("#tab-sheet")
         look()
     assert {"By hand", "Draw", "zebra", "Save", "History", "Columns"} <= seen
+
+
+def audit(page, prompt, pictures="2", steps="2"):
+    page.fill("#audit-prompt", prompt)
+    page.fill("#audit-pictures", pictures)
+    page.fill("#audit-steps", steps)
+    page.press("#audit-steps", "Enter")
+
+
+def test_an_audit_by_keyboard_is_told_kept_and_taken_to_the_first_tab(
+    chromium, a_page, monkeypatch, tmp_path
+):
+    url, desk = a_page
+    make = desk.audits.make
+    follows = {"negative": "an orange <b>crown</b>", "rule": "negative_prompt_two_term", "s": "2"}
+
+    def with_a_habit(*args):  # two pictures find none
+        sheet, told = make(*args)
+        return sheet, told | {"follows": follows, "against": "A <i>negative</i>."}
+
+    monkeypatch.setattr(desk.audits, "make", with_a_habit)
+    evil = "a <b id=evil>crown</b>"
+    with opened(chromium, url, **DESKTOP, accept_downloads=True) as (_, page, asked):
+        page.fill("#look-prompt", evil)
+        page.focus("#tab-hand")
+        page.keyboard.press("ArrowLeft")  # round to the last one
+        assert page.input_value("#audit-prompt") == evil
+        assert "2,560 evaluations" in page.inner_text("#cost")
+        audit(page, evil)
+        page.wait_for_selector("#found:not([hidden])", timeout=60000)
+        shown(page, "#audit-of img")
+        assert page.inner_text("#found-title") == f"“{evil}”"
+        assert page.inner_text("#verdict li >> nth=0").startswith("brings along: ")
+        assert page.locator("#found th").count() == 8 and page.locator("#evil").count() == 0
+        assert "--pictures 2 --steps 2" in page.inner_text("#audit-of code")
+        assert page.inner_text("#told") == "The audit is finished."
+        with page.expect_download() as waiting:
+            page.press("#audit-csv", "Enter")
+        assert waiting.value.suggested_filename == "a-b-id-evil-crown-b-audit.csv"
+        waiting.value.save_as(tmp_path / "a.csv")
+        assert (tmp_path / "a.csv").read_text().startswith("comparison,first,second,pictures")
+        page.reload()
+        page.wait_for_selector("#found:not([hidden])", timeout=60000)
+        assert page.input_value("#audit-pictures") == "2" and page.inner_text("#against") == (
+            "A <i>negative</i>."
+        )
+        page.press("#take", "Enter")
+        page.wait_for_selector("#picture-negative:focus")
+        assert page.input_value("#picture-negative") == follows["negative"]
+        assert page.input_value("#picture-rule") == "negative_prompt_two_term"
+        assert page.input_value("#look-steps") == "2"
+        page.keyboard.press("Control+Enter")
+        shown(page, "#picture .after")
+        assert "--rule negative_prompt_two_term" in page.inner_text("#picture code")
+        page.click("#history li:last-child button")  # back to the audit
+        assert page.locator("#found").is_visible() and page.locator("#evil").count() == 0
+    assert all(one.startswith((url, "data:", "blob:")) for one in asked)
+
+
+def test_an_audit_on_a_phone_shows_how_far_it_is_and_ends_at_stop(chromium, a_page):
+    url, desk = a_page
+    with opened(chromium, url, faults=(REFUSED,), **PHONE) as (_, page, _asked):
+        page.tap("#tab-audit")
+        audit(page, "a crown", "1")
+        page.wait_for_selector("#audit-pictures[aria-invalid=true]:focus")
+        assert "choose 2 to" in page.inner_text("#audit-pictures-wrong")
+        audit(page, "a crown", "16", "100")
+        page.wait_for_function("() => /Audit: [1-9].*left/.test(doing.textContent)")
+        page.tap("#stop")
+        page.wait_for_selector("#working", state="hidden")
+        assert not desk.queue and page.locator("#found").is_hidden()
+        audit(page, "a crown")
+        page.wait_for_selector("#found:not([hidden])", timeout=60000)
+        assert page.locator("#follows").is_hidden()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        for button in page.query_selector_all("button, a[download], input, summary"):
+            box = button.bounding_box()
+            assert box is None or box["height"] >= 44 or "range" in button.get_attribute("type")
+        for text, size, ratio in page.evaluate(TEXTS):
+            assert ratio >= 4.5 and size >= 14, (text, ratio, size)

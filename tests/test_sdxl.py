@@ -15,6 +15,7 @@ from dnp.methods.attend_excite import OfSubjects
 from dnp.sd import families
 from dnp.sd.clip import CLIPTextModel
 from dnp.sd.unet import UNet
+from single_files import opened
 
 PROMPT, NEGATIVE = "a red car and a cat", "a dog in the snow"
 
@@ -48,7 +49,7 @@ def test_single_forwards_agree(sdxl, dtype, tolerance):
 def test_complete_run_agrees(sdxl, method):
     """CFG with phi = zeros; DNS at s is an empty prompt, negative p, scale s + 1 (phi = text)."""
     pipeline, folder = sdxl
-    model, s = dnp.load(folder), 2.5
+    model, s = opened(folder), 2.5
     exact_tables(pipeline, model)
     negative = NEGATIVE if method == "np2" else None
     phi = "text" if method == "dns" else None
@@ -59,7 +60,7 @@ def test_complete_run_agrees(sdxl, method):
 
 @pytest.mark.parametrize("method", ["cfg", "np2", "dns", "answer", "auto-dnp", "ae", "neglect"])
 def test_every_method_runs(sdxl, method):
-    model = dnp.load(sdxl[1])
+    model = opened(sdxl[1])
     negative = NEGATIVE if method in ("np2", "auto-dnp") else None
     reads_maps = issubclass(METHODS[method], OfSubjects)
     own = {"subjects": "car, cat", "ae_level": 1} if reads_maps else {}

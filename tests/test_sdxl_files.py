@@ -11,68 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import dnp
-from conftest import make_sdxl
 from dnp.errors import WeightsError
-from dnp.sd.config import TextConfig
-from dnp.sd.files import names
-from originals import openclip, unet_to_original, vae_to_original, without_prefix
+from single_files import FIRST, SECOND, opened
 
 PROMPT, SIZE = "a photo of a cat", (64, 64)
-FIRST, SECOND = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
 UNET = "model.diffusion_model."
-PARTS = {
-    "text_encoder": "model", "text_encoder_2": "model", "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}  # fmt: skip
-
-
-def to_original(parts):
-    """The tensors of each part of a folder under the names of the original layout."""
-    text, text_2 = (without_prefix(parts[n]) for n in ("text_encoder", "text_encoder_2"))
-    layers = 1 + max(int(k.split(".")[2]) for k in text_2 if k.startswith("encoder.layers."))
-    out = unet_to_original(parts["unet"]) | vae_to_original(parts["vae"])
-    out |= {FIRST + k: x for k, x in text.items()} | openclip(text_2, layers, SECOND)
-    out[SECOND + "text_projection"] = text_2["text_projection.weight"].T.contiguous()
-    out[SECOND + "logit_scale"] = torch.tensor(1.0)
-    out[FIRST + "embeddings.position_ids"] = torch.arange(77)[None]
-    out["denoiser.sigmas"] = torch.zeros(1000)
-    return out
-
-
-def make_both(root, **widths):
-    """(pipeline of diffusers, its folder, a single file with the same tensors), CLIP's tokens."""
-    kinds = TextConfig(), TextConfig(hidden_act="gelu")
-    pipeline = make_sdxl(**widths, tokenizers=[names.clip_tokenizer(kind) for kind in kinds])
-    pipeline.save_pretrained(root / "folder")
-    parts = {n: load_file(root / "folder" / n / f"{stem}.safetensors") for n, stem in PARTS.items()}
-    save_file(to_original(parts), root / "xl.safetensors", metadata={"format": "pt"})
-    return pipeline, root / "folder", root / "xl.safetensors"
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Depths 1/2/10, both text encoders, and a projection that is not square."""
-    return make_both(
-        tmp_path_factory.mktemp("both"),
-        text=dict(
-            hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=1
-        ),
-        text_2=dict(
-            hidden_size=128, intermediate_size=160, num_hidden_layers=11, num_attention_heads=2,
-            projection_dim=96,
-        ),
-        unet=dict(
-            block_out_channels=(64, 128, 192), attention_head_dim=[1, 2, 3],
-            cross_attention_dim=192, norm_num_groups=32, sample_size=128,
-            addition_time_embed_dim=8, projection_class_embeddings_input_dim=96 + 6 * 8,
-        ),
-        vae=dict(block_out_channels=(32, 32, 64, 64), norm_num_groups=32),
-    )  # fmt: skip
 
 
 def test_a_single_file_is_the_folder_it_was_made_from(both):
     _, folder, path = both
-    one, other = dnp.load(path), dnp.load(folder)
+    one, other = opened(path), opened(folder)
     for name in ("text", "text_2", "unet", "vae", "phi", "prediction_type", "spacing"):
         assert getattr(one.config, name) == getattr(other.config, name), name
     for phi in ("zeros", "text"):
@@ -141,7 +89,7 @@ def test_a_damaged_single_file_is_told(both, tmp_path, change, sentence):
 
 def test_a_file_can_say_that_it_predicts_v(both, tmp_path):
     path = changed(both[2], tmp_path, lambda t: t.update(v_pred=torch.zeros(0)))
-    assert dnp.load(both[2]).config.prediction_type == "epsilon"
+    assert opened(both[2]).config.prediction_type == "epsilon"
     assert dnp.load(path).config.prediction_type == "v_prediction"
     assert dnp.load(path, prediction_type="epsilon").config.prediction_type == "epsilon"
 
@@ -154,11 +102,11 @@ def refiner(tensors):
     loses(FIRST)(tensors)
     for key in [k for k in tensors if k.startswith(SECOND)]:
         tensors["conditioner.embedders.0.model." + key.removeprefix(SECOND)] = tensors.pop(key)
-    tensors[UNET + "label_emb.0.0.weight"] = torch.zeros(256, 96 + 5 * 8)
+    tensors[UNET + "label_emb.0.0.weight"] = torch.zeros(128, 96 + 5 * 8)
 
 
 def inpainting(tensors):
-    tensors[UNET + "input_blocks.0.0.weight"] = torch.zeros(64, 9, 3, 3)
+    tensors[UNET + "input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
 
 
 REFUSED = [(refiner, "the refiner of SDXL, which"), (inpainting, "the inpainting model of SDXL, w")]

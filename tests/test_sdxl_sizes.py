@@ -17,7 +17,7 @@ from dnp.sd.files import folder
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
 from originals import without_prefix
-from test_sdxl_files import PARTS, both, to_original  # noqa: F401 - a fixture
+from single_files import PARTS, sdxl_to_original
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def hollow(tensors, path):
 @pytest.mark.slow
 def test_a_single_file_of_the_published_size_is_known(full, tmp_path):
     parts = {part: dict(network.state_dict()) for part, network in full.items()}
-    path = hollow(to_original(parts), tmp_path / "xl.safetensors")
+    path = hollow(sdxl_to_original(parts), tmp_path / "xl.safetensors")
     assert path.stat().st_size == pytest.approx(6.94e9, rel=0.01)
     told = folder.read(path)
     assert (told.text, told.text_2) == (SDXL_TEXT, SDXL_TEXT_2)
@@ -99,7 +99,7 @@ def test_a_single_file_of_the_published_size_is_known(full, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_of_the_published_size_is_known(full, both, tmp_path):  # noqa: F811
+def test_a_folder_of_the_published_size_is_known(full, both, tmp_path):
     for part in ("tokenizer", "tokenizer_2", "scheduler"):
         shutil.copytree(both[1] / part, tmp_path / part)
     for part, network in full.items():

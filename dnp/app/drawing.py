@@ -35,7 +35,7 @@ def opened(args: SimpleNamespace):
     import dnp
     from dnp.methods.models import load_own
     from dnp.sd import speed
-    from dnp.sd.device import choose_device, choose_dtype
+    from dnp.sd.device import choose_device, choose_dtype, choose_vae_dtype
 
     if args.model is not None:
         model = load_own(args.model)
@@ -43,7 +43,8 @@ def opened(args: SimpleNamespace):
         return model
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    model = dnp.load(find_weights(args.weights), device, dtype, args.prediction)
+    of_vae = choose_vae_dtype(args.vae_dtype)
+    model = dnp.load(find_weights(args.weights), device, dtype, args.prediction, of_vae)
     model.check_finite()
     measures = speed.apply(model)
     print(f"device: {device}, {str(model.dtype).removeprefix('torch.')}; weights: {args.weights}")
@@ -172,15 +173,25 @@ def save(
         used = {**made, "seed": seed, "images": 1, "negative": n}
         used |= of_weights(args)
         path = keep(picture, f"{stem}-{name}-{seed}", used)
+        sized = effective(result.sizes[i]) if result.sizes else ""
         star = f'  n* = "{n}"' if issubclass(kind, AutoDNP) and args.negative is None else ""
-        bar.write(f"{path}{printable(star)}", file=sys.stdout)
+        bar.write(f"{path}{printable(star)}{sized}", file=sys.stdout)
+
+
+def effective(sizes: list[float]) -> str:
+    """How far the particles of a picture stand for the law."""
+    said = f"  effective size {sizes[-1]:.2f} at the end, {min(sizes):.2f} at the least"
+    if sum(sizes) / len(sizes) < 1.5:
+        said += ": about one particle, so K is too small or the law is improper"
+    return said
 
 
 def of_dns(model, args: SimpleNamespace, made: dict, seed: int) -> dict:
     """The settings of a DNS image, by which `--from` makes it again; `made` are its method's."""
-    from dnp.generation import prepared, record
+    from dnp.generation import prepared
+    from dnp.methods.result import record
 
-    settings = {k: made.get(k) for k in table(Chain)} | {
+    settings = {k: made.get(k) for k in table(Chain) if k not in ("particles", "corrector")} | {
         "s": made.get("s_dns"),
         "seed": seed,
         "images": 1,
@@ -213,7 +224,8 @@ def steps_of_all(args: SimpleNamespace, methods: dict, kinds: dict[str | None, t
 def keeper(model, args, settings: dict, seed: int, count: int, keep: Keep):
     """Picture -> what `keep` returns of it: the DNS images of `count` pictures, in their order."""
     from dnp.app import png
-    from dnp.generation import prepared, record
+    from dnp.generation import prepared
+    from dnp.methods.result import record
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -55,6 +55,10 @@ def from_png(typed: dict) -> dict:
                 f"{file}: {key} = {value!r:.60} was never written here; take another PNG."
             )
     recorded.pop("device", None)
+    if "dtype" in typed or str(recorded.get("fingerprint")).startswith(OF_PIPELINE):
+        recorded.pop("vae_dtype", None)
+    elif recorded.get("dtype") in ("bfloat16", "float16"):
+        recorded.setdefault("vae_dtype", "float32")  # as it was before PNGs told it
     if "weights" in typed:
         recorded.pop("model", None)
     if "model" in typed:

@@ -231,7 +231,7 @@ def resolve(typed: dict) -> SimpleNamespace:
         typed=list(typed),
     )
     if args.model is not None:
-        for name in ("weights", "prediction", "device", "dtype"):
+        for name in ("weights", "prediction", "device", "dtype", "vae_dtype"):
             if name in typed:
                 raise SettingsError(
                     f"--{name} and --model are both given, and a model of your own has its own; "

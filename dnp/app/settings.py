@@ -42,6 +42,9 @@ class Weights:
     dtype: str = setting(
         "auto", "auto, float32, float64, bfloat16, on a GPU float16", metavar="NAME"
     )
+    vae_dtype: str = setting(
+        "auto", "of the VAE's decoder; auto: float32, of a CPU's bfloat16 the same", metavar="NAME"
+    )
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 The networks, the tokenizers and the text pass are the pipeline's own, with its LoRAs and textual
 inversions. The samplers, rules and seeds are ours: of its scheduler only the levels are read.
-diffusers is not imported here; who has a pipeline has it already.
+diffusers is not imported here; whoever has a pipeline has it already.
 """
 
 from __future__ import annotations

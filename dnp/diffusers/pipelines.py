@@ -7,7 +7,7 @@ scale; it evaluates no negative at w <= 1. So
     DNP at s     n is n*, w = s:                            n* + s (p - n*)      two-term
 
 of whatever its networks predict: noise, or the velocity of SD3 and Flux, which is linear in it
-(`dnp/guidance.py`). diffusers is not imported here; who has a pipeline has it already.
+(`dnp/guidance.py`). diffusers is not imported here; whoever has a pipeline has it already.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ class _VAE:
             vae.to(torch.float16)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.network.encode(x).latent_dist
+        posterior = self.network.encode(x.to(self.network.dtype)).latent_dist
         return posterior.mean - self.shift, posterior.logvar
 
 

@@ -249,16 +249,18 @@ def parse(argv: Sequence[str] | None):
     add("--allow-download", action="store_true", help="--captioner may be a name to download")
     add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps; default auto")
     add("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16; default auto")
+    add("--vae-dtype", metavar="NAME", help="of the VAE's decoder; default auto")
     add("--out", type=Path, default=Path("outputs"), metavar="FOLDER", help="default outputs")
     args = p.parse_args(argv)
-    own = {"weights": "weights/mini", "prediction": None, "device": "auto", "dtype": "auto"}
+    own = {"weights": "weights/mini", "prediction": None}
+    own |= dict.fromkeys(("device", "dtype", "vae_dtype"), "auto")
     for name, usual in own.items():
         if getattr(args, name) is None:
             setattr(args, name, usual)
         elif args.model is not None:
             raise SettingsError(
-                f"--{name} and --model are both given, and a model of your own has its own; leave "
-                "one out."
+                f"--{name.replace('_', '-')} and --model are both given, and a model of your own "
+                "has its own; leave one out."
             )
     if not args.prompt.strip():
         raise SettingsError('the empty prompt brings nothing; give a prompt, such as "a crown".')

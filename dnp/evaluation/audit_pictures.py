@@ -12,8 +12,9 @@ from dnp.app import png
 from dnp.errors import PictureError
 from dnp.evaluation.labels import Labels, Seen
 from dnp.evaluation.record_keys import code_hash, key
-from dnp.generation import begun, prepared, record
+from dnp.generation import begun, prepared
 from dnp.methods.method import SCALE
+from dnp.methods.result import record
 
 EMPTY, PROMPT, GUIDED, DNS, NEGATED = "empty", "prompt", "cfg", "dns", "negative"  # the sets
 BATCH, OF_TOY = 16, 512  # pictures in one forward; a toy's are a few numbers each

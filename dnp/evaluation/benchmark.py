@@ -2,57 +2,52 @@
 
     python -m dnp.evaluation.benchmark                           # Stable Diffusion 1.5's size
     python -m dnp.evaluation.benchmark --against diffusers       # ... and ratios
-    python -m dnp.evaluation.benchmark --against diffusers --weights weights/mini --side 16
-    python -m dnp.evaluation.benchmark --against diffusers --dtype bfloat16 --parts agree unet
+    python -m dnp.evaluation.benchmark --against diffusers --device cuda --compile   # 8 minutes
+    python -m dnp.evaluation.benchmark --parts experiments       # pictures an hour
 
 Each contestant has a process of its own, and they take turns, every other round backwards:
 
-    bare       this package as `dnp.load` opens the weights
-    dnp        with the measures of `dnp/sd/speed.py`, as the commands have it
-    diffusers  diffusers as it comes
-    kept       diffusers in a process that keeps its freed memory, as ours does on Linux
+    bare           this package as `dnp.load` opens the weights
+    dnp            with the measures of `dnp/sd/speed.py`, as the commands have it
+    diffusers      diffusers as it comes
+    kept           diffusers in a process that keeps its freed memory, as ours does on Linux
+    channels_last  the same with its networks in channels_last
 
 A cell is the least of the turns and their median; a ratio is dnp's least over theirs, so below 1 is
 in our favour. It holds for the processor that is named above the table. Without --weights, random
-weights of the full size are written to a temporary folder (4.3 GB). In half precision our VAE, and
-on a CPU our text encoder, stay in float32; theirs do not.
+weights of the full size are written to a temporary folder: 4.3 GB, elsewhere than on a CPU 2, and 7
+of SDXL. In half precision each side keeps in float32 what it does as it comes (`dnp.load`).
+The tables are written to --out after every row: what fails, or does not fit into --budget, is said
+in its cell, and the rest is kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import sys
+import itertools
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 from dnp.app.terminal import Parser, run
-from dnp.errors import SettingsError
-from dnp.evaluation.rivals import (
-    PROMPT,
-    Contestant,
-    in_turn,
-    noise,
-    open_diffusers,
-    open_dnp,
-    picture,
-    require_diffusers,
-    seconds,
-)  # fmt: skip
+from dnp.errors import DnpError, SettingsError
+from dnp.evaluation.rivals import Cell, require_diffusers
+from dnp.evaluation.speed_table import Report, header, load, machine
+from dnp.evaluation.turns import FRESH, Budget, Pool, in_turn
+from dnp.evaluation.workers import Worker
 
 PARTS = {
-    "agree": "greatest differences to diffusers' numbers; in half precision to float32's too",
     "unet": "one forward of the U-Net, two conditions for each picture",
     "run": "prompt to pictures with CFG",
     "decode": "the VAE's decoder",
     "load": "opening the weights from a warm disk",
-    "memory": "peak resident memory of loading and a run of 2 steps",
+    "memory": "greatest memory of loading and a run of 2 steps",
+    "agree": "greatest differences to diffusers' numbers; in half precision to float32's too",
+    "experiments": "pictures an hour of an experiment of the miniature",
 }
-CONTESTANTS = "bare", "dnp", "diffusers", "kept"
+CONTESTANTS = "bare", "dnp", "diffusers", "kept", "channels_last"
+DTYPES, SIZES = ("float32", "float16", "bfloat16"), ("sd1", "sdxl", "tiny", "tiny-xl")
+GPU_MINUTES = 7.5
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -60,32 +55,73 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = p.add_argument
     add("--against", choices=("diffusers",), help="measure it too, and print the ratios")
     parts = "; ".join(f"{part}: {what}" for part, what in PARTS.items())
-    add("--beside", nargs="+", choices=("bare", "diffusers", "kept"), metavar="NAME",
-        help="measured beside dnp; default: all. Fewer need less memory")  # fmt: skip
-    add("--parts", nargs="+", choices=PARTS, metavar="P", help=f"default: all. {parts}")
-    add("--weights", type=Path, metavar="FOLDER", help="a diffusers folder; default: random ones")
+    add("--beside", nargs="+", choices=[n for n in CONTESTANTS if n != "dnp"], metavar="NAME",
+        help="measured beside dnp; default: bare, or with --against diffusers those of it that "
+        "matter on the device. Fewer need less memory")  # fmt: skip
+    add("--parts", nargs="+", choices=PARTS, metavar="P",
+        help=f"default: all on a CPU, unet and run elsewhere. {parts}")  # fmt: skip
+    add("--sizes", nargs="+", choices=SIZES, metavar="S",
+        help=f"of random weights, of {', '.join(SIZES)}; default sd1, elsewhere than on a CPU sdxl "
+        "too")  # fmt: skip
+    add("--weights", type=Path, metavar="FOLDER", help="a diffusers folder in place of random ones")
     add("--device", default="cpu", metavar="NAME", help="cpu, cuda or mps; default cpu")
-    add("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    add("--side", type=int, metavar="N", help="latents of N x N; default 64, run on a CPU 32")
-    add("--batch", type=int, default=1, metavar="N", help="pictures at a time; default 1")
-    add("--steps", type=int, default=20, metavar="N", help="DDIM steps of a run; default 20")
+    add("--dtype", nargs="+", choices=DTYPES, metavar="T",
+        help="default: float32 on a CPU, and bfloat16 where it has the units; elsewhere float16 "
+        "and bfloat16")  # fmt: skip
+    add("--side", type=int, metavar="N", help="latents of N x N; default as trained, on a CPU 32")
+    add("--batch", nargs="+", type=int, metavar="N",
+        help="pictures at a time; default 1, elsewhere than on a CPU 1 and 16")  # fmt: skip
+    compile_help = "also with the U-Nets compiled by torch.compile; BACKEND's default: inductor"
+    add("--compile", nargs="?", const="inductor", metavar="BACKEND", help=compile_help)
+    add("--steps", type=int, default=10, metavar="N", help="DDIM steps of a run; default 10")
     add("--rounds", type=int, default=3, metavar="N", help="turns of each; default 3")
     add("--threads", type=int, metavar="N", help="CPU threads of each; default torch's own")
+    add("--prompts", type=int, default=32, metavar="N", help="prompts of an experiment; default 32")
     clocks = "wall, or cpu: the processor's time, for a busy machine and --threads 1; default wall"
     add("--clock", choices=("wall", "cpu"), default="wall", help=clocks)
+    budget_help = f"leave out what does not fit; default {GPU_MINUTES:g}, on a CPU none"
+    add("--budget", type=float, metavar="MINUTES", help=budget_help)
+    add("--out", type=Path, metavar="FOLDER", help="write speed.md and speed.json there")
     args = p.parse_args(argv)
-    for name in ("side", "batch", "steps", "rounds", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise SettingsError(f"--{name} {value} is not possible; give 1 or more.")
-    args.parts = args.parts or [part for part in PARTS if args.against or part != "agree"]
-    args.run_side = args.side or (32 if args.device.startswith("cpu") else 64)
-    args.side = args.side or 64
-    beside = args.beside or ["bare", *(("diffusers", "kept") if args.against else ())]
-    if not (args.against or set(beside) == {"bare"}):
-        raise SettingsError("diffusers and kept are measured with --against diffusers; add it.")
+    numbers = {n: getattr(args, n) for n in ("side", "steps", "rounds", "threads", "prompts")}
+    numbers |= {"batch": min(args.batch or [1]), "budget": args.budget and 1000 * args.budget}
+    for name, value in numbers.items():
+        if value is not None and not 1 <= value < 1e9:
+            raise SettingsError(f"--{name} {getattr(args, name)} is not possible; give 1 or more.")
+    on_cpu = args.device.startswith("cpu")
+    offered = [x for x in PARTS if args.against or x != "agree"] if on_cpu else ["unet", "run"]
+    args.parts = args.parts or offered
+    args.batch = args.batch or ([1] if on_cpu else [1, 16])
+    args.budget = args.budget or (None if on_cpu else GPU_MINUTES)
+    if args.weights and args.sizes:
+        raise SettingsError("--weights and --sizes are both given; leave one out.")
+    args.sizes = args.sizes or (["sd1"] if on_cpu else ["sd1", "sdxl"])
+    theirs = ["diffusers", "kept", "channels_last"] if on_cpu else ["diffusers"]
+    beside = args.beside or (theirs if args.against else ["bare"] if on_cpu else [])
+    if not (args.against or set(beside) <= {"bare"}):
+        raise SettingsError(
+            "diffusers, kept and channels_last are measured with --against diffusers; add it."
+        )
+    if "agree" in args.parts and not args.against:
+        raise SettingsError("the part agree compares with diffusers; add --against diffusers.")
     args.contestants = [name for name in CONTESTANTS if name in ("dnp", *beside)]
     return args
+
+
+def cells(args: argparse.Namespace) -> list[list[Cell]]:
+    """What is measured, in this order: those of a list share their processes."""
+    kinds = list(itertools.product(args.dtype, args.sizes))
+    chosen = [part for part in ("unet", "run", "decode") if part in args.parts]
+    made = [
+        [Cell(part, size, dtype, compiled, batch)]
+        for compiled in ([False, True] if args.compile else [False])
+        for dtype, size in kinds
+        for batch in args.batch
+        for part in chosen
+        if part != "decode" or not compiled  # the decoder is not
+    ]
+    fresh = [part for part in FRESH if part in args.parts]
+    return made + [[Cell(part, size, dtype) for part in fresh] for dtype, size in kinds if fresh]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -93,128 +129,92 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
     import torch
 
-    from dnp.evaluation.random_weights import write_random_weights
-    from dnp.sd.device import choose_device, choose_dtype
+    from dnp.sd.device import choose_device, choose_dtype, has_bf16_units
 
     args.device = str(choose_device(args.device))
-    choose_dtype(args.dtype, torch.device(args.device))  # refused here, not by a contestant
-    if "agree" in args.parts and not args.against:
-        raise SettingsError("the part agree compares with diffusers; add --against diffusers.")
+    on_cpu = args.device.startswith("cpu")
+    half = ["bfloat16"] if has_bf16_units() else []
+    args.dtype = args.dtype or (["float32", *half] if on_cpu else ["float16", "bfloat16"])
+    for dtype in args.dtype:
+        choose_dtype(dtype, torch.device(args.device))  # refused here, not by a contestant
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.against:
         require_diffusers()
-    with tempfile.TemporaryDirectory() if args.weights is None else nullcontext() as made:
-        if args.weights is None:
-            args.weights = Path(made)
-            write_random_weights(args.weights)
-        print("\n".join(header(args)), flush=True)
-        for part in args.parts:
-            for line in agree(args) if part == "agree" else [row(part, in_turn(part, args), args)]:
-                print(line, flush=True)
+    planned = cells(args)
+    budget = Budget(args.budget, max(1, sum(map(len, planned))))
+    report = Report(args)
+    with tempfile.TemporaryDirectory() as made:
+        if args.weights:
+            args.sizes = [args.weights.resolve().name]
+            planned = cells(args)
+            args.folders = {args.sizes[0]: args.weights}
+        else:
+            args.folders = {size: Path(made) / size for size in args.sizes}
+        measure(planned, args, budget, report)
+        if "agree" in args.parts:
+            agree(args, report)
+    if "experiments" in args.parts:
+        experiments(args, report)
+    report.say("", f"At the end{load()}.")
 
 
-def header(args: argparse.Namespace) -> list[str]:
-    """The machine, the settings, what `speed.apply` does, and the head of the table."""
+def measure(planned, args: argparse.Namespace, budget: Budget, report: Report) -> None:
+    """The table of times."""
+    least: dict[tuple[str, Cell], float] = {}
+    with Pool(args, args.contestants) as pool:
+        for n, some in enumerate(planned):
+            folder = args.folders[some[0].size]
+            if not args.weights and not folder.exists():
+                write_weights(folder, some[0].size, args)
+            if n == 0:
+                report.say(*header(args, pool, some[0]))
+            if some[0].part in FRESH:
+                pool.drop(*pool.names)  # their memory is needed
+            for row in in_turn(some, pool, args, budget, least):
+                report.row(row)
+    if not planned:
+        report.say(*machine(args))
+
+
+def write_weights(folder: Path, size: str, args: argparse.Namespace) -> None:
     import torch
 
-    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else processor()
-    versions = f"torch {torch.__version__}"
-    if args.against:
-        versions += f", diffusers {sys.modules['diffusers'].__version__}"
-    with Contestant("dnp", args) as contestant:
-        measures = contestant("measures")
-    ratios = [f"dnp / {name}" for name in args.contestants if name != "dnp"]
-    return [
-        f"{name}, {torch.get_num_threads()} threads, {versions}, {args.dtype}, {args.clock} time, "
-        f"least / median of {args.rounds}",
-        *(f"matrix product {rate(args, d)}" for d in dict.fromkeys(("float32", args.dtype))),
-        f"speed.apply: {'; '.join(measures) or 'nothing on this device'}",
-        "",
-        f"| part | {' | '.join(args.contestants + ratios)} |",
-        f"|{'---|' * (1 + len(args.contestants + ratios))}",
-    ]
+    from dnp.evaluation.random_weights import write_random_weights
+
+    folder.mkdir()
+    kind = torch.float32 if args.device.startswith("cpu") else torch.float16
+    write_random_weights(folder, size, args.device, kind)
+    if args.device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
-def processor() -> str:
+def agree(args: argparse.Namespace, report: Report) -> None:
+    from dnp.evaluation.parity import HEAD, Parity
+
+    report.say("", *HEAD)
+    for dtype, size in itertools.product(args.dtype, args.sizes):
+        folder = args.folders[size]
+        if not args.weights and not folder.exists():
+            write_weights(folder, size, args)
+        with Worker("the comparison", Parity, args) as worker:
+            try:
+                report.say(*worker("agreement", Cell("agree", size, dtype)))
+            except DnpError as e:
+                report.say(f"| {size}, {dtype} | {e} | | |")
+
+
+def experiments(args: argparse.Namespace, report: Report) -> None:
+    from dnp.evaluation.throughput import pictures_an_hour, table
+
+    kinds = [(args.dtype[0], 1), *((dtype, 16) for dtype in args.dtype)]
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def rate(args: argparse.Namespace, dtype: str) -> str:
-    """The best of 9 matrix products, in words."""
-    import torch
-
-    n = 2048
-    a = torch.randn(n, n, device=args.device).to(getattr(torch, dtype))
-    best = min(seconds(lambda: a @ a, args) for _ in range(9))
-    return f"{n} x {n}, {dtype}: {2 * n**3 / best / 1e9:,.0f} GFLOP/s"
-
-
-def row(part: str, turns: dict[str, list[float]], args: argparse.Namespace) -> str:
-    """A row of the table: each one's least and median, and the ratios of the least."""
-    side = args.run_side if part in ("run", "memory") else args.side
-    steps = {"run": f", CFG, {args.steps} steps", "memory": ", 2 steps"}.get(part, "")
-    count = 2 * args.batch if part == "unet" else args.batch
-    size = "" if part == "load" else f", batch {count}, latents {side} x {side}"
-
-    def shown(values: list[float]) -> str:
-        least, middle = min(values), statistics.median(values)
-        if part == "memory":
-            return f"{least:,.0f} / {middle:,.0f} MB"
-        times, unit = (1, "s") if least >= 1 else (1000, "ms")
-        return f"{times * least:.2f} / {times * middle:.2f} {unit}"
-
-    ours, others = min(turns["dnp"]), [values for name, values in turns.items() if name != "dnp"]
-    ratios = [f"{ours / min(values):.2f}" for values in others]
-    cells = [f"{part}{steps}{size}", *map(shown, turns.values()), *ratios]
-    return f"| {' | '.join(cells)} |"
-
-
-def agree(args: argparse.Namespace) -> Iterator[str]:
-    """Rows of differences: to diffusers', and in half precision of both to our float32."""
-    import torch
-
-    from dnp.sd import speed
-
-    ours, pipe = open_dnp(args, args.dtype), open_diffusers(args)
-    speed.apply(ours)
-    z = noise(args, ours.unet.conv_in.in_channels, 1, args.run_side)
-    t = torch.tensor(500, device=z.device)
-    context = ours.encode([PROMPT])
-    length, dtype = context.shape[1], getattr(torch, args.dtype)
-    ids = pipe.tokenizer(PROMPT, padding="max_length", max_length=length, truncation=True).input_ids
-    with torch.no_grad():
-        by_dnp = context, ours.eps(z, t, context), ours.vae.decode(z)
-        z_there, context_there = z.to(dtype), context.to(dtype)
-        by_diffusers = (
-            pipe.text_encoder(torch.tensor([ids], device=z.device))[0],
-            pipe.unet(z_there, t, context_there).sample,
-            pipe.vae.decode(z_there).sample,
-        )
-    parts, count = ("text encoder", "U-Net", "VAE decode"), len(args.contestants) * 2 - 2
-    for part, x, y in zip(parts, by_dnp, by_diffusers):
-        error = (x.float() - y.float()).abs().max() / y.float().abs().max()
-        what = f"{part}: greatest difference / greatest value"
-        yield f"| {what} | | {error:.1e} |{' |' * (count - 1)}"
-    if args.dtype == "float32":
-        return
-    del pipe
-    wide = open_dnp(args, "float32")
-    with torch.no_grad():
-        exact = wide.encode([PROMPT]), wide.eps(z, t, wide.encode([PROMPT])), wide.vae.decode(z)
-    for part, want, *both in zip(parts, exact, by_dnp, by_diffusers):
-        errors = [f"{((x.float() - want).norm() / want.norm()):.1e}" for x in both]
-        what = f"{part}: difference to float32 / its norm"
-        yield f"| {what} | | {' | '.join(errors)} |{' |' * (count - 2)}"
-    one, two = (picture(model, args, args.steps)[0] for model in (ours, wide))
-    off = [abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())]
-    difference = f"{statistics.mean(off):.2f} mean, {max(off)} greatest"
-    yield f"| picture: difference to float32's, of 255 | | {difference} |{' |' * (count - 1)}"
+        found = pictures_an_hour(kinds, args.device, args.clock, args.rounds, args.prompts)
+    except DnpError as e:
+        return report.say("", f"Pictures an hour were not measured: {e}")
+    report.experiments = [[*kind, values] for kind, values in found.items()]
+    report.say("", *table(found, args.clock, args.prompts))
 
 
 if __name__ == "__main__":
-    run(main, "interrupted; nothing is left behind.")
+    run(main, "interrupted; nothing is left behind but the tables in --out.")

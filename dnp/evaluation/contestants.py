@@ -33,6 +33,7 @@ from dnp.methods.chain import Chain
 from dnp.methods.cnp import CNP
 from dnp.methods.fields import from_text, option, table
 from dnp.methods.method import Asked, Method
+from dnp.methods.result import record
 from dnp.methods.words import AutoDNP, Captioner, dns_seeds
 
 # Words that people put against any picture. A miniature that never read them sees untrained tokens.
@@ -47,6 +48,8 @@ OF_CHAIN = (
     "sampler",
     "steps",
     "eta",
+    "particles",
+    "corrector",
     "batch",
 )  # fields of the chain that a contestant may have of its own
 FEW = {"unconditional": ("steps", "eta", "batch"),
@@ -173,7 +176,7 @@ def settled(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sampling warns
         call, guided = generation.prepared(model, prompt, c.method, None, None, None, given)
-    made = generation.record(call, guided)
+    made = record(call, guided)
     belong = {*table(type(guided)), *table(Chain), "rule_options", "rule_sha256", "method_sha256"}
     made = {k: v for k, v in made.items() if k in belong - {"seed", "images", "subjects"}}
     if c.name == "negative-alone":

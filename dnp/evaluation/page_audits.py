@@ -20,7 +20,7 @@ from dnp.sd import find_weights
 
 PICTURES, STEPS = 16, 20  # where a field is empty
 TAKEN = {  # of the base
-    "weights", "prediction", "model", "device", "dtype", "captioner", "allow_download",
+    "weights", "prediction", "model", "device", "dtype", "vae_dtype", "captioner", "allow_download",
 }  # fmt: skip
 FIELDS = {"prompt", "seed", "steps"}  # of the base too, and the page has them in fields
 

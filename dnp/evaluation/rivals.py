@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import math
 import re
 import resource
-import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
-from dnp.errors import DnpError, SettingsError
+from dnp.errors import SettingsError
 
 PROMPT = "a photo of a cat and a dog"
+OURS = "bare", "dnp"
+
+
+class Cell(NamedTuple):
+    """What is measured of each side in one row of the table."""
+
+    part: str
+    size: str  # the name of a folder of weights
+    dtype: str
+    compiled: bool = False  # the U-Net by torch.compile
+    batch: int = 1
 
 
 def require_diffusers() -> None:
@@ -35,36 +45,39 @@ def require_diffusers() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def open_dnp(args: argparse.Namespace, dtype: str):
+def open_dnp(folder: Path, device: str, dtype: str):
     import torch
 
     import dnp
 
-    return dnp.load(args.weights, args.device, getattr(torch, dtype))
+    return dnp.load(folder, device, getattr(torch, dtype))
 
 
-def open_diffusers(args: argparse.Namespace):
+def open_diffusers(folder: Path, device: str, dtype: str):
     """diffusers' pipeline with DDIM, as it comes."""
+    import diffusers
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    fp16 = (args.weights / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
-    whole = (args.weights / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            args.weights, torch_dtype=getattr(torch, args.dtype), local_files_only=True,
+        xl = "XL" in json.loads((folder / "model_index.json").read_text())["_class_name"]
+        kind = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
+        few = {"safety_checker": None, "requires_safety_checker": False}
+        fp16 = (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+        whole = (folder / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+        pipe = kind.from_pretrained(
+            folder, torch_dtype=getattr(torch, dtype), local_files_only=True,
             use_safetensors=True, variant="fp16" if fp16 and not whole else None,
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+            feature_extractor=None, **({"add_watermarker": False} if xl else few),
         )  # fmt: skip
     except Exception as e:  # diffusers and transformers raise whatever comes
         reason = str(e).split("\n")[0][:300] or type(e).__name__
         raise SettingsError(
-            f"diffusers cannot open {args.weights} ({reason}); give a folder in its layout, with "
+            f"diffusers cannot open {folder} ({reason}); give a folder in its layout, with "
             "model_index.json, or leave --against out."
         ) from None
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(args.device)
+    return pipe.to(device)
 
 
 def seconds(make: Callable[[], object], args: argparse.Namespace) -> float:
@@ -87,141 +100,144 @@ def seconds(make: Callable[[], object], args: argparse.Namespace) -> float:
     return took if took > 0.1 else measure(math.ceil(0.1 / max(took, 1e-6)))
 
 
-def noise(args: argparse.Namespace, channels: int, count: int, side: int):
+def side_of(unet, args: argparse.Namespace) -> int:
+    """The latents' height and width: as trained, on a CPU at most 32."""
+    trained = max(unet.sample_size)
+    return args.side or (min(trained, 32) if args.device.startswith("cpu") else trained)
+
+
+def noise(device: str, *shape: int):
     import torch
 
-    z = torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(0))
-    return z.to(args.device)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def picture(model, args: argparse.Namespace, steps: int):
-    """`args.batch` pictures of the prompt, by one of our models or one of diffusers' pipelines."""
+def picture(model, batch: int, side: int, steps: int):
+    """`batch` pictures of the prompt, by one of our models or one of diffusers' pipelines."""
     import dnp
 
     if hasattr(model, "vae_scale_factor"):
-        side = args.run_side * model.vae_scale_factor
+        pixels = side * model.vae_scale_factor
         return model(
-            PROMPT, guidance_scale=7.5, num_inference_steps=steps, height=side, width=side,
-            num_images_per_prompt=args.batch,
+            PROMPT, guidance_scale=7.5, num_inference_steps=steps, height=pixels, width=pixels,
+            num_images_per_prompt=batch,
         ).images  # fmt: skip
-    side = args.run_side * model.config.vae.factor
-    size = (side, side)
-    return dnp.generate(model, PROMPT, s=7.5, steps=steps, images=args.batch, size=size).images
+    kw = {"size": (side * model.config.vae.factor,) * 2, "batch": batch if batch > 1 else None}
+    return dnp.generate(model, PROMPT, s=7.5, steps=steps, images=batch, **kw).images
 
 
-def calls(name: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """Opens the weights; what a contestant can be asked for: seconds, megabytes, measures."""
+class Rival:
+    """A side in its process: `rival(what, cell, steps)` does a part, and says seconds or MB."""
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        import torch
+
+        import dnp.sd.load  # noqa: F401  (imports are not loading)
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        if name not in OURS:
+            require_diffusers()
+            from diffusers import (  # noqa: F401
+                DDIMScheduler,
+                StableDiffusionPipeline,
+                StableDiffusionXLPipeline,
+            )
+        from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+
+        self.name, self.args, self.model, self.opened = name, args, None, None
+
+    def __call__(self, what: str, cell: Cell, steps: int = 0) -> object:
+        import torch
+
+        if what == "rest":  # the others need the memory
+            gc.collect()
+            return torch.cuda.empty_cache() if torch.cuda.is_available() else None
+        if self.opened != cell[1:4]:
+            self.opened = None
+            self.open(cell)
+            self.opened = cell[1:4]
+        with torch.no_grad():
+            return getattr(self, what)(cell, steps)
+
+    def open(self, cell: Cell) -> None:
+        import torch
+
+        from dnp.sd import speed
+        from dnp.sd.files import folder
+
+        path, self.model, ours = self.args.folders[cell.size], None, self.name in OURS
+        self("rest", cell)
+        self.of = folder.read(path)
+        self.side = side_of(self.of.unet, self.args)
+        start = time.perf_counter()
+        self.model = (open_dnp if ours else open_diffusers)(path, self.args.device, cell.dtype)
+        self.took = time.perf_counter() - start
+        self.measures_taken = speed.apply(self.model) if self.name == "dnp" else []
+        if self.name in ("kept", "channels_last"):
+            speed.keep_freed_memory()
+        if self.name == "channels_last":
+            for network in (self.model.unet, self.model.vae):
+                network.to(memory_format=torch.channels_last)
+        if cell.compiled:
+            torch._dynamo.reset()
+            # a program of its own for each batch
+            self.model.unet.compile(dynamic=False, backend=self.args.compile)
+
+    def measures(self, *_: object) -> list[str]:
+        return self.measures_taken
+
+    def load(self, *_: object) -> float:
+        return self.took
+
+    def unet(self, cell: Cell, _: int) -> float:
+        """One forward with two conditions for each picture, called as a run calls it."""
+        import torch
+
+        of, unet, k, device = self.of.unet, self.model.unet, 2 * cell.batch, self.args.device
+        kind = getattr(torch, cell.dtype)
+        z = noise(device, k, of.in_channels, self.side, self.side).to(kind)
+        t = torch.tensor(500, device=device)
+        context = noise(device, k, self.of.text.max_position_embeddings, of.cross_attention_dim)
+        context, added = context.to(kind), ()
+        if of.added_dim:
+            pooled = noise(device, k, of.added_dim - 6 * of.added_freq_dim).to(kind)
+            added = pooled, torch.full((k, 6), 8.0 * self.side, device=device)
+        if self.name in OURS:
+            return seconds(lambda: unet(z, t, context, *added), self.args)
+        also = {"text_embeds": added[0], "time_ids": added[1].to(kind)} if added else None
+        return seconds(
+            lambda: unet(
+                z, t, encoder_hidden_states=context, timestep_cond=None,
+                cross_attention_kwargs=None, added_cond_kwargs=also, return_dict=False,
+            ),
+            self.args,
+        )  # fmt: skip
+
+    def decode(self, cell: Cell, _: int) -> float:
+        vae = self.model.vae
+        z = noise(self.args.device, cell.batch, self.of.unet.in_channels, self.side, self.side)
+        z = z.to(vae.post_quant_conv.weight.dtype)
+        return seconds(lambda: vae.decode(z), self.args)
+
+    def run(self, cell: Cell, steps: int) -> float:
+        make = lambda: picture(self.model, cell.batch, self.side, steps)  # noqa: E731
+        return seconds(make, self.args)
+
+    def memory(self, cell: Cell, _: int) -> float:
+        picture(self.model, cell.batch, self.side, 2)
+        return peak_megabytes(self.args.device)
+
+
+def peak_megabytes(device: str) -> float:
+    """The most memory that this process had: the GPU's where it computes, else resident."""
     import torch
 
-    from dnp.sd import speed
-
-    start = time.perf_counter()
-    opened = open_dnp(args, args.dtype) if name in ("bare", "dnp") else open_diffusers(args)
-    took = time.perf_counter() - start
-    measures = speed.apply(opened) if name == "dnp" else []
-    if name == "kept":
-        speed.keep_freed_memory()
-    unet, vae, dtype = opened.unet, opened.vae, getattr(torch, args.dtype)
-    z = noise(args, unet.conv_in.in_channels, 2 * args.batch, args.side).to(dtype)
-    latent = z[: args.batch].to(vae.post_quant_conv.weight.dtype)
-    width = next(p.shape[1] for n, p in unet.named_parameters() if n.endswith("attn2.to_k.weight"))
-    context, t = torch.randn(len(z), 77, width).to(z), torch.tensor(500, device=z.device)
-    timed = torch.no_grad()(lambda make: seconds(make, args))
-    return {
-        "load": lambda: took,
-        "measures": lambda: measures,
-        "unet": lambda: timed(lambda: unet(z, t, context)),
-        "decode": lambda: timed(lambda: vae.decode(latent)),
-        "run": lambda: timed(lambda: picture(opened, args, args.steps)),
-        "memory": lambda: picture(opened, args, 2) and peak_megabytes(),
-    }
-
-
-def peak_megabytes() -> float:
-    """The most resident memory that this process had."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
     try:  # on Linux ru_maxrss may be a parent's
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
     except (OSError, TypeError):
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, else KiB
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def answer(name: str, args: argparse.Namespace, line) -> None:
-    """A contestant's process: to each question on the line, its answer or the error."""
-    import torch
-
-    import dnp.sd.load  # noqa: F401  (imports are not loading)
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if name in ("diffusers", "kept"):
-        require_diffusers()
-        from diffusers import DDIMScheduler, StableDiffusionPipeline  # noqa: F401
-    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
-
-    warnings.simplefilter("ignore")  # few steps start low; diffusers renames torch_dtype
-    can: dict[str, Callable[[], object]] = {}
-    while True:
-        try:
-            question = line.recv()
-        except EOFError:  # no more questions
-            return
-        try:
-            can = can or calls(name, args)
-            line.send(can[question]())
-        except DnpError as e:
-            line.send(e)
-        except Exception as e:  # another library's, or no memory
-            reason = str(e).strip().split("\n")[0][:300] or type(e).__name__
-            sentence = f"{name} cannot do {question} with these settings ({reason}); change them."
-            line.send(SettingsError(sentence))
-
-
-class Contestant:
-    """One of them in a process of its own, where settings of one are not another's."""
-
-    def __init__(self, name: str, args: argparse.Namespace):
-        context = get_context("spawn")
-        self.name, (self.line, other) = name, context.Pipe()
-        self.process = context.Process(target=answer, args=(name, args, other), daemon=True)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks: inherited
-        self.process.start()
-        signal.signal(signal.SIGINT, before)
-        other.close()
-
-    def __call__(self, question: str):
-        try:
-            self.line.send(question)
-            answer = self.line.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            raise SettingsError(
-                f"{self.name} ended with {self.process.exitcode} while its {question} was "
-                "measured; what it printed above says why."
-            ) from None
-        if isinstance(answer, DnpError):
-            raise answer
-        return answer
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, error: object, *_: object) -> None:
-        self.line.close()
-        if error:
-            self.process.terminate()
-        self.process.join()
-
-
-def in_turn(part: str, args: argparse.Namespace) -> dict[str, list[float]]:
-    """The answers of each, after one for warmth; for load and memory each of a new process."""
-    got: dict[str, list[float]] = {name: [] for name in args.contestants}
-    with ExitStack() as stack:
-        fresh = part in ("load", "memory")
-        kept = {} if fresh else {n: stack.enter_context(Contestant(n, args)) for n in got}
-        for turn in range(args.rounds + 1):
-            for name in args.contestants[:: -1 if turn % 2 else 1]:
-                with nullcontext(kept.get(name)) if kept else Contestant(name, args) as contestant:
-                    got[name].append(contestant(part))
-    return {name: values[1:] for name, values in got.items()}

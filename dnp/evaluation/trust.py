@@ -26,12 +26,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dnp.app import png
 from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
 from dnp.evaluation.audit import audit
 from dnp.evaluation.audit_pictures import DNS, EMPTY, GUIDED, PROMPT, Kept, looked_at, scales_of
 from dnp.evaluation.labels import Seen
 from dnp.evaluation.mcnemar import compare
+from dnp.evaluation.tables import csv_text
 from dnp.evaluation.tables import markdown as table
 from dnp.sd.files.data_only import open_regular
 from dnp.toy import Mixture
@@ -176,19 +178,20 @@ def judged(
     return named(seen, family, pictures), true, {k for k, (a, b) in of.items() if a <= b}
 
 
-def of_world(table: dict, pictures: int, make: Callable[[str], tuple]) -> dict[str, dict]:
-    """The scores of a table's prompts; one that names a colour and a setting leaves none open.
+def of_world(table: dict, pictures: int, make: Callable[[str], tuple]) -> tuple[dict, list]:
+    """The scores of a table's prompts, where one that names a colour and a setting leaves none
+    open; and (prompt, detector, labels that are true, those of them named, wrong ones named).
     `make` gives what is seen for a prompt, by set, and the family of labels."""
     cases = {p: judged(*make(p), shares, pictures) for p, shares in table.items()}
-    for prompt, (of, true, false) in cases.items():
-        for name in DETECTORS:
-            sorts = {"true": true, "right": of[name] & true, "wrong": of[name] & false}
-            told = "; ".join(f"{k}: {', '.join(sorted(v)) or '-'}" for k, v in sorts.items())
-            print(f"{prompt}, {name}. {told}")
+    words = lambda labels: " ".join(sorted(labels))  # noqa: E731
+    lines = [
+        (prompt, name, *map(words, (true, of[name] & true, of[name] & false)))
+        for prompt, (of, true, false) in cases.items() for name in DETECTORS
+    ]  # fmt: skip
     open_ = {p: case for p, case in cases.items() if len(p.split()) == 2}
     closed = {p: case for p, case in cases.items() if p not in open_}
     rows = {"miniature, objects": open_, "miniature, nothing left open": closed}
-    return {f"{k}: {len(v)} prompts": scores(v.values()) for k, v in rows.items() if v}
+    return {f"{k}: {len(v)} prompts": scores(v.values()) for k, v in rows.items() if v}, lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -208,15 +211,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not low <= getattr(args, name) <= 1000:
             raise SettingsError(f"--{name} {getattr(args, name)} is not possible; choose {low} to "
                                 "1000.")  # fmt: skip
-    rows = {}
+    png.check_folder(args.out)
+    rows, lines = {}, []
     if args.truth is not None:
         truth = _chosen(read_truth(args.truth), args.prompts)
-        rows |= of_world(truth, args.pictures, _maker(args))
-    rows = of_toy(args.pictures, args.audits) | rows
-    print(
-        f"\n{args.pictures} pictures of s = 1 and of the empty prompt, and as many evaluations of "
-        f"each detector: true labels that are named, and wrong ones.\n\n{markdown(rows)}"
+        rows, lines = of_world(truth, args.pictures, _maker(args))
+    said = (
+        f"{args.pictures} pictures of s = 1 and of the empty prompt, and as many evaluations of "
+        "each detector: true labels that are named, wrong ones, and in how many audits.\n\n"
+        f"{markdown(of_toy(args.pictures, args.audits) | rows)}"
     )
+    print(said)
+    args.out.mkdir(parents=True, exist_ok=True)
+    png.write(args.out / "trust.md", said.encode())
+    if lines:
+        heads = ("prompt", "detector", "true", "right", "wrong")
+        png.write(args.out / "trust.csv", csv_text(heads, lines).encode())
 
 
 def _chosen(table: dict, prompts: Sequence[str] | None) -> dict:
@@ -231,12 +241,10 @@ def _maker(args) -> Callable[[str], tuple]:
     from tqdm import tqdm
 
     import dnp
-    from dnp.app import png
     from dnp.evaluation.labels import labels_for
     from dnp.sd import find_weights, speed
 
     weights = find_weights("weights/mini")
-    png.check_folder(args.out)
     model = dnp.load(weights)
     speed.apply(model)
     kept, scales = Kept(args.out / "audit-pictures"), scales_of(model, None)

@@ -13,6 +13,13 @@ class Chain:
     sampler: str = setting("ddim", "how a step is made", choices=("ddim", "dpmpp2m"))
     steps: int = setting(50, "sampling steps", low=1)
     eta: float = setting(0.0, "0 (DDIM) to 1 (DDPM)", low=0, high=1)
+    particles: int | None = setting(
+        None, "K particles of the law of cfg, np, np2 or dns for each picture, with eta 1", low=2,
+        high=1024, metavar="K",
+    )  # fmt: skip
+    corrector: int | None = setting(
+        None, "K Langevin steps of that law at each level", low=1, high=100, metavar="K"
+    )
     seed: int = setting(0, "seed of the first picture", low=0, high=SEEDS - 1)
     images: int = setting(
         1, "how many pictures, with seeds SEED, SEED + 1, ...", low=1, high=10_000

@@ -42,7 +42,7 @@ NOT_AVAILABLE = {  # other tools' names: what can be done instead
 
 
 def said_of(name: str) -> str:
-    """The end of a sentence about a setting of another tool's name; "" for a name of none."""
+    """The end of a sentence about a setting of another tool's name; "" for an unknown name."""
     name = name.lstrip("-").replace("-", "_").lower()
     for names, here in HERE.items():
         if name in names.split():

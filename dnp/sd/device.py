@@ -54,6 +54,21 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def halves_vae(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the VAE's decoder is in bfloat16 too: with a bfloat16 U-Net on a CPU with the units
+    for it. Elsewhere it is in float32."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and has_bf16_units()
+
+
+def choose_vae_dtype(name: str) -> torch.dtype | None:
+    """The dtype of a VAE's decoder by its name; None is as `halves_vae` says."""
+    if name not in ("auto", "float32", "float64", "bfloat16"):
+        raise SettingsError(
+            f"vae_dtype {name!r} is not possible; choose auto, float32, float64 or bfloat16."
+        )
+    return None if name == "auto" else getattr(torch, name)
+
+
 def has_bf16_units() -> bool:
     """Whether this processor multiplies bfloat16 itself; where its flags are not told, no."""
     return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})

@@ -11,7 +11,7 @@ from dnp import process
 from dnp.errors import SettingsError, WeightsError
 from dnp.sd import families, find_weights
 from dnp.sd.clip import CLIPTextModel
-from dnp.sd.device import choose_device
+from dnp.sd.device import choose_device, halves_vae
 from dnp.sd.files import folder, tensors
 from dnp.sd.files.fingerprint import Fingerprint
 from dnp.sd.model import ModelConfig, StableDiffusion
@@ -26,13 +26,15 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     prediction_type: str | None = None,
+    vae_dtype: torch.dtype | None = None,
 ) -> StableDiffusion:
     """Opens weights as a StableDiffusion: a folder in the diffusers layout
     (`dnp/sd/files/tensors.py`) or one file in the original layout (`dnp/sd/files/names.py`). A
     relative path is looked for here, and then in the clone that the package lies in.
 
     `device` None is the CPU, `dtype` None is float32. Where it is half precision, the VAE stays in
-    float32, since float16 overflows in it, and so does the text encoder on a CPU: it runs once.
+    float32, since float16 overflows in it, and so does the text encoder on a CPU: it runs once. On
+    a CPU with bf16 units bfloat16 is the VAE decoder's too, unless `vae_dtype` is float32.
     `prediction_type` (epsilon or v_prediction) overrides what the weights say. WeightsError says
     what is wrong with them: names and shapes now, the tokenizer when it is first used, numbers by
     `check_finite()`. Do not write to the files while a model lives. The process and torch's
@@ -46,6 +48,11 @@ def load(
         raise SettingsError(
             f"prediction {prediction_type!r} is unknown; choose epsilon or v_prediction."
         )
+    wide = torch.promote_types(dtype, torch.float32)
+    if vae_dtype is None:
+        vae_dtype = torch.bfloat16 if halves_vae(device, dtype) else wide
+    if vae_dtype not in (wide, torch.bfloat16):
+        raise SettingsError(f"the VAE cannot be {vae_dtype} here; give {wide} or torch.bfloat16.")
     require_weights(path)
     path = path.absolute()  # its tokenizer, captioner and digests are read later, wherever that is
     parts = folder.read(path, prediction_type)
@@ -68,7 +75,6 @@ def load(
             f"{path}: the U-Net maps {unet.in_channels} to {unet.out_channels} channels and the "
             f"VAE has {vae.latent_channels}; models that upscale or edit are not supported."
         )
-    wide = torch.promote_types(dtype, torch.float32)
     of_text = wide if device.type == "cpu" else dtype
     networks = []
     second = [(CLIPTextModel, parts.text_2, parts.tensors.get("text_encoder_2"), of_text)]
@@ -81,6 +87,8 @@ def load(
         with torch.device("meta"):
             network = build(config)
         networks.append(tensors.fill(network, entries, device, kind, what))
+    if vae_dtype != wide:
+        networks[2].decoder_to(vae_dtype)
     config = ModelConfig(
         text, unet, vae, parts.prediction_type, parts.spacing,
         *parts.recommended, parts.captioner, files, parts.text_2, parts.phi,

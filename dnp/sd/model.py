@@ -94,6 +94,7 @@ class StableDiffusion:
 
     @property
     def vae_dtype(self) -> torch.dtype:
+        """Of the decoder."""
         return self.vae.post_quant_conv.weight.dtype
 
     def encode(self, prompts: str | Sequence[str]) -> Tensor:
@@ -197,7 +198,9 @@ class StableDiffusion:
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of one size -> latents (B, C, H, W), the mean of the VAE's posterior."""
         x = torch.stack([torch.from_numpy(np.array(i.convert("RGB"))) for i in images])
-        x = x.permute(0, 3, 1, 2).to(self.device, self.vae_dtype)
+        x = x.permute(0, 3, 1, 2).to(
+            self.device, torch.promote_types(self.vae_dtype, torch.float32)
+        )
         return self.vae.encode(x / 127.5 - 1)[0] * self.config.vae.scaling_factor
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:

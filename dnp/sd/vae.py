@@ -6,6 +6,7 @@ norm with eps = 1e-6. Attribute names are those of diffusers' AutoencoderKL.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ class Decoder(nn.Module):
         h = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             h = block(h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(F.silu(self.conv_norm_out(h)).to(self.conv_out.weight.dtype))
 
 
 def _resamples(i: int, cfg: VAEConfig) -> bool:
@@ -124,4 +125,12 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 3, fH, fW), about [-1, 1]; not clipped."""
-        return self.decoder(self.post_quant_conv(z))
+        return self.decoder(self.post_quant_conv(z.to(self.post_quant_conv.weight.dtype)))
+
+    def decoder_to(self, dtype: torch.dtype) -> None:
+        """The decoder in half precision, norms too; its last convolution, which makes the pixels,
+        stays as it is."""
+        last = self.decoder.conv_out
+        for part in (self.post_quant_conv, *self.decoder.children()):
+            if part is not last:
+                part.to(dtype)
