@@ -1,12 +1,12 @@
 """Runs the notebooks from a clean kernel, in order, and stores their outputs.
 
-    python notebooks/refresh.py            all eight
+    python notebooks/refresh.py            all nine
     python notebooks/refresh.py 2 5        these
     python notebooks/refresh.py --check    runs them and changes nothing; fails at a warning
 
 A picture is rewritten only where its pixels differ. The hash of the cells and of the Python files
 that they import goes into a notebook's metadata, and the picture of its cell tagged `cover` into
-`pictures/`. All eight take about 5 minutes on one core of an AMD EPYC.
+`pictures/`. All nine take about 5 minutes on one core of an AMD EPYC.
 """
 
 from __future__ import annotations

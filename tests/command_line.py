@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dnp.app.command_line import main
-from dnp.sd import load
+from dnp.sd import captioner, load
+from runs import once
 
 MINI = Path(__file__).resolve().parents[1] / "weights" / "mini"
 
@@ -45,6 +46,7 @@ def cli(tmp_path, capsys, monkeypatch):
     """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(load, "load", miniature_once(load.load))
+    monkeypatch.setattr(captioner, "load_captioner", once(captioner.load_captioner))
 
     def run(*words):
         before = set((tmp_path / "outputs").glob("*"))

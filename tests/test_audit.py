@@ -128,7 +128,7 @@ def test_the_trust_in_an_audit_is_a_table_and_a_line_for_each_prompt(tmp_path, c
         k: [set()] * 12 for k in ("empty", "dns")
     }
     shares = {"red": [0.6, 0.2], "blue": [0.1, 0.2], "green": [0.25, 0.2]}
-    table = {"a car": shares, "a red car on the road": {"red": [0.1, 0.2]}}
+    table = {"a car": shares, "a red car on the road": {"red": [0.25, 0.2]}}
     rows, lines = trust.of_world(table, 12, lambda prompt: (seen, list(table[prompt])))
     assert list(rows) == [
         "miniature, objects: 1 prompts",

@@ -329,7 +329,7 @@ alone = Mixture([0.5, 0.5, 1.0], means, torch.eye(2).expand(3, 2, 2), [[0, 1], [
 
 def test_a_toy_of_ones_own_in_the_exact_harness(mine, capsys):
     mine.write_text(TOY)
-    words = ["--samples", "400", "--steps", "40", "--toy", "mine.py:law", "--out", "out"]
+    words = ["--samples", "400", "--steps", "10", "--toy", "mine.py:law", "--out", "out"]
     exact.main(words)
     told = capsys.readouterr().out
     assert told.count("**0, not 1**, law modes") == 2 and "not 2" not in told

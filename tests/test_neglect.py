@@ -1,5 +1,6 @@
 """The neglected subject: its choice, its words, its negative, and the method `neglect`."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -124,7 +125,8 @@ def test_mutants_of_the_wiring_are_noticed(name, model, monkeypatch):
     }[name]
     monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(AssertionError):
-        chain = list(dnp.trajectory(model, TRIO, "neglect", seed=3, images=2, **HERE))
+        chain = dnp.trajectory(model, TRIO, "neglect", seed=3, images=2, **HERE)
+        chain = list(itertools.islice(chain, 3))  # two steps are looked at
         test_the_chain_is_the_three_equations(model, chain)
 
 

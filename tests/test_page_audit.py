@@ -78,10 +78,9 @@ def test_the_base_of_the_page_is_in_the_line(mini):
     base = {"device": "cpu", "captioner": "weights/mini/captioner", "prompt": "-x"}
     plan = Audits(mini, base).plan({"prompt": "-x"})
     assert plan.line == (
-        "python -m dnp.evaluation.audit --device cpu --captioner weights/mini/captioner "
-        "--pictures 16 -- -x"
+        "python -m dnp.evaluation.audit --device cpu --captioner weights/mini/captioner -- -x"
     )
-    assert plan.total == audits.evaluations(16, 20) // 2
+    assert plan.total == audits.evaluations(48, 20) // 2
 
 
 def test_a_desk_without_audits_has_none(mini):

@@ -340,7 +340,7 @@ def test_an_audit_by_keyboard_is_told_kept_and_taken_to_the_first_tab(
         page.focus("#tab-hand")
         page.keyboard.press("ArrowLeft")  # round to the last one
         assert page.input_value("#audit-prompt") == evil
-        assert "2,560 evaluations" in page.inner_text("#cost")
+        assert "6,400 evaluations" in page.inner_text("#cost")
         audit(page, evil)
         page.wait_for_selector("#found:not([hidden])", timeout=60000)
         shown(page, "#audit-of img")

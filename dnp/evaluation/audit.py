@@ -26,6 +26,9 @@ from pathlib import Path
 
 from dnp.app import png
 from dnp.app.drawing import give_captioner, opened
+from dnp.app.options import add as option
+from dnp.app.options import flags
+from dnp.app.settings import Once, Weights
 from dnp.app.sheet import contact_sheet
 from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
@@ -45,11 +48,13 @@ from dnp.evaluation.mcnemar import Comparison, compare, power
 from dnp.evaluation.not_rules import scale_against
 from dnp.evaluation.tables import csv_text
 from dnp.evaluation.tables import markdown as table
+from dnp.methods.fields import table as table_of
 from dnp.methods.own import UNKNOWN
 from dnp.sd import find_weights
 
 MOST = 1000  # pictures of a set
 SHOWN = 8  # pictures of each set in the sheet
+OF_MODEL = table_of(Weights) | {x: table_of(Once)[x] for x in ("device", "allow_download")}
 WITH_NEGATIVE = 16  # pictures of CFG that are made again with the negative
 BRINGS, AMPLIFIES, OPPOSITE = "what the prompt brings", "what guidance amplifies", "its opposite"
 
@@ -238,29 +243,19 @@ def parse(argv: Sequence[str] | None):
     add("--s", type=float, metavar="S", help="CFG's scale; default: the weights' own, else 7.5")
     add("--steps", type=int, default=20, metavar="N", help="DDIM steps; default 20")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture; default 0")
-    add("--weights", metavar="PATH", help="a folder or a .safetensors file; default weights/mini")
-    its = "a model of your own, or of a pipeline: NAME is a function of dnp.from_diffusers(pipe)"
-    kinds = "epsilon or v_prediction; default: what PATH says"
-    add("--prediction", metavar="KIND", help=kinds)
-    add("--model", metavar="FILE.py:NAME", help=its)
+    for f in OF_MODEL.values():
+        option(p, f, "labels are the words of its captions; " if f.name == "captioner" else "")
     add("--words", metavar="WORDS", help='labels of your own, as "man, woman"; CLIP tells them')
     add("--clip", type=Path, metavar="FOLDER", help="a CLIP model; default: the weights' own")
-    add("--captioner", metavar="FOLDER", help="labels are the words of its captions")
-    add("--allow-download", action="store_true", help="--captioner may be a name to download")
-    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps; default auto")
-    add("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16; default auto")
-    add("--vae-dtype", metavar="NAME", help="of the VAE's decoder; default auto")
     add("--out", type=Path, default=Path("outputs"), metavar="FOLDER", help="default outputs")
     args = p.parse_args(argv)
-    own = {"weights": "weights/mini", "prediction": None}
-    own |= dict.fromkeys(("device", "dtype", "vae_dtype"), "auto")
-    for name, usual in own.items():
-        if getattr(args, name) is None:
-            setattr(args, name, usual)
-        elif args.model is not None:
+    for name, f in OF_MODEL.items():
+        if getattr(args, name) in (None, False):
+            setattr(args, name, f.default)
+        elif args.model is not None and name not in ("model", "captioner", "allow_download"):
             raise SettingsError(
-                f"--{name.replace('_', '-')} and --model are both given, and a model of your own "
-                "has its own; leave one out."
+                f"{flags(name)[-1]} and --model are both given, and a model of your own has its "
+                "own; leave one out."
             )
     if not args.prompt.strip():
         raise SettingsError('the empty prompt brings nothing; give a prompt, such as "a crown".')

@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def table(right: dict[str, list], full: dict[str, list]) -> list[str]:
     """Markdown lines: the means of each way, and the differences from the first, by prompt."""
-    lines = ["| one of K | right, % | full prompt | right, less random | full, less random |",
+    lines = ["| one of K | right, % | full prompt | right, minus random | full, minus random |",
              "|---" * 5 + "|"]  # fmt: skip
     for way in right:
         cells = [way]

@@ -18,10 +18,6 @@ from dnp.evaluation.labels import labels_for
 from dnp.generation import prepared
 from dnp.sd import find_weights
 
-PICTURES, STEPS = 16, 20  # where a field is empty
-TAKEN = {  # of the base
-    "weights", "prediction", "model", "device", "dtype", "vae_dtype", "captioner", "allow_download",
-}  # fmt: skip
 FIELDS = {"prompt", "seed", "steps"}  # of the base too, and the page has them in fields
 
 
@@ -29,13 +25,13 @@ class Audits:
     """The audits of one model. `base` is what was typed beside --page."""
 
     def __init__(self, model, base: dict):
-        self.model, self.taken = model, {k: v for k, v in base.items() if k in TAKEN}
-        self.other = sorted(base.keys() - TAKEN - FIELDS)
+        self.model, self.taken = model, {k: v for k, v in base.items() if k in audits.OF_MODEL}
+        self.other = sorted(base.keys() - audits.OF_MODEL.keys() - FIELDS)
 
     def plan(self, settings: dict[str, str]) -> SimpleNamespace:
         """What is asked for, with the line to type and the steps that it takes; SettingsError if
         it cannot be. A step is two evaluations of one picture, as one of CFG is."""
-        typed = {**self.taken, "pictures": PICTURES, **settings}
+        typed = {**self.taken, **settings}
         args = audits.parse(words_of(typed))
         own = {"steps": args.steps, "seed": args.seed}
         prepared(self.model, args.prompt, "cfg", None, None, None, own)

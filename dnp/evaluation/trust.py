@@ -12,7 +12,8 @@ The toy has 6 things in 5 colours with an exact noise: a car is red in the share
 every other thing and colour is as frequent as the next. The truth of the miniature is the law of
 its world's generator, by `weights/mini/training/unasked.py`, seen by the same eyes as the pictures:
 a label is true where the prompt's own scenes have it more often than all scenes by .10, and not
-true where they have it as often or more rarely; what lies between is not counted.
+true where they have it as often or more rarely; what lies between is not counted. Of a prompt that
+leaves nothing open no label is true, and all are wrong.
 """
 
 from __future__ import annotations
@@ -172,10 +173,12 @@ def read_truth(path: Path) -> dict[str, dict[str, list[float]]]:
 def judged(
     seen: dict[str, Seen], family: Sequence[str], shares: dict[str, list[float]], pictures: int
 ) -> tuple:
-    """A case of `scores`: what is seen against the shares of its labels in the world."""
+    """A case of `scores`: what is seen against the shares of its labels in the world. Where none
+    is true, the prompt leaves nothing open, and whatever is named is wrong."""
     of = {k: shares[k] for k in family}
     true = {k for k, (own, every) in of.items() if own >= every + HABIT}
-    return named(seen, family, pictures), true, {k for k, (a, b) in of.items() if a <= b}
+    false = {k for k, (own, every) in of.items() if own <= every or not true}
+    return named(seen, family, pictures), true, false
 
 
 def of_world(table: dict, pictures: int, make: Callable[[str], tuple]) -> tuple[dict, list]:

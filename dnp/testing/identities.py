@@ -168,11 +168,15 @@ IDENTITIES: dict[str, Callable[..., Finding]] = {
 
 
 def find(name: str, f: Subject, seed: int = 0) -> Finding:
-    """An identity's finding; a rule that fails is a finding, too."""
-    try:
-        return IDENTITIES[name](f, seed)
-    except Fault as e:
-        return Finding(False, str(e), sentence=f"{f.name} {e} while {name!r} was looked at.")
+    """An identity's finding, looked for once; a rule that fails is a finding, too."""
+    asked = name, seed, f.ranks
+    if asked not in f.found:
+        try:
+            f.found[asked] = IDENTITIES[name](f, seed)
+        except Fault as e:
+            sentence = f"{f.name} {e} while {name!r} was looked at."
+            f.found[asked] = Finding(False, str(e), sentence=sentence)
+    return f.found[asked]
 
 
 def working_ranks(f: Subject, seed: int = 0) -> tuple[int, ...]:

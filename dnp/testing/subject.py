@@ -47,6 +47,7 @@ class Subject:
         self.needs, self.remembers = self.rule.needs, self.rule.remembers
         self.changed = False  # whether a call has changed an argument
         self.ranks = RANKS  # the numbers of axes of a sample that are drawn
+        self.found: dict[tuple, object] = {}  # what `find` found, by (identity, seed, ranks)
 
     def posterior(self, z_t: Tensor, t: int | Tensor) -> Tensor:
         """The toy's p(n | z_t); of a sample of another size, its first elements'."""
