@@ -271,7 +271,7 @@ def test_the_plan_makes_nothing(small, tmp_path):
     (["--choosing", "0"], "--choosing 0 is not possible"),
     (["--choosing-steps", "0"], "--choosing-steps 0 is not possible"),
     (["--method", "cfg"], "--method"),
-    (["--rescore", "--out", "none-there"], "has no run.json"),
+    (["--rescore", "--out", "none-there"], r"run\.json is not there or is damaged"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_sentence(words, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
