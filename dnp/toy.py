@@ -39,6 +39,7 @@ class Mixture:
         self.log_w = torch.as_tensor(weights, dtype=torch.float64).log()
         self.prompts = {c: list(components) for c, components in enumerate(prompts)}
         self._require_law()
+        self.variances, self.axes = torch.linalg.eigh(self.covariances)  # (K, D) and (K, D, D)
         self.prompts[None] = list(range(len(self.means)))
         self.schedule = schedule or Schedule.stable_diffusion(set_alpha_to_one=True)
 
@@ -72,21 +73,22 @@ class Mixture:
 
     def sample(self, n: int, t: int = -1, c: int | None = None, *, generator: torch.Generator):
         """n draws from p_t(. | c), (n, D); t = -1 is the clean end of the schedule."""
-        log_w, means, cov = self._at(t, c)
+        log_w, means, variances, axes = self._at(t, c)
         k = torch.multinomial(log_w.exp(), n, replacement=True, generator=generator)
         noise = torch.randn(n, means.shape[-1], generator=generator, dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(cov)  # a square root that allows zero variance
-        root = vectors * values.clamp(min=0).sqrt()[:, None]
+        root = axes * variances.clamp(min=0).sqrt()[:, None]  # allows zero variance
         return means[k] + (root[k] @ noise[..., None])[..., 0]
 
-    def _at(self, t: int | Tensor, c: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Log weights (K,), means (..., K, D) and covariances (..., K, D, D) of p_t(. | c)."""
+    def _at(self, t: int | Tensor, c: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of p_t(. | c): log weights (K,), means and variances (..., K, D), and axes (K, D, D).
+
+        Noise is alike in all directions, so the axes of a component are those of its clean one.
+        """
         keep = self._keep(c)
         abar = self.schedule.level(t)[..., None, None]  #            (..., 1, 1)
-        eye = torch.eye(self.means.shape[-1], dtype=torch.float64)
-        cov = abar[..., None] * self.covariances[keep] + (1 - abar[..., None]) * eye
         log_w = self.log_w[keep] - torch.logsumexp(self.log_w[keep], 0)
-        return log_w, abar.sqrt() * self.means[keep], cov
+        variances = abar * self.variances[keep] + 1 - abar
+        return log_w, abar.sqrt() * self.means[keep], variances, self.axes[keep]
 
     def _keep(self, c: int | tuple | None) -> list[int]:
         """The components of a prompt, of phi, or of "p and not n"."""
@@ -130,15 +132,13 @@ class Mixture:
 
     def _components(self, z_t: Tensor, t: int | Tensor, c: int | None) -> tuple[Tensor, Tensor]:
         """log w_k N(z_t; m_k, C_k), (B, K), and C_k^-1 (z_t - m_k), (B, K, D)."""
-        log_w, means, cov = self._at(t, c)
-        if (torch.linalg.eigvalsh(cov) <= 0).any():
+        log_w, means, variances, axes = self._at(t, c)
+        if (variances <= 0).any():
             raise ValueError("points have no density at the clean end; choose a level t >= 0.")
-        d = z_t.flatten(1)[:, None] - means  #                       (B, K, D)
-        each = "kij,bkj->bki" if cov.ndim == 3 else "bkij,bkj->bki"
-        pulls = torch.einsum(each, torch.linalg.inv(cov), d)
-        log_det = torch.linalg.slogdet(cov).logabsdet
-        log_norm = -0.5 * (log_det + d.shape[-1] * math.log(2 * math.pi))
-        return log_w + log_norm - 0.5 * torch.einsum("bki,bki->bk", d, pulls), pulls
+        d = torch.einsum("kij,bki->bkj", axes, z_t.flatten(1)[:, None] - means)  # along the axes
+        log_norm = -0.5 * (2 * math.pi * variances).log().sum(-1)
+        pulls = torch.einsum("kij,bkj->bki", axes, d / variances)  #    (B, K, D)
+        return log_w + log_norm - 0.5 * (d**2 / variances).sum(-1), pulls
 
 
 class Gaussian(Mixture):
@@ -163,7 +163,8 @@ class Gaussian(Mixture):
 
     def is_proper(self, weights: dict[int | None, float], t: int = -1) -> bool:
         """Whether prod_c p_t(z_t | c)^weights[c] is a density; DNS is {None: 1 + s, c: -s}."""
-        covariances = torch.cat([self._at(t, c)[2] for c in weights])
+        parts = (self._at(t, c)[2:] for c in weights)
+        covariances = torch.cat([axes * variances[:, None] @ axes.mT for variances, axes in parts])
         return is_proper(list(weights.values()), covariances)
 
 

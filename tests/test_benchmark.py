@@ -151,6 +151,25 @@ def test_what_does_not_fit_into_the_budget_is_left_out_and_said():
     assert pool["dnp"].asked == []
 
 
+def test_weights_that_find_no_room_are_said_in_their_rows(tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise SettingsError("there is no room; make some.")
+
+    def ones(cells, pool, *_):
+        return [turns.Row(cell, {name: [1.0] for name in pool.names}) for cell in cells]
+
+    monkeypatch.setattr(benchmark, "write_weights", fails)
+    monkeypatch.setattr(benchmark, "in_turn", ones)
+    monkeypatch.setattr(benchmark, "header", lambda *_: [])
+    words = "--sizes tiny sdxl --dtype float32 --parts unet --side 8".split()
+    args = benchmark.parse(words)
+    args.folders = {"tiny": tmp_path, "sdxl": tmp_path / "none"}
+    planned = benchmark.cells(args)
+    benchmark.measure(planned, args, turns.Budget(None, 2), speed_table.Report(args))
+    one, other = capsys.readouterr().out.splitlines()
+    assert one.count("1.00 / 1.00 s") == 2 and other.count("there is no room; make some.") == 2
+
+
 def test_they_take_turns_and_a_compiled_u_net_is_tried_by_all_at_once_first():
     order = []
     say = lambda name: lambda what, batch, steps: order.append((name, steps)) or 1.0

@@ -271,7 +271,7 @@ def test_the_plan_makes_nothing(small, tmp_path):
     (["--choosing", "0"], "--choosing 0 is not possible"),
     (["--choosing-steps", "0"], "--choosing-steps 0 is not possible"),
     (["--method", "cfg"], "--method"),
-    (["--rescore", "--out", "none-there"], "has no run.json"),
+    (["--rescore", "--out", "none-there"], r"run\.json is not there or is damaged"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_sentence(words, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -310,3 +310,22 @@ def test_the_outcome_is_the_best_rule_that_keeps_p():
     cells = []
     table = "\n".join(not_report.outcomes(rows, "colours", cells))
     assert "| Eq. 4 | s = 1 | 75 [" in table and len(cells) == 9
+
+
+def test_a_rule_is_compared_with_cfg_at_its_effective_scale():
+    thing = lambda p: subjects(p)[0][1]
+    black = lambda p, n, k: {"things": {thing(p): "black"}, "setting": "plain"}
+    gone = lambda p, n, k: {"things": {}, "setting": "plain"}
+    curve = [row("CFG", gone), row("CFG", black)]  # none done at s = 1, all at s = 3
+    curve[1].cell = not_study.Cell("CFG", REFERENCE, "colours", "reporting")
+    of = row("two-term", black)
+    of.records[0]["strength"] = [[900, [1.0] * 6, [0.5] * 6], [1, [2.0] * 6, [0.5] * 6]]
+    table, points = not_report.off_the_curve([*curve, of], curve)
+    assert table[2] == "| two-term | 1.50 | 100 [100, 100] | +75 [+75, +75] |"
+    assert points["CFG"] == [(1, 0, 0, 0), (3, 100, 100, 100)]
+    assert points["two-term"] == [(1.5, 100, 100, 100)]
+    steps = []
+    told = "\n".join(not_report.strengths([of], "colours", steps))
+    assert "| two-term | s = 1 | 1.50 | 1.00 | 2.00 | 0.50 | 0.50 |" in told
+    assert steps[1] == ["colours", "two-term", "s = 1", 1, "2", "0.5"]
+    assert "| CFG | 0 [0, 0] | 100 [100, 100] |" in not_report.every_scale({"CFG": curve})

@@ -30,10 +30,10 @@ import warnings
 from pathlib import Path
 
 from dnp.app.terminal import Parser, run
-from dnp.errors import DnpError, SettingsError
+from dnp.errors import DnpError, SettingsError, reason
 from dnp.evaluation.rivals import Cell, require_diffusers
 from dnp.evaluation.speed_table import Report, header, load, machine
-from dnp.evaluation.turns import FRESH, Budget, Pool, in_turn
+from dnp.evaluation.turns import FRESH, Budget, Pool, Row, in_turn
 from dnp.evaluation.workers import Worker
 
 PARTS = {
@@ -162,11 +162,22 @@ def main(argv: list[str] | None = None) -> None:
 def measure(planned, args: argparse.Namespace, budget: Budget, report: Report) -> None:
     """The table of times."""
     least: dict[tuple[str, Cell], float] = {}
+    not_there: dict[str, str] = {}  # why the weights of a size could not be written
     with Pool(args, args.contestants) as pool:
         for n, some in enumerate(planned):
-            folder = args.folders[some[0].size]
-            if not args.weights and not folder.exists():
-                write_weights(folder, some[0].size, args)
+            size = some[0].size
+            try:
+                if not args.weights and not args.folders[size].exists():
+                    write_weights(args.folders[size], size, args)
+            except (DnpError, OSError, RuntimeError) as e:  # the disk or the device is full
+                if n == 0:
+                    raise
+                words = str(e) if isinstance(e, DnpError) else reason(e)
+                not_there[size] = words.replace("|", "/")
+            if size in not_there:
+                for cell in some:
+                    report.row(Row(cell, said=dict.fromkeys(pool.names, not_there[size])))
+                continue
             if n == 0:
                 report.say(*header(args, pool, some[0]))
             if some[0].part in FRESH:

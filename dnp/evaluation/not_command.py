@@ -141,6 +141,18 @@ def parse(argv: Sequence[str] | None):
     return args
 
 
+def as_told(run_json: Path) -> list:
+    """What the last run of a folder was asked for. SettingsError where there was none."""
+    names = ("circumstances", "steps", "pictures", "families")
+    try:
+        told = json.loads(run_json.read_bytes())
+        return [told[name] for name in names]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise SettingsError(
+            f"{run_json} is not there or is damaged; leave --rescore out to make it."
+        ) from None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     import dnp
@@ -153,12 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = (steps, {"choosing": args.choosing, "reporting": args.reporting}, args.family)
     run_json = args.out / "run.json"
     if args.rescore:
-        if not run_json.is_file():
-            raise SettingsError(f"{args.out} has no run.json; leave --rescore out to make it.")
-        told = json.loads(run_json.read_bytes())
-        study = Study(
-            args.out, *(told[k] for k in ("circumstances", "steps", "pictures", "families"))
-        )
+        study = Study(args.out, *as_told(run_json))
     else:
         device = choose_device(args.device, rank)
         runner.threads(device)

@@ -18,6 +18,9 @@ from dnp.evaluation.plots import plot
 from dnp.evaluation.records import RunError
 from dnp.evaluation.tables import csv_text, markdown
 
+# The figure has the rules that n has a part in, and a colour for each.
+UNPLOTTED = (*CONTROLS, "ANSWER", "ANSWER, two-term", "CFG, eta = 1")
+
 
 @dataclass
 class Row:
@@ -279,7 +282,8 @@ def make(study: Study, truth_file: Path | None) -> str:
                 "",
                 *table,
             ]
-            figure = plot(points, "effective scale, mean over steps", "done, %")
+            shown = {k: of for k, of in points.items() if k not in UNPLOTTED}
+            figure = plot(shown, "effective scale, mean over steps", "done, %").image()
             write(study.folder / "figure.png", png(figure))
     said = "\n".join(lines)
     heads = ["family", "rule", "setting"]

@@ -72,7 +72,7 @@ def numbers_of(model, z) -> tuple:
     import torch
 
     c = model.encode([PROMPT])
-    vae = model.vae.decode(z.to(model.vae_dtype))
+    vae = model.vae.decode(z)
     return getattr(c, "context", c), model.eps(z, torch.tensor(500, device=z.device), c), vae
 
 

@@ -9,9 +9,11 @@ import platform
 from pathlib import Path
 
 from dnp.app.png import write
+from dnp.evaluation.random_weights import SIZES
 from dnp.evaluation.records import writing
 from dnp.evaluation.rivals import Cell, seconds, side_of
 from dnp.evaluation.turns import Pool, Row
+from dnp.sd.config import UNetConfig
 from dnp.sd.files import folder
 
 
@@ -105,7 +107,8 @@ def rate(args: argparse.Namespace, dtype: str) -> str:
 def line(row: Row, args: argparse.Namespace) -> str:
     """A row of the table: each one's least and median, and the ratios of the least."""
     part, size, dtype, compiled, batch = row.cell
-    side = side_of(folder.read(args.folders[size]).unet, args)
+    known = None if args.weights else UNetConfig.from_dict(SIZES[size]["unet"])
+    side = side_of(known or folder.read(args.folders[size]).unet, args)
     steps = {"run": f", CFG, {args.steps} steps", "memory": ", 2 steps"}.get(part, "")
     count = 2 * batch if part == "unet" else batch
     shape = "" if part == "load" else f", batch {count}, latents {side} x {side}"

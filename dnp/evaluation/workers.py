@@ -47,7 +47,7 @@ class Worker:
     def __init__(self, name: str, build: Callable, *given: object):
         context = get_context("spawn")
         self.name, (self.line, other) = name, context.Pipe()
-        self.process = context.Process(target=answer, args=(name, build, given, other), daemon=True)
+        self.process = context.Process(target=answer, args=(name, build, given, other))
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks: inherited
         self.process.start()
         signal.signal(signal.SIGINT, before)
