@@ -59,7 +59,7 @@ EXERCISES = {
             ("everything is missing: divide by p(z_t).", lambda a, b, w: w * a.exp()),
             ("n is in log_all already: do not add it below once more.",
              lambda a, b, w: w * a.exp() / (w * a.exp() + b.exp())),
-            ("a quotient of logarithms is no share: take exp of their difference.",
+            ("a quotient of logarithms is not a share: take exp of their difference.",
              lambda a, b, w: w * a / b),
         ],
         more=[(LOG_N, LOG_ALL, w) for w in (0.01, 0.5, 1.0)],

@@ -69,6 +69,20 @@ def test_a_rule_of_ones_own_with_options_and_a_share_of_the_steps(draw):
     assert draw(dnp.diffusers.guider("cfg_zero_star", s=3.0)).isfinite().all()
 
 
+def test_a_rule_that_reads_t_gets_the_pipelines_timestep(draw):
+    same, cut = {"atol": 1e-4, "rtol": 1e-4}, dict(levels=(999, 500), scales=(3.0, 0.0))
+    early = draw(dnp.diffusers.guider("cfg_schedule", **cut))
+    assert_close(
+        draw(dnp.diffusers.guider("cfg_schedule", scales=(3.0,))), draw(theirs(3.0)), **same
+    )
+
+    def by_hand(eps_phi, eps_p, t):
+        return eps_phi + (3.0 if t > 500 else 0.0) * (eps_p - eps_phi)
+
+    assert_close(early, draw(dnp.diffusers.guider(by_hand)), **same)
+    assert not torch.allclose(early, draw(theirs(3.0)), atol=1e-3)
+
+
 def test_a_rule_that_remembers_is_begun_anew_for_each_picture(draw):
     class Fading:
         """Half the push of the call before it."""

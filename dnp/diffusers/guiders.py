@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from dnp.errors import SettingsError, is_finite
 from dnp.methods import rule as rules
 from dnp.methods.method import SCALE
 
-GIVEN = {"eps_phi", "eps_p", "s", "h"}  # what a guider can give to a rule
+GIVEN = {"eps_phi", "eps_p", "s", "h", "t"}  # what a guider can give to a rule
 
 
 def guider(rule: str | Callable, s: float = SCALE, start=0.0, stop=1.0, **options: object):
@@ -21,8 +23,9 @@ def guider(rule: str | Callable, s: float = SCALE, start=0.0, stop=1.0, **option
 
     eps_p and eps_phi are what the pipeline predicts for the prompt and for its negative prompt, ""
     where none is given: noise, v, or a flow's velocity. A rule that `check_rule` finds the same in
-    v is the same there. SettingsError for a rule with eps_n, since a guider gets two predictions
-    alone, and for one that reads the latent, the level or what a step made of them.
+    v is the same there. `t` is the pipeline's timestep. SettingsError for a rule with eps_n, since
+    a guider gets two predictions alone, and for one that reads the latent, a sigma or what a step
+    made of them: `dnp.from_diffusers(pipe)` runs every rule.
     """
     try:
         from diffusers.guiders import ClassifierFreeGuidance
@@ -63,9 +66,9 @@ def guider(rule: str | Callable, s: float = SCALE, start=0.0, stop=1.0, **option
             if self._is_cfg_enabled():
                 if self.of_chain is None or not self._step:
                     self.of_chain = ours.begin(pred_cond)
-                scale, step = self.guidance_scale, self._step or 0
+                scale, t = self.guidance_scale, 0 if self._timestep is None else self._timestep
                 seen = {"eps_phi": pred_uncond, "eps_p": pred_cond, "s": scale, "h": scale}
-                pred = self.of_chain({**seen, "z_t": pred_cond, "t": step})
+                pred = self.of_chain({**seen, "z_t": pred_cond, "t": torch.as_tensor(t)})
             return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
     return RuleGuider(guidance_scale=float(s), start=start, stop=stop)
