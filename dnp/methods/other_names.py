@@ -13,7 +13,7 @@ HERE = {  # other tools' names: the setting here
     "cfg cfg_scale guidance guidance_scale scale_cfg": _S,
     "num_inference_steps num_steps sampling_steps ddim_steps inference_steps": _STEPS,
     "width height w resolution": _SIZE,
-    "batch batch_count n_iter n_samples num_images num_images_per_prompt count": _IMAGES,
+    "batch_count n_iter n_samples num_images num_images_per_prompt count": _IMAGES,
     "negative_prompt neg negative_prompts uncond": _NEGATIVE,
     "scheduler sampler_name sampling_method": _SAMPLER,
     "euler_a euler_ancestral ancestral ddpm": "`eta=1`, DDIM with fresh noise at each step",
