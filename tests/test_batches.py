@@ -8,6 +8,8 @@ import torch
 import dnp
 from conftest import MINI
 from dnp.errors import SettingsError
+from dnp.generation import generate_rows
+from dnp.methods.method import Asked
 from dnp.sd import speed
 from dnp.toy import PointMass
 
@@ -88,3 +90,12 @@ def test_a_sheet_of_a_batch_has_the_pictures_of_a_batch(cli):
     _, (sheet,), _, _ = cli(*words)
     assert cli("--from", sheet, "--out", "again")[0] == 0
     assert Path("again", sheet.name).read_bytes() == sheet.read_bytes()
+
+
+def test_rows_with_subjects_have_words_of_their_own_dns_images(model):
+    rows = [Asked(PAIR, 0, None, "cat, dog"), Asked("a car and a bear", 4, None, "car, bear")]
+    kw = dict(steps=2, batch=2, ae_refinements=0)
+    both = generate_rows(model, rows, "ae+auto-dnp", **kw)
+    for row, n, picture in zip(rows, both.negatives, both.images):
+        alone = dnp.generate(model, row.prompt, "ae+auto-dnp", seed=row.seed, **kw)
+        assert (alone.negative, alone.images[0].tobytes()) == (n, picture.tobytes())

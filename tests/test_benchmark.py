@@ -12,7 +12,7 @@ from dnp.errors import DnpError, SettingsError
 from dnp.evaluation import benchmark, random_weights, rivals, speed_table, throughput, turns
 from dnp.evaluation.rivals import Cell
 from dnp.evaluation.workers import Full, Worker, answer
-from dnp.sd import config
+from dnp.sd import config, device
 from dnp.sd.load import describe
 
 
@@ -287,3 +287,13 @@ def test_random_weights_are_of_the_full_size(tmp_path):
     assert "859,520,964" in describe(tmp_path)
     pipe = rivals.open_diffusers(tmp_path, "cpu", "float32")
     assert sum(p.numel() for p in pipe.unet.parameters()) == 859_520_964
+
+
+def test_a_budget_is_shared_by_what_is_measured_of_given_weights(monkeypatch):
+    monkeypatch.setattr(device, "choose_device", lambda name: "cuda")
+    monkeypatch.setattr(device, "choose_dtype", lambda name, device: None)
+    given = []
+    monkeypatch.setattr(benchmark, "measure", lambda *told: given.append(told))
+    benchmark.main(["--weights", str(MINI), "--device", "cuda", "--budget", "4"])
+    (planned, _, budget, _) = given[0]
+    assert budget.share == 60 * 4 / len(planned)

@@ -158,6 +158,7 @@ def test_strengths_of_a_model_whose_levels_depend_on_the_steps_are_those_of_thes
         ("cfg:steps=9", "a chain of its own"),
         ("answer:sampler=dpmpp2m", "a chain of its own"),
         ("cfg:eta=1", "a chain of its own"),
+        ("cfg:corrector=1", "a chain of its own"),
     ],
 )
 def test_strengths_that_cannot_be_compared_are_refused(model, tmp_path, label, sentence):

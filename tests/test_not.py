@@ -329,3 +329,17 @@ def test_a_rule_is_compared_with_cfg_at_its_effective_scale():
     assert "| two-term | s = 1 | 1.50 | 1.00 | 2.00 | 0.50 | 0.50 |" in told
     assert steps[1] == ["colours", "two-term", "s = 1", 1, "2", "0.5"]
     assert "| CFG | 0 [0, 0] | 100 [100, 100] |" in not_report.every_scale({"CFG": curve})
+
+
+@pytest.mark.parametrize(
+    "damage", [{"steps": [1]}, {"pictures": {}}, {"families": 3}, {"circumstances": 1}]
+)
+def test_a_damaged_run_json_is_a_sentence(tmp_path, damage):
+    each = {"choosing": 2, "reporting": 2}
+    told = {"circumstances": {}, "steps": each, "pictures": each, "families": ["settings"]}
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(told))
+    assert not_command.as_told(path) == [*told.values()]
+    path.write_text(json.dumps(told | damage))
+    with pytest.raises(SettingsError, match="is not there or is damaged"):
+        not_command.as_told(path)

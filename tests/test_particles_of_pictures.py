@@ -62,7 +62,7 @@ def test_a_corrector_evaluates_at_every_level_but_the_clean_one():
         ({"interval": (0, 3)}, "leave the interval out"),
         ({"batch": 2}, "leave batch out"),
         ({"particles": 1}, "particles"),
-        ({"particles": None, "corrector": 2, "method": "answer"}, "corrector need"),
+        ({"particles": None, "corrector": 2, "method": "answer"}, "corrector steps need"),
     ],
 )
 def test_what_names_no_law_is_refused_in_a_sentence(given, told):

@@ -5,13 +5,15 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import dnp.sd.load as opening
-from conftest import ROOT
+from conftest import MINI, ROOT
 from dnp.errors import SettingsError
-from dnp.evaluation import measure, record_keys
+from dnp.evaluation import contestants, measure, record_keys
 from dnp.evaluation.grid import Run
 from dnp.evaluation.records import Store
 from dnp.sd import captioner
@@ -147,3 +149,18 @@ def test_an_interval_that_ends_at_infinity_is_kept_and_found_again(copy, made):
         evaluate(copy, "--method", "cfg:interval=3:inf")
     assert [name for name, *_ in made] == ["cfg"] * 6
     assert "3:inf" in (copy / "tables.md").read_text()
+
+
+def test_the_words_of_particles_are_for_plain_dns_images():
+    given = contestants.parse("auto-dnp:particles=2,corrector=1,eta=1")
+    settings = contestants.settled(given, None, 4, opening.load(MINI), prompt="a cat")
+    assert settings["particles"] == 2
+    assert contestants.dns_settings(settings).keys() == {"s", "sampler", "steps", "eta"}
+
+
+def test_a_record_says_in_which_dtype_its_picture_was_decoded():
+    both = SimpleNamespace(dtype=torch.bfloat16, vae_dtype=torch.bfloat16)
+    wide = SimpleNamespace(dtype=torch.bfloat16, vae_dtype=torch.float32)
+    own = SimpleNamespace(dtype=torch.float64)
+    told = [record_keys.dtypes(model) for model in (both, wide, own)]
+    assert told == ["bfloat16, VAE bfloat16", "bfloat16", "float64"]

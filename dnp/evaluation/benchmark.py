@@ -141,16 +141,13 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     if args.against:
         require_diffusers()
+    if args.weights:
+        args.sizes = [args.weights.resolve().name]
     planned = cells(args)
     budget = Budget(args.budget, max(1, sum(map(len, planned))))
     report = Report(args)
     with tempfile.TemporaryDirectory() as made:
-        if args.weights:
-            args.sizes = [args.weights.resolve().name]
-            planned = cells(args)
-            args.folders = {args.sizes[0]: args.weights}
-        else:
-            args.folders = {size: Path(made) / size for size in args.sizes}
+        args.folders = {size: args.weights or Path(made) / size for size in args.sizes}
         measure(planned, args, budget, report)
         if "agree" in args.parts:
             agree(args, report)

@@ -258,8 +258,10 @@ def given(settings: dict) -> dict:
 
 
 def dns_settings(settings: dict) -> dict:
-    """The settings of the DNS images that the words of a contestant's settings are for."""
-    shared = {k: v for k, v in settings.items() if k in table(Chain)}
+    """The settings of the DNS images that the words of a contestant's settings are for: plain
+    chains, as those of `dnp.generate` are."""
+    own = ("particles", "corrector")
+    shared = {k: v for k, v in settings.items() if k in table(Chain) and k not in own}
     return {"s": settings["s_dns"], **shared}
 
 

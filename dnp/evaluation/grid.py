@@ -122,7 +122,7 @@ class Run:
             "weights": self.model.config.fingerprint,
             "captioner": self.instruments.captioner_file if captioned else None,
             "device": self.model.device.type,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": record_keys.dtypes(self.model),
         }
 
     def contents(self, unit: Unit) -> list[dict]:

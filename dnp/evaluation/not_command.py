@@ -146,7 +146,13 @@ def as_told(run_json: Path) -> list:
     names = ("circumstances", "steps", "pictures", "families")
     try:
         told = json.loads(run_json.read_bytes())
-        return [told[name] for name in names]
+        circumstances, steps, pictures, families = found = [told[name] for name in names]
+        numbers = [x[part] for x in (steps, pictures) for part in ("choosing", "reporting")]
+        if not (isinstance(circumstances, dict) and set(families) <= set(FAMILIES)):
+            raise ValueError
+        if not all(type(n) is int and 1 <= n <= 1000 for n in numbers):
+            raise ValueError
+        return found
     except (OSError, ValueError, TypeError, KeyError):
         raise SettingsError(
             f"{run_json} is not there or is damaged; leave --rescore out to make it."

@@ -170,5 +170,5 @@ def circumstances(model) -> dict:
         "eyes": record_keys.key([eyes, record_keys.metrics_code()]),
         "weights": model.config.fingerprint,
         "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": record_keys.dtypes(model),
     }

@@ -32,6 +32,14 @@ def code_hash() -> str:
     return source_hash(files)
 
 
+def dtypes(model) -> str:
+    """Of the networks, and of the VAE's decoder where that is in half precision too: whether it is
+    depends on the processor (`dnp/sd/device.py`)."""
+    both = (getattr(model, name, "") for name in ("dtype", "vae_dtype"))
+    own, of_vae = (str(dtype).removeprefix("torch.") for dtype in both)
+    return f"{own}, VAE {of_vae}" if of_vae.endswith("float16") else own
+
+
 @cache
 def metrics_code() -> str:
     """Of what looks at the pictures and says what a prompt asks for."""

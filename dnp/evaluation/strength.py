@@ -165,10 +165,10 @@ def measure(work: Run) -> dict:
     for method in work.grid.methods:
         settings = work.settings(method, work.grid.scales[0])
         own = (settings["steps"], settings.get("sampler", "ddim"), settings.get("eta", 0))
-        if own != (work.grid.steps, "ddim", 0):
+        if own != (work.grid.steps, "ddim", 0) or "corrector" in settings:
             raise SettingsError(
-                f"{method.label} has a chain of its own (steps, sampler or eta), which CFG of "
-                "equal strength cannot follow; leave it out."
+                f"{method.label} has a chain of its own (steps, sampler, eta or corrector), which "
+                "CFG of equal strength cannot follow; leave it out."
             )
         target = by_step(work, method, work.grid.scales[0])
         scheduled = fit_schedule(work, target)

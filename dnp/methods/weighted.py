@@ -33,7 +33,7 @@ def require(call, guided: Method) -> None:
 
     if not asked(call):
         return
-    what = "particles" if call.particles else "corrector"
+    what = "particles" if call.particles else "corrector steps"
     own_chain = type(guided).move is not Method.move or guided.negative is not None
     linear = guided.rule.name in LINEAR and guided.rule.function is RULES[guided.rule.name]
     if own_chain or not linear:

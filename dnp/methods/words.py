@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dnp.errors import SettingsError
 from dnp.methods.fields import setting
-from dnp.methods.method import SCALE, Method
+from dnp.methods.method import SCALE, Asked, Method
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ class AutoDNP(NegativePrompt):
         captioner, count = self.captioner(call), call.images if self.caption_per == "seed" else 1
         rows = [call.row(i) for i in range(count)]
         rounds = [
-            call.again("dns", [r._replace(seed=k, negative=None) for r, k in zip(rows, seeds)],
+            call.again("dns", [Asked(r.prompt, k) for r, k in zip(rows, seeds)],
                        s=self.s_dns)
             for seeds in zip(*(dns_seeds(row.seed, self.dns_images) for row in rows))
         ]  # fmt: skip
