@@ -129,7 +129,8 @@ def test_dtype_size_and_seeds_are_those_that_are_asked_for(tmp_path, model):
     ("words", "sentence"),
     [
         (["--benchmark", "hh"], "not a word of their world"),
-        (["--benchmark", "nothing.txt"], "not a list of prompts"),
+        (["--benchmark", "nothing.txt"], "neither a benchmark nor a file of prompts; choose ae,"),
+        (["--benchmark", "nott"], "did you mean not?"),
         (["--method", "dnq"], "did you mean"),
         (["--seeds", "0"], "choose 1 to 1000"),
         (["--captioner", "nowhere"], "no captioner is there"),

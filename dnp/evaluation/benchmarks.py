@@ -19,7 +19,7 @@ from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
-from dnp.errors import SettingsError
+from dnp.errors import SettingsError, meant
 from dnp.evaluation.trio import Prompt, trio
 from dnp.sd.files.data_only import read_regular
 from dnp.sd.world import ANIMALS, COLOURS, OBJECTS, WORN, subjects
@@ -108,8 +108,13 @@ BENCHMARKS: dict[str, Callable[[], list[Prompt]]] = {
 
 
 def load(name: str) -> list[Prompt]:
-    """The prompts of one of `BENCHMARKS`, or of a file."""
-    return BENCHMARKS[name]() if name in BENCHMARKS else read(name)
+    """The prompts of one of `BENCHMARKS`, or of a file; SettingsError if it is neither."""
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]()
+    if not Path(name).exists():
+        told = meant(name, [*BENCHMARKS, "not"])
+        raise SettingsError(f"{name}: neither a benchmark nor a file of prompts; {told}")
+    return read(name)
 
 
 def choose(prompts: Sequence[Prompt], per_category: int | None) -> list[Prompt]:

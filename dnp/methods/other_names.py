@@ -6,8 +6,8 @@ same sentence. A name here is marked `name=VALUE`, as in `dnp/errors.py`.
 
 from __future__ import annotations
 
-_S, _STEPS, _SIZE = "`s=3`", "`steps=50`", "size=(64, 96), height first, and --size 96x64"
-_IMAGES, _NEGATIVE = "`images=4`", "`negative=TEXT`"
+_S, _STEPS, _SIZE = "`s=X`", "`steps=N`", "size=(64, 96), height first, and --size 96x64"
+_IMAGES, _NEGATIVE = "`images=N`", "`negative=TEXT`"
 _SAMPLER = "`sampler=ddim` or `sampler=dpmpp2m`"
 HERE = {  # other tools' names: the setting here
     "cfg cfg_scale guidance guidance_scale scale_cfg": _S,
@@ -18,7 +18,7 @@ HERE = {  # other tools' names: the setting here
     "scheduler sampler_name sampling_method": _SAMPLER,
     "euler_a euler_ancestral ancestral ddpm": "`eta=1`, DDIM with fresh noise at each step",
     "model_path model_id checkpoint ckpt ckpt_path": "dnp.load(PATH), and --weights PATH",
-    "generator random_seed noise_seed": "`seed=0`",
+    "generator random_seed noise_seed": "`seed=N`",
     "outdir output output_dir o": "`out=FOLDER`",
     "precision fp16 half torch_dtype": "`dtype=float16`, which needs a GPU",
     "cuda gpu": "`device=cuda`",
