@@ -22,7 +22,7 @@ torch.set_num_threads(1)  # two on a busy machine are slower, and sums stay the 
 
 
 def pytest_collection_finish():
-    """What was imported lives until the end, and is not looked at again and again: 5 % of all."""
+    """What was imported lives until the end, and is not looked at again and again."""
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
