@@ -66,7 +66,7 @@ def dpmpp2m_sample(
     """As `ddim_sample`, by `dpmpp2m_step`; the first and the last step are of first order.
 
     The last, because its h can be infinite. Where two levels are one (t = 999 of 1000 steps in
-    leading spacing) there is no difference to learn from, and the next step is of first order.
+    leading spacing) their difference teaches nothing, and the next step is of first order.
     ValueError if eta > 0: it has no noise.
     """
     if eta > 0:

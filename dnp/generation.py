@@ -160,8 +160,8 @@ def made_of(call: Call, guided: Method) -> Result:
             if t >= 0 and call.progress:
                 call.progress(k)
         latents.append((z_T[:k].float().cpu(), z_0[:k].float().cpu()))
-        for row in z_0[:k].split(1) if hasattr(call.model, "decode") else ():
-            pictures += call.model.decode(row)
+        for some in z_0[:k].split(batch_size(call.device)) if hasattr(call.model, "decode") else ():
+            pictures += call.model.decode(some)
         gradients += guided.gradients[:k]
         negatives += guided.negatives[:k]
         sizes += [guided.sizes] if call.particles else []

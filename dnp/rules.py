@@ -159,7 +159,7 @@ def cfg_plus_plus(
 
     eps = eps_phi + s_t * dp,  s_t = lam sigma / (sigma - sigma_next)
     CFG++, arXiv:2406.08070; `sigma_t` and `sigma_next` are sqrt(1 - abar), the equation's sigma is
-    VE. ValueError where there is no next level or it is the same one: no scale does it.
+    VE. ValueError where the next level is missing or is the same one: no scale does it.
     The same for eps, z0_hat and v.
     """
     if sigma_next is None or sigma_next >= sigma_t:

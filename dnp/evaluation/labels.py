@@ -10,6 +10,7 @@ Each has `family(seen, prompt)`, the labels that are tested, without those that 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from PIL import Image
 
 from dnp.errors import SettingsError
 from dnp.evaluation.metrics import ONE_TEMPLATE, TEMPLATES, CLIPScorer
+from dnp.sd.files.data_only import open_regular
 from dnp.sd.recogniser import Found, Recogniser, load_recogniser, of_weights
 from dnp.sd.world import COLOURS, SETTINGS, subjects
 
@@ -158,3 +160,17 @@ def labels_for(
             "--clip FOLDER, or --captioner FOLDER."
         )
     return OfCaptions(model.captioner)
+
+
+def tabulated(path: Path, script: str, check: Callable[[dict], object]) -> dict:
+    """What a script of the weights' training has counted in its world; `check` fails for another
+    kind of table. SettingsError if it cannot be read."""
+    try:
+        with open_regular(path) as f:
+            truth = json.load(f)
+        check(truth)
+        return truth
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise SettingsError(
+            f"{path}: cannot be read ({str(e)[:120]}); make it with weights/mini/training/{script}."
+        ) from None

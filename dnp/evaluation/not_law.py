@@ -10,16 +10,14 @@ itself.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dnp.errors import SettingsError
+from dnp.evaluation.labels import tabulated
 from dnp.evaluation.not_seen import kept, shows
-from dnp.sd.files.data_only import open_regular
 from dnp.sd.world import subjects
 
 KINDS = ("settings", "colours")
@@ -28,16 +26,9 @@ Histograms = list[Counter]  # of each pair
 
 def read(path: Path) -> dict:
     """The tabulated law; SettingsError if it cannot be read."""
-    try:
-        with open_regular(path) as f:
-            truth = json.load(f)
-        truth["prompts"], truth["empty"], truth["eyes"]["of"]
-        return truth
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise SettingsError(
-            f"{path}: cannot be read ({str(e)[:120]}); make it with "
-            "weights/mini/training/negatives.py."
-        ) from None
+    return tabulated(
+        path, "negatives.py", lambda truth: (truth["prompts"], truth["empty"], truth["eyes"]["of"])
+    )
 
 
 def law(truth: dict, kind: str, pair: Sequence[str]) -> Counter:

@@ -43,7 +43,7 @@ class Row:
 
 
 def rows_of(study: Study, cells: Sequence[Cell]) -> list[Row]:
-    """Of the units that all of these cells have; none where there is no such unit."""
+    """Of the units that all of these cells have; none where they share none."""
     n = max((study.units(c.family, c.part) for c in cells), default=0)
     there = [k for k in range(n) if all(study.get(c, k) is not None for c in cells)]
     return [Row(c, [study.get(c, k) for k in there]) for c in cells] if there else []

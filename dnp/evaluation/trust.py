@@ -18,7 +18,6 @@ leaves nothing open no label is true, and all are wrong.
 
 from __future__ import annotations
 
-import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,11 +31,10 @@ from dnp.app.terminal import Parser, run
 from dnp.errors import SettingsError
 from dnp.evaluation.audit import audit
 from dnp.evaluation.audit_pictures import DNS, EMPTY, GUIDED, PROMPT, Kept, looked_at, scales_of
-from dnp.evaluation.labels import Seen
+from dnp.evaluation.labels import Seen, tabulated
 from dnp.evaluation.mcnemar import compare
 from dnp.evaluation.tables import csv_text
 from dnp.evaluation.tables import markdown as table
-from dnp.sd.files.data_only import open_regular
 from dnp.toy import Mixture
 
 HABIT = 0.10  # a true label's share is greater by so much
@@ -156,18 +154,13 @@ def of_toy(pictures: int, audits: int, s: float = 3.0) -> dict[str, dict[str, Sc
 
 def read_truth(path: Path) -> dict[str, dict[str, list[float]]]:
     """{prompt: {label: [share in its own scenes, share in all]}}; SettingsError if it is not."""
-    try:
-        with open_regular(path) as f:
-            truth = json.load(f)
+
+    def check(truth: dict) -> None:
         for labels in truth.values():
             for own, every in labels.values():
                 float(own), float(every)
-        return truth
-    except (OSError, ValueError, TypeError, AttributeError) as e:
-        raise SettingsError(
-            f"{path}: cannot be read ({str(e)[:120]}); make it with "
-            "weights/mini/training/unasked.py."
-        ) from None
+
+    return tabulated(path, "unasked.py", check)
 
 
 def judged(

@@ -85,7 +85,9 @@ class Method:
     # ------------------------------------------------------------------------------------ hooks
 
     def words(self, call) -> tuple[list, list, int]:
-        """The words n of each picture, the DNS images that they describe, and the evaluations."""
+        """The words n of each picture, the DNS images that they describe, and the evaluations.
+
+        `call.row(i)` has the prompt and the seed of picture i of `call.images`."""
         return [call.row(i).negative for i in range(call.images)], [], 0
 
     def start(self) -> None:

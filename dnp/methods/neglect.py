@@ -83,7 +83,7 @@ def neglected(peaks: Tensor) -> Tensor:
 
 
 def without(prompt: str, subjects: Sequence[str]) -> list[str]:
-    """The prompt without the part that holds each subject; "" where there is no other part.
+    """The prompt without the part that holds each subject; "" where it is the only part.
 
     Parts end at commas, "and" and "with": "a cat, a red car and a blue chair" without its car is
     "a cat and a blue chair". What a later subject is drawn with goes with it: "a cat with a bow and

@@ -62,7 +62,7 @@ def train_recogniser(args: argparse.Namespace) -> None:
 
 def train_judge(args: argparse.Namespace) -> None:
     """The judge of one to three things, from the recogniser's weights. It sees every combination:
-    what the U-Net never saw is no harder for it than the rest."""
+    what the U-Net never saw is as easy for it as the rest."""
     images, all_scenes = scenes(args.out, args.scenes // 2, args.seed + 2000, "every")
     model = load_recogniser(args.recogniser)
     _train(args, "judge", model, images, all_scenes, args.seed + 2000, 1e-3, TRIOS)
