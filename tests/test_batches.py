@@ -99,3 +99,14 @@ def test_rows_with_subjects_have_words_of_their_own_dns_images(model):
     for row, n, picture in zip(rows, both.negatives, both.images):
         alone = dnp.generate(model, row.prompt, "ae+auto-dnp", seed=row.seed, **kw)
         assert (alone.negative, alone.images[0].tobytes()) == (n, picture.tobytes())
+
+
+def test_pictures_that_are_sampled_together_are_decoded_together(model, monkeypatch):
+    """As on a GPU; on a CPU one at a time is as fast."""
+    sizes, decode = [], model.decode
+    monkeypatch.setattr(model, "decode", lambda z_0: sizes.append(len(z_0)) or decode(z_0))
+    for size, wanted in ((16, [3]), (1, [1, 1, 1])):
+        monkeypatch.setattr("dnp.generation.batch_size", lambda device, size=size: size)
+        sizes.clear()
+        dnp.generate(model, "a cat", steps=1, images=3)
+        assert sizes == wanted
