@@ -1,4 +1,4 @@
-"""`--prompts FILE`: the pictures of a list, drawn together by `--batch`, and a list that goes on."""
+"""`--prompts FILE`: a list is drawn together by `--batch`, and an interrupted one goes on."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def test_a_list_with_and_without_negatives_is_drawn_in_two_groups(cli, forwards)
 
 def test_each_sheet_of_a_list_is_of_its_own_prompt(cli):
     file = written("a cat", "a dog")
-    code, made, _, _ = cli("--prompts", file, "--steps", 1, "--batch", 2, "--compare")
+    _, made, _, _ = cli("--prompts", file, "--steps", 1, "--batch", 2, "--compare")
     assert [path.name for path in made] == ["a-cat-compare-0.png", "a-dog-compare-0.png"]
 
 
