@@ -1,6 +1,7 @@
 """The benchmark "p and not n": its pairs, numbers and law, and a small study of the miniature."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -84,6 +85,15 @@ def test_the_page_has_the_tables_of_the_run_that_lies_beside_the_weights():
 
 
 # ------------------------------------------------------------------------------- the numbers
+
+
+def test_the_page_explains_every_option_of_a_rule():
+    page = (ROOT / "dnp" / "NEGATIVES.md").read_text(encoding="utf-8")
+    options = page.split("## The options")[1].split("## What")[0]
+    told = set(re.findall(r"^- (\w+) of ", options, re.M))
+    settings = [s.settings for of in RULES.values() for s in of]
+    asked = {option for one in settings for option in one.get("rule_options") or ()}
+    assert told == asked | {"h"}
 
 
 def test_done_is_p_seen_and_n_not():
