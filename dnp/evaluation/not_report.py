@@ -10,7 +10,7 @@ import numpy as np
 
 from dnp.app.png import png, write
 from dnp.evaluation import not_law
-from dnp.evaluation.differences import holm, says, sign_flip
+from dnp.evaluation.differences import at_scale, holm, says, sign_flip
 from dnp.evaluation.not_rules import BASELINES, CONTROLS, HOPE, INSIDE, MARGIN, PAIRS, PRIMARY
 from dnp.evaluation.not_seen import interval, mean, scores
 from dnp.evaluation.not_study import GROUPS, Cell, Study
@@ -185,17 +185,13 @@ def off_the_curve(rows: Sequence[Row], curve: Sequence[Row]) -> tuple[list[str],
     """Done minus that of CFG at the same effective scale, which lies between two of CFG's; and the
     points of the figure. The scales are means over steps and pictures."""
     known = sorted((float(r.cell.setting.settings["s"]), r.scores["done"]) for r in curve)
-    scales = [s for s, _ in known]
     points = {"CFG": [(s, *(100 * v for v in interval(d))) for s, d in known]}
     body = []
     for row in rows:
         if row.cell.rule in ("CFG", "the prompt alone") or (found := strength(row)) is None:
             continue
         s, done = float(found[0].mean()), row.scores["done"]
-        at = float(np.clip(s, scales[0], scales[-1]))
-        i = min(max(int(np.searchsorted(scales, at)), 1), len(scales) - 1)
-        w = (at - scales[i - 1]) / (scales[i] - scales[i - 1])
-        cfg = (1 - w) * known[i - 1][1] + w * known[i][1]
+        cfg, at = at_scale(known, s)
         n = min(cfg.shape[1], done.shape[1])
         d = done[:, :n] - cfg[:, :n]
         points[row.cell.rule] = [(s, *(100 * v for v in interval(done)))]
