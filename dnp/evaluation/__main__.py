@@ -103,24 +103,16 @@ def asks_not(argv: list[str] | None) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     if asks_not(argv):
-        from dnp.evaluation import not_command
+        from dnp.evaluation.negatives import command
 
-        not_command.main(argv)
+        command.main(argv)
         return
     args = parse(argv)
     import torch
 
     import dnp
     from dnp.app.png import write
-    from dnp.evaluation import (
-        benchmarks,
-        controls,
-        effective,
-        metrics,
-        presets,
-        report,
-        runner,
-    )
+    from dnp.evaluation import benchmarks, controls, effective, metrics, presets, report, runner
     from dnp.evaluation import dry as dry_run
     from dnp.evaluation import strength as strong
     from dnp.evaluation.grid import Grid, Run

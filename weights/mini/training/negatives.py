@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import world
-from dnp.evaluation.not_pictures import Eyes
+from dnp.evaluation.negatives.making import Eyes
 from dnp.sd.load import load
 from unasked import scenes_of
 

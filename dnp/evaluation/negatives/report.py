@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from dnp.app.png import png, write
-from dnp.evaluation import not_law
 from dnp.evaluation.differences import at_scale, holm, says, sign_flip
-from dnp.evaluation.not_rules import BASELINES, CONTROLS, HOPE, INSIDE, MARGIN, PAIRS, PRIMARY
-from dnp.evaluation.not_seen import interval, mean, scores
-from dnp.evaluation.not_study import GROUPS, Cell, Study
+from dnp.evaluation.negatives import law
+from dnp.evaluation.negatives.rules import BASELINES, CONTROLS, HOPE, INSIDE, MARGIN, PAIRS, PRIMARY
+from dnp.evaluation.negatives.seen import interval, mean, scores
+from dnp.evaluation.negatives.study import GROUPS, Cell, Study
 from dnp.evaluation.plots import plot
 from dnp.evaluation.records import RunError
 from dnp.evaluation.tables import csv_text, markdown
@@ -120,21 +120,21 @@ def rest(rows: Sequence[Row], truth: dict) -> list[str]:
     """Total variations to the law and to the prompt at s = 1, each with its floor."""
     alone = next((r for r in rows if r.cell.rule == "the prompt alone"), None)
     pairs, body = rows[0].cell.pairs, []
-    laws = {kind: [not_law.law(truth, kind, pair) for pair in pairs] for kind in not_law.KINDS}
+    laws = {kind: [law.law(truth, kind, pair) for pair in pairs] for kind in law.KINDS}
     for row in rows:
         line = [row.cell.rule]
         for other in (None, alone):
-            for kind in not_law.KINDS:
-                own = not_law.seen(row.units, kind, pairs)
+            for kind in law.KINDS:
+                own = law.seen(row.units, kind, pairs)
                 if other is None:
-                    to, least = laws[kind], not_law.floor(own, laws[kind])
+                    to, least = laws[kind], law.floor(own, laws[kind])
                 elif other is row:
                     line.append("")
                     continue
                 else:
-                    to = not_law.seen(other.units, kind, pairs)
-                    least = not_law.floor(own, laws[kind], to)
-                tv = not_law.distance(own, to)
+                    to = law.seen(other.units, kind, pairs)
+                    least = law.floor(own, laws[kind], to)
+                tv = law.distance(own, to)
                 line.append("-" if np.isnan(tv) else f"{tv:.2f} ({least:.2f})")
             if alone is None:
                 break
@@ -229,7 +229,7 @@ def choosing(study: Study, family: str) -> tuple[list[str], list[list]]:
 def make(study: Study, truth_file: Path | None) -> str:
     """Writes tables.md, three CSVs and the figure into the folder, and returns the text. What is
     not there yet is said to be missing."""
-    truth = not_law.read(truth_file) if truth_file else None
+    truth = law.read(truth_file) if truth_file else None
     lines, cells, by_step, chosen_csv = [], [], [], []
     if truth:
         of = truth["eyes"]
@@ -258,7 +258,7 @@ def make(study: Study, truth_file: Path | None) -> str:
                   "pair. p is of sign flips of the pictures, two-sided, with Holm's correction "
                   "over the rules.", ""]  # fmt: skip
         if truth and family in INSIDE:
-            share = np.mean([not_law.share_of_n(truth, pair) for pair in pairs])
+            share = np.mean([law.share_of_n(truth, pair) for pair in pairs])
             lines += [f"The world's own share of n in scenes of p: {100 * share:.0f} %.", ""]
         if family == PRIMARY:
             lines += [verdict(rows), ""]
