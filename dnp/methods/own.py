@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import inspect
 import linecache
+import os
 import sys
 import threading
 from pathlib import Path
@@ -98,11 +99,11 @@ def _imports(code: bytes) -> tuple[str, ...]:
 
 def _files_of(folder: Path, module: str) -> list[Path]:
     """The files of a module of a folder: a.py or a/__init__.py, and of a.b those of a too."""
-    parts, files = module.split("."), []
-    for i in range(1, len(parts) + 1):
-        base = folder.joinpath(*parts[:i])
-        files += [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()]
-    return files
+    base, files = str(folder), []  # asked for every picture: as texts it is four times as fast
+    for part in module.split("."):
+        base = os.path.join(base, part)
+        files += filter(os.path.isfile, (f"{base}.py", os.path.join(base, "__init__.py")))
+    return [Path(file) for file in files]
 
 
 def identity(x: object) -> str:
