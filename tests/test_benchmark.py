@@ -223,6 +223,7 @@ def test_who_is_measured_can_be_chosen():
     ("given", "sentence"),
     [
         (["--side", "0"], "--side 0 is not possible"),
+        (["--prompts", "500"], "--prompts 500 is not possible; give 1 to 276"),
         (["--batch", "1", "0"], "--batch .* is not possible"),
         (["--budget", "0"], "--budget 0.0 is not possible"),
         (["--dtype", "float16"], "choose --dtype float32"),

@@ -276,7 +276,7 @@ class Desk:
         kinds = drawing.kinds_of(self.model, args, methods)
         bar = SimpleNamespace(update=step, write=lambda *_, **__: None, clear=lambda: None)
         with maps:
-            drawing.draw(self.model, args, methods, kinds, bar, keep)
+            drawing.draw(self.model, [args], methods, kinds, bar, keep)
         draw.maps = draw.maps or maps.of_words(args.settings.get("size"))
 
     def step(self, draw: Draw, count: float) -> None:

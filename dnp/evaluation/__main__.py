@@ -116,9 +116,8 @@ def main(argv: list[str] | None = None) -> None:
     from dnp.evaluation import dry as dry_run
     from dnp.evaluation import strength as strong
     from dnp.evaluation.grid import Grid, Run
-    from dnp.evaluation.measure import Instruments, own_metrics
+    from dnp.evaluation.measure import Instruments, columns, own_metrics
     from dnp.evaluation.records import writing
-    from dnp.evaluation.tables import COLUMNS
     from dnp.methods.models import load_own
     from dnp.methods.words import SEEDS
     from dnp.sd import recogniser, speed
@@ -168,7 +167,8 @@ def main(argv: list[str] | None = None) -> None:
         Fingerprint([judge]).whole if judge else None,
         own_metrics(args.metric),
     )
-    report.require_primary(args.primary, list(COLUMNS))
+    texts = [p.text for p in prompts]
+    report.require_primary(args.primary, columns(bool(clip), bool(judge), texts))
     scales = tuple(args.scale) if args.scale else (None,)
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
     size = tuple(args.size) if args.size else None
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
             write(args.out / "run.json", manifest.encode())
             numbers = presets.published(Path(args.benchmark).stem, args.preset)
             if said:
-                shared = controls.overlap(args.scales_from, [p.text for p in prompts])
+                shared = controls.overlap(args.scales_from, texts)
                 said += f"; {shared} of the {len(prompts)} prompts here are among those."
             print(report.make(rows, args.out, baseline, numbers, said, names, args.primary))
             if args.effective_scale:

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from dnp.app.terminal import Parser, run
 from dnp.errors import DnpError, SettingsError, reason
+from dnp.evaluation import benchmarks
 from dnp.evaluation.speed.rivals import Cell, require_diffusers
 from dnp.evaluation.speed.table import Report, header, load, machine
 from dnp.evaluation.speed.turns import FRESH, Budget, Pool, Row, in_turn
@@ -88,6 +89,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, value in numbers.items():
         if value is not None and not 1 <= value < 1e9:
             raise SettingsError(f"--{name} {getattr(args, name)} is not possible; give 1 or more.")
+    if args.prompts > (most := len(benchmarks.load("ae"))):
+        raise SettingsError(f"--prompts {args.prompts} is not possible; give 1 to {most}.")
     on_cpu = args.device.startswith("cpu")
     offered = [x for x in PARTS if args.against or x != "agree"] if on_cpu else ["unet", "run"]
     args.parts = args.parts or offered

@@ -58,9 +58,11 @@ def labels(typed: Sequence[str], methods: Sequence[str]) -> dict[str, str]:
 
 
 def require_primary(column: str | None, known: Sequence[str]) -> None:
-    """SettingsError for a column that is not `known`."""
+    """SettingsError for a column that the tables do not have; `known` are theirs."""
     if column is not None and column not in known:
-        raise SettingsError(f"--primary {column} is not a column; choose of {', '.join(known)}.")
+        raise SettingsError(
+            f"--primary {column} is not a column of this run; choose of {', '.join(known)}."
+        )
 
 
 def make(

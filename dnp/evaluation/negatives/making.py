@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,16 +125,31 @@ def unit(
         negatives = [random_negative(pair, seed) for pair, seed in zip(pairs, seeds)]
     elif of == N_STAR:
         dns = sampled(model, DNS, pairs, negatives, seeds, steps)
-        negatives, words_cost = describe(captioner(model), dns.pictures), dns.evaluations
-    made = sampled(model, setting, pairs, negatives, seeds, steps, strength)
+        words_cost = dns.evaluations
+        negatives = words(model, dns.pictures)
+    made = sampled(model, setting, pairs, [n or "" for n in negatives], seeds, steps, strength)
+    there = [i for i, n in enumerate(negatives) if n is not None]
     return {
-        "rows": eyes.see(made.pictures),
+        "rows": eyes.see([made.pictures[i] if i in there else None for i in range(len(pairs))]),
         "evaluations": made.evaluations,
         "words_evaluations": words_cost,
         "negatives": negatives,
-        "strength": made.strength,
+        "strength": [[t, *([of[i] for i in there] for of in both)] for t, *both in made.strength],
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def words(model, pictures: Sequence[Image.Image | None]) -> list[str | None]:
+    """The n* of each DNS image; None of one that overflowed, and a warning says so."""
+    there = [x for x in pictures if x is not None]
+    texts = iter(describe(captioner(model), there) if there else ())
+    if missing := len(pictures) - len(there):
+        warnings.warn(
+            f"{missing} of {len(pictures)} DNS images overflowed, so there is no n* for them; they "
+            "count as rows without a picture",
+            stacklevel=2,
+        )
+    return [None if x is None else next(texts) for x in pictures]
 
 
 def captioner(model):

@@ -93,6 +93,13 @@ def outcomes(rows: Sequence[Row], group: str, cells: list) -> list[str]:
     return markdown(heads, body)
 
 
+def not_there(rows: Sequence[Row]) -> list[str]:
+    """A sentence for the pictures that are not there; none where all are."""
+    missing = sum(x is None for row in rows for unit in row.units for x in unit)
+    said = "Pictures that overflowed, or whose DNS image did: {}. They show neither p nor n."
+    return [said.format(missing), ""] if missing else []
+
+
 def verdict(rows: Sequence[Row]) -> str:
     """The primary outcome, in a sentence."""
     best = None
@@ -262,7 +269,7 @@ def make(study: Study, truth_file: Path | None) -> str:
             lines += [f"The world's own share of n in scenes of p: {100 * share:.0f} %.", ""]
         if family == PRIMARY:
             lines += [verdict(rows), ""]
-        lines += outcomes(rows, name, cells)
+        lines += [*outcomes(rows, name, cells), *not_there(rows)]
         if truth:
             lines += ["The rest of the pictures that show p and not n, total variations with their "
                       "floors:", "", *rest(rows, truth)]  # fmt: skip

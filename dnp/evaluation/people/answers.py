@@ -97,7 +97,7 @@ def read_key(folder: Path) -> dict:
         ]
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
         raise RunError(
-            f"{folder} is not a whole study ({str(e)[:120]}); give a folder of make."
+            f"{folder} is not a whole study ({str(e)[:120]}); give a folder that make has written."
         ) from None
     if not whole or changed:
         what = changed[0] if whole else path.name
