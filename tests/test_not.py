@@ -192,10 +192,10 @@ def test_a_picture_that_overflows_is_a_failure_and_the_others_are_made(mini, eye
 
 def test_a_picture_whose_dns_image_overflows_is_one_that_is_not_there(mini, eyes, monkeypatch):
     pairs, seeds = [("a cat", "a dog"), ("a frog", "a car")], [0, 1]
-    asked = lambda: not_pictures.unit(
-        mini, eyes, Setting("", "np2", {"s": 3.0}), not_pictures.N_STAR, pairs, seeds, 2, True
+    asked = lambda: making.unit(
+        mini, eyes, Setting("", "np2", {"s": 3.0}), making.N_STAR, pairs, seeds, 2, True
     )
-    whole, sampled = asked(), not_pictures.sampled
+    whole, sampled = asked(), making.sampled
 
     def overflows(model, setting, *of):
         made = sampled(model, setting, *of)
@@ -203,13 +203,13 @@ def test_a_picture_whose_dns_image_overflows_is_one_that_is_not_there(mini, eyes
             replace(made, pictures=[None, *made.pictures[1:]]) if setting.method == "dns" else made
         )
 
-    monkeypatch.setattr(not_pictures, "sampled", overflows)
+    monkeypatch.setattr(making, "sampled", overflows)
     with pytest.warns(UserWarning, match="1 of 2 DNS images overflowed"):
         record = asked()
     assert record["rows"] == [None, whole["rows"][1]] and whole["rows"][0] is not None
     assert record["negatives"] == [None, whole["negatives"][1]]
     assert record["strength"] == [[t, s[1:], rest[1:]] for t, s, rest in whole["strength"]]
-    monkeypatch.setattr(not_pictures, "sampled", lambda *_: not_pictures.Sampled([None] * 2, 0, []))
+    monkeypatch.setattr(making, "sampled", lambda *_: making.Sampled([None] * 2, 0, []))
     with pytest.warns(UserWarning, match="2 of 2"):
         assert asked()["rows"] == [None, None]
 
@@ -333,9 +333,9 @@ def test_the_outcome_is_the_best_rule_that_keeps_p():
     cells = []
     table = "\n".join(report.outcomes(rows, "colours", cells))
     assert "| Eq. 4 | s = 1 | 75 [" in table and len(cells) == 9
-    assert not_report.not_there(rows) == []
+    assert report.not_there(rows) == []
     rows[0].records[1]["rows"][0] = None
-    assert not_report.not_there(rows)[0].endswith("DNS image did: 1. They show neither p nor n.")
+    assert report.not_there(rows)[0].endswith("DNS image did: 1. They show neither p nor n.")
 
 
 def test_a_rule_is_compared_with_cfg_at_its_effective_scale():
