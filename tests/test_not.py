@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import dnp
-from command_line import miniature_once
 from conftest import MINI, ROOT
 from dnp.app.options import methods_table
 from dnp.errors import SettingsError
@@ -24,11 +23,14 @@ from dnp.evaluation.negatives.rules import (
     Setting,
 )
 from dnp.evaluation.negatives.seen import interval, kept, mean, scores, shows
-from dnp.sd import load
+from dnp.sd import captioner, speed
 from dnp.sd.world import OBJECTS, subjects
+from experiments import world
+from runs import once
 
+OTHER = Setting("s = 2", "cfg", {"s": 2.0})  # whichever is chosen, it is not the prompt alone
 FEW = {
-    "CFG": [ALONE, REFERENCE],
+    "CFG": [OTHER, REFERENCE],
     "two-term": [Setting("s = 2", "np2", {"s": 2.0})],
     "DNG, eta = 1": RULES["DNG, eta = 1"][:1],
     "CFG, eta = 1": [Setting("s = 3", "cfg", {"s": 3.0, "eta": 1.0})],
@@ -157,43 +159,50 @@ def test_a_law_that_is_none_is_one_sentence(tmp_path):
 # ------------------------------------------------------------------------------- pictures
 
 
+@pytest.fixture(scope="module")
+def model():
+    model = dnp.load(world())
+    speed.apply(model)
+    return model
+
+
 @pytest.mark.parametrize("setting", [
     REFERENCE, Setting("", "np2", {"s": 2.0}), Setting("", "answer", {"s": 2.0, "K": 2}),
     Setting("", "np", {"s": 2.0, "rule": "perp_neg", "eta": 1.0}),
 ])  # fmt: skip
-def test_a_batch_of_many_prompts_has_the_pictures_of_generate(mini, setting):
+def test_a_batch_of_many_prompts_has_the_pictures_of_generate(model, setting):
     pairs, seeds = [("a cat", "a dog"), ("a red car", "a car on the road")], [5, 11]
-    made = making.sampled(mini, setting, pairs, [n for _, n in pairs], seeds, 10)
+    made = making.sampled(model, setting, pairs, [n for _, n in pairs], seeds, 10)
     for (p, n), seed, picture in zip(pairs, seeds, made.pictures):
         n = n if setting.method in ("np", "np2") else None
         (own,) = dnp.generate(
-            mini, p, setting.method, n, seed=seed, steps=10, **setting.settings
+            model, p, setting.method, n, seed=seed, steps=10, **setting.settings
         ).images
         assert abs(np.asarray(own, int) - np.asarray(picture, int)).max() <= 1
     assert made.evaluations == {"cfg": 20, "np2": 20, "answer": 30, "np": 30}[setting.method]
 
 
-def test_the_effective_scale_is_measured_by_the_way(mini):
+def test_the_effective_scale_is_measured_by_the_way(model):
     pairs = [("a cat", "a dog"), ("a frog", "a car")]
-    made = making.sampled(mini, REFERENCE, pairs, ["", ""], [0, 1], 10, strength=True)
+    made = making.sampled(model, REFERENCE, pairs, ["", ""], [0, 1], 10, strength=True)
     assert len(made.strength) == 10 and made.evaluations == 20
     for _, s_eff, rest in made.strength:
         np.testing.assert_allclose(s_eff, 3, atol=1e-3)
         np.testing.assert_allclose(rest, 0, atol=1e-2)
 
 
-def test_a_picture_that_overflows_is_a_failure_and_the_others_are_made(mini, eyes):
+def test_a_picture_that_overflows_is_a_failure_and_the_others_are_made(model, eyes):
     broken = lambda eps_phi, eps_p: eps_p * float("inf")
     pairs = [("a cat", "a dog"), ("a frog", "a car")]
-    made = making.sampled(mini, Setting("", "cfg", {"rule": broken}), pairs, ["", ""], [0, 1], 2)
+    made = making.sampled(model, Setting("", "cfg", {"rule": broken}), pairs, ["", ""], [0, 1], 2)
     assert made.pictures == [None, None]
     assert eyes.see(made.pictures) == [None, None]
 
 
-def test_a_picture_whose_dns_image_overflows_is_one_that_is_not_there(mini, eyes, monkeypatch):
+def test_a_picture_whose_dns_image_overflows_is_one_that_is_not_there(model, eyes, monkeypatch):
     pairs, seeds = [("a cat", "a dog"), ("a frog", "a car")], [0, 1]
     asked = lambda: making.unit(
-        mini, eyes, Setting("", "np2", {"s": 3.0}), making.N_STAR, pairs, seeds, 2, True
+        model, eyes, Setting("", "np2", {"s": 3.0}), making.N_STAR, pairs, seeds, 2, True
     )
     whole, sampled = asked(), making.sampled
 
@@ -226,8 +235,8 @@ def test_a_random_negative_names_neither_p_nor_n():
 
 
 @pytest.fixture(scope="module")
-def eyes(mini):
-    return making.Eyes(mini, MINI)
+def eyes(model):
+    return making.Eyes(model, world())
 
 
 @pytest.fixture
@@ -235,13 +244,13 @@ def small(tmp_path, monkeypatch, capsys, eyes):
     """Runs a study of a few settings of the family colours: small(*words) -> what it printed."""
     monkeypatch.setattr(study, "rules_of", lambda family: FEW)
     monkeypatch.setattr(command, "rules_of", lambda family: FEW)
-    monkeypatch.setattr(load, "load", miniature_once(load.load))
-    monkeypatch.setattr(dnp, "load", miniature_once(dnp.load))
+    monkeypatch.setattr(captioner, "load_captioner", once(captioner.load_captioner))
     monkeypatch.setattr(making, "Eyes", lambda *of: eyes)
     size = "--family colours --choosing 1 --reporting 1 --steps 2 --choosing-steps 2".split()
 
     def run(*words):
-        evaluation.main(["--benchmark", "not", "--out", str(tmp_path), *size, *words])
+        where = ["--weights", str(world()), "--out", str(tmp_path)]
+        evaluation.main(["--benchmark", "not", *where, *size, *words])
         return capsys.readouterr().out
 
     return run
@@ -277,8 +286,9 @@ def test_two_processes_share_a_study(small, tmp_path, monkeypatch):
     put = study.Study.put
     monkeypatch.setattr(study.Study, "put", lambda *of: order.append(of[1]) or put(*of))
     small()
-    assert [c.setting for c in order[:5]] == [FEW[r][0] if r != "CFG" else REFERENCE for r in (
-        "CFG", "DNG, eta = 1")] + [ALONE, FEW["two-term"][0], FEW["CFG, eta = 1"][0]]  # fmt: skip
+    own, others = (REFERENCE, "DNG, eta = 1"), (OTHER, "two-term", "CFG, eta = 1")
+    wanted = [FEW[r][0] if isinstance(r, str) else r for r in (*own, *others)]
+    assert [c.setting for c in order[:5]] == wanted
     assert len(order) == 12
 
 
