@@ -69,10 +69,23 @@ def imported_beside(file: Path, found: dict[str, Path] | None = None) -> dict[st
     """The modules that a Python file imports from its own folder, also by way of each other, inside
     functions too: their names and files."""
     found = {} if found is None else found
-    folder = file.resolve().parent
+    file = file.resolve()
+    for name in _imports(file.read_bytes()):
+        for source in _files_of(file.parent, name):
+            if source != file and source not in found.values():
+                found[name] = source
+                imported_beside(source, found)
+    return found
+
+
+@functools.lru_cache(256)
+def _imports(code: bytes) -> list[str]:
+    """The modules that code imports, and a.b of `from a import b`, in its order; none of what is
+    not Python."""
+    found = []
     try:
         with PARSING:
-            tree = ast.parse(file.read_bytes())
+            tree = ast.parse(code)
     except (SyntaxError, ValueError):
         return found
     for node in ast.walk(tree):
@@ -82,12 +95,8 @@ def imported_beside(file: Path, found: dict[str, Path] | None = None) -> dict[st
         if isinstance(node, ast.ImportFrom):
             start = node.module or ""
             names = [start, *(f"{start}.{name}".lstrip(".") for name in names)]
-        for name in names:
-            for source in _files_of(folder, name):
-                if source != file.resolve() and source not in found.values():
-                    found[name] = source
-                    imported_beside(source, found)
-    return found
+        found += names
+    return list(dict.fromkeys(found))
 
 
 def _files_of(folder: Path, module: str) -> list[Path]:
