@@ -229,6 +229,8 @@ def oracle(request, tmp_path_factory):
 
     if request.param == "miniature":
         pipeline, folder = StableDiffusionPipeline.from_pretrained(MINI), MINI
+        for part in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
+            part.requires_grad_(False)
     else:
         pipeline = make_pipeline(**ARCHITECTURES[request.param])
         folder = tmp_path_factory.mktemp("weights")
