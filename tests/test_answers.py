@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dnp.evaluation import answers
+from dnp.evaluation.people import answers
 from dnp.evaluation.records import RunError
 from study import by_key, make_study, rows_of, text_of, write
 

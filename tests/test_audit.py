@@ -17,7 +17,7 @@ from dnp.evaluation import audit_pictures, trust
 from dnp.evaluation.audit import AMPLIFIES, BRINGS, audit, evaluations
 from dnp.evaluation.labels import OfCaptions, OfWords, OfWorld, labels_for
 from dnp.evaluation.mcnemar import LEVEL, compare, mcnemar, power
-from dnp.evaluation.not_rules import RECOMMENDED, RULES, scale_against
+from dnp.evaluation.negatives.rules import RECOMMENDED, RULES, scale_against
 from dnp.sd import load
 from test_models import FILE
 

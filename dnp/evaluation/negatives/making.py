@@ -21,7 +21,7 @@ from dnp import process
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.evaluation import record_keys
 from dnp.evaluation.labels import OfWorld, labels_for
-from dnp.evaluation.not_rules import Setting
+from dnp.evaluation.negatives.rules import Setting
 from dnp.generation import prepared, walk
 from dnp.guidance import effective_scale
 from dnp.methods.conditions import together
@@ -180,7 +180,7 @@ def circumstances(model) -> dict:
     """What a unit depends on beside what was asked for: the code that samples and sees, not that
     of the tables."""
     here = Path(__file__).resolve().parent
-    eyes = record_keys.source_hash([here / "not_pictures.py", here / "labels.py"])
+    eyes = record_keys.source_hash([here / "making.py", here.parent / "labels.py"])
     return {
         "code": record_keys.code_hash(),
         "eyes": record_keys.key([eyes, record_keys.metrics_code()]),

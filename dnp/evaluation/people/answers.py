@@ -19,10 +19,10 @@ from pathlib import Path
 from dnp.app.png import write
 from dnp.errors import DnpError
 from dnp.evaluation import record_keys
-from dnp.evaluation import study_analysis as analysis
+from dnp.evaluation.people import analysis
+from dnp.evaluation.people.design import name_of
+from dnp.evaluation.people.order import sequence
 from dnp.evaluation.records import RunError, writing
-from dnp.evaluation.study_design import name_of
-from dnp.evaluation.study_order import sequence
 from dnp.sd.files.data_only import read_regular
 
 COLUMNS = (

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from dnp.app.png import png, write
-from dnp.evaluation import not_law
-from dnp.evaluation.differences import holm, says, sign_flip
-from dnp.evaluation.not_rules import BASELINES, CONTROLS, HOPE, INSIDE, MARGIN, PAIRS, PRIMARY
-from dnp.evaluation.not_seen import interval, mean, scores
-from dnp.evaluation.not_study import GROUPS, Cell, Study
+from dnp.evaluation.differences import at_scale, holm, says, sign_flip
+from dnp.evaluation.negatives import law
+from dnp.evaluation.negatives.rules import BASELINES, CONTROLS, HOPE, INSIDE, MARGIN, PAIRS, PRIMARY
+from dnp.evaluation.negatives.seen import interval, mean, scores
+from dnp.evaluation.negatives.study import GROUPS, Cell, Study
 from dnp.evaluation.plots import plot
 from dnp.evaluation.records import RunError
 from dnp.evaluation.tables import csv_text, markdown
@@ -127,21 +127,21 @@ def rest(rows: Sequence[Row], truth: dict) -> list[str]:
     """Total variations to the law and to the prompt at s = 1, each with its floor."""
     alone = next((r for r in rows if r.cell.rule == "the prompt alone"), None)
     pairs, body = rows[0].cell.pairs, []
-    laws = {kind: [not_law.law(truth, kind, pair) for pair in pairs] for kind in not_law.KINDS}
+    laws = {kind: [law.law(truth, kind, pair) for pair in pairs] for kind in law.KINDS}
     for row in rows:
         line = [row.cell.rule]
         for other in (None, alone):
-            for kind in not_law.KINDS:
-                own = not_law.seen(row.units, kind, pairs)
+            for kind in law.KINDS:
+                own = law.seen(row.units, kind, pairs)
                 if other is None:
-                    to, least = laws[kind], not_law.floor(own, laws[kind])
+                    to, least = laws[kind], law.floor(own, laws[kind])
                 elif other is row:
                     line.append("")
                     continue
                 else:
-                    to = not_law.seen(other.units, kind, pairs)
-                    least = not_law.floor(own, laws[kind], to)
-                tv = not_law.distance(own, to)
+                    to = law.seen(other.units, kind, pairs)
+                    least = law.floor(own, laws[kind], to)
+                tv = law.distance(own, to)
                 line.append("-" if np.isnan(tv) else f"{tv:.2f} ({least:.2f})")
             if alone is None:
                 break
@@ -192,17 +192,13 @@ def off_the_curve(rows: Sequence[Row], curve: Sequence[Row]) -> tuple[list[str],
     """Done minus that of CFG at the same effective scale, which lies between two of CFG's; and the
     points of the figure. The scales are means over steps and pictures."""
     known = sorted((float(r.cell.setting.settings["s"]), r.scores["done"]) for r in curve)
-    scales = [s for s, _ in known]
     points = {"CFG": [(s, *(100 * v for v in interval(d))) for s, d in known]}
     body = []
     for row in rows:
         if row.cell.rule in ("CFG", "the prompt alone") or (found := strength(row)) is None:
             continue
         s, done = float(found[0].mean()), row.scores["done"]
-        at = float(np.clip(s, scales[0], scales[-1]))
-        i = min(max(int(np.searchsorted(scales, at)), 1), len(scales) - 1)
-        w = (at - scales[i - 1]) / (scales[i] - scales[i - 1])
-        cfg = (1 - w) * known[i - 1][1] + w * known[i][1]
+        cfg, at = at_scale(known, s)
         n = min(cfg.shape[1], done.shape[1])
         d = done[:, :n] - cfg[:, :n]
         points[row.cell.rule] = [(s, *(100 * v for v in interval(done)))]
@@ -240,7 +236,7 @@ def choosing(study: Study, family: str) -> tuple[list[str], list[list]]:
 def make(study: Study, truth_file: Path | None) -> str:
     """Writes tables.md, three CSVs and the figure into the folder, and returns the text. What is
     not there yet is said to be missing."""
-    truth = not_law.read(truth_file) if truth_file else None
+    truth = law.read(truth_file) if truth_file else None
     lines, cells, by_step, chosen_csv = [], [], [], []
     if truth:
         of = truth["eyes"]
@@ -269,7 +265,7 @@ def make(study: Study, truth_file: Path | None) -> str:
                   "pair. p is of sign flips of the pictures, two-sided, with Holm's correction "
                   "over the rules.", ""]  # fmt: skip
         if truth and family in INSIDE:
-            share = np.mean([not_law.share_of_n(truth, pair) for pair in pairs])
+            share = np.mean([law.share_of_n(truth, pair) for pair in pairs])
             lines += [f"The world's own share of n in scenes of p: {100 * share:.0f} %.", ""]
         if family == PRIMARY:
             lines += [verdict(rows), ""]
