@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dnp
-from conftest import MINI, slow_but
+from conftest import slow_but
 from dnp.errors import SettingsError
 from dnp.evaluation import (
     benchmarks,
@@ -26,14 +26,18 @@ from dnp.evaluation.grid import Grid, Run
 from dnp.evaluation.measure import Instruments
 from dnp.schedule import Schedule
 from dnp.sd import captioner
+from experiments import world
 
-pytestmark = pytest.mark.filterwarnings("ignore:with steps")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:with steps"),
+    pytest.mark.usefixtures("weights_are_opened_once"),
+]
 PROMPTS = tuple(benchmarks.Prompt(t, "x") for t in ("a cat and a red car", "a dog and a bear"))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return dnp.load(MINI)
+    return dnp.load(world())
 
 
 def work_of(model, folder, *labels, steps=4, captioner=None, prompts=PROMPTS, strengths=None):
@@ -44,7 +48,7 @@ def work_of(model, folder, *labels, steps=4, captioner=None, prompts=PROMPTS, st
 
 
 def evaluate(out, *words):
-    common = ("--per-category", 1, "--seeds", 1, "--steps", 2, "--out", out)
+    common = ("--weights", world(), "--per-category", 1, "--seeds", 1, "--steps", 2, "--out", out)
     main([str(w) for w in (*common, *words)])
 
 
@@ -168,17 +172,17 @@ def test_a_method_is_compared_with_cfg_at_its_effective_scale(model, tmp_path, m
 @pytest.mark.parametrize(
     "label", slow_but(["answer:s=2"], ["answer:s=2", "auto-dnp:s=3,negative_scale=1"])
 )
-def test_fitted_cfg_is_as_strong_to_2_percent(model, tmp_path, label):
-    """Measured on the chains that the fitted methods really run."""
+def test_fitted_cfg_is_as_strong_to_2_percent(mini, tmp_path, label):
+    """Measured on the chains that the fitted methods really run, of a model that is trained."""
     captioner = lambda images: ["a green bowl"] * len(images)
-    work = work_of(model, tmp_path, label, captioner=captioner)
+    work = work_of(mini, tmp_path, label, captioner=captioner)
     told = json.loads(json.dumps(strength.measure(work)))
     target = told["methods"][label]["by_step"]
     equal, scheduled = (controls.parse(f"{k}:of={label}", told) for k in controls.EQUAL)
     assert sum(strength.by_step(work, equal)) == pytest.approx(sum(target), rel=strength.WITHIN)
     assert strength.by_step(work, scheduled) == pytest.approx(target, rel=1e-3)
     assert f"| {label}, s = " in strength.table(told)
-    both = [contestants.settled(x, None, 4, model) for x in (equal, scheduled)]
+    both = [contestants.settled(x, None, 4, mini) for x in (equal, scheduled)]
     assert both[0]["s"] > 0 and both[1]["s"] is None and both[1]["rule"] == "cfg_schedule"
     if label.startswith("answer"):  # twice as strong early as in its second half, where it is CFG
         scales = both[1]["rule_options"]["scales"]
