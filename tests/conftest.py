@@ -17,7 +17,7 @@ from browser import a_study, chromium  # noqa: F401 - for test_browser*.py
 from command_line import cli, pixels, refused  # noqa: F401 - for the tests of commands
 from dnp.sd import speed
 from runs import copy, finished, made, weights_are_opened_once  # noqa: F401 - for test_runs*.py
-from single_files import both, family  # noqa: F401 - for the tests of files
+from single_files import both, family, tokenizers_once  # noqa: F401 - for the tests of files
 
 torch.set_num_threads(1)  # two on a busy machine are slower, and sums stay the same anywhere
 

@@ -28,7 +28,7 @@ WORDS = {"negative": "a white balloon"}
 
 @pytest.fixture(scope="module")
 def the_page(mini):
-    with serving(mini) as (port, its_desk):
+    with serving(mini, {"size": (32, 32)}) as (port, its_desk):
         yield port, its_desk
 
 
