@@ -181,6 +181,22 @@ def strengths(rows: Sequence[Row], group: str, by_step: list) -> list[str]:
     return markdown(heads, body) if body else []
 
 
+def both(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
+    """Two groups of the family outside beside each other: kept, and how far the noise is moved at
+    right angles to dp, in lengths of dp, in the first and in the last third of the steps."""
+    lines: dict[str, list[str]] = {}
+    for row in (*first, *second):
+        aside = ""
+        if found := strength(row):
+            thirds = np.array_split(found[1], 3)
+            aside = f"{thirds[0].mean():.1f} / {thirds[-1].mean():.1f}"
+        line = [row.cell.setting.said, text(row.scores["kept"]), aside]
+        lines[row.cell.rule] = [*lines.get(row.cell.rule, []), *line]
+    kinds = ("for a setting", "for a colour")
+    heads = ["rule", *(x for kind in kinds for x in (f"as {kind}", "kept, %", "aside"))]
+    return markdown(heads, [[rule, *line] for rule, line in lines.items()])
+
+
 def every_scale(curves: dict[str, Sequence[Row]]) -> list[str]:
     """Done of CFG at each of its scales: its best here is chosen on the pictures themselves."""
     body = [[rule, *(text(r.scores["done"]) for r in rows)] for rule, rows in curves.items()]
@@ -237,7 +253,7 @@ def make(study: Study, truth_file: Path | None) -> str:
     """Writes tables.md, three CSVs and the figure into the folder, and returns the text. What is
     not there yet is said to be missing."""
     truth = law.read(truth_file) if truth_file else None
-    lines, cells, by_step, chosen_csv = [], [], [], []
+    lines, cells, by_step, chosen_csv, outside = [], [], [], [], []
     if truth:
         of = truth["eyes"]
         lines += [f"Settings are seen by CLIP, which names that of {of['settings right']} of "
@@ -274,6 +290,7 @@ def make(study: Study, truth_file: Path | None) -> str:
             lines += ["The rest of the pictures that show p and not n, total variations with their "
                       "floors:", "", *rest(rows, truth)]  # fmt: skip
         lines += strengths(rows, name, by_step)
+        outside += [rows] if family == "outside" else []
         curves = {k: rows_of(study, of) for k, of in study.curves().items() if family == PRIMARY}
         if all(curves.values()) and curves:
             table, points = off_the_curve(rows, curves["CFG"])
@@ -288,6 +305,8 @@ def make(study: Study, truth_file: Path | None) -> str:
             shown = {k: of for k, of in points.items() if k not in UNPLOTTED}
             figure = plot(shown, "effective scale, mean over steps", "done, %").image()
             write(study.folder / "figure.png", png(figure))
+    if len(outside) > 1:
+        lines += ["## outside, in short", "", *both(*outside)]
     said = "\n".join(lines)
     heads = ["family", "rule", "setting"]
     for name, columns, body in (
