@@ -26,11 +26,11 @@ ORACLES = {"oracle", "sdxl", "tiny", "family", "both"}  # fixtures that diffuser
 
 
 def pytest_collection_modifyitems(items):
-    """The files that need diffusers first: its imports take seconds, and of two processes that
-    begin with a half of the tests each, one is spared them."""
+    """The files that need diffusers or torch's compiler first: their imports take seconds, and of
+    two processes that begin with a half of the tests each, one is spared them."""
     need = {i.path for i in items if ORACLES & set(i.fixturenames)}
-    imports = re.compile(r"^ +(import|from) (diffusers|tiny_pipelines)|^from tiny_pipelines", re.M)
-    need |= {path for path in {i.path for i in items} - need if imports.search(path.read_text())}
+    slow = re.compile(r"^ +(import|from) diffusers|^from tiny_pipelines|torch\.compile\(", re.M)
+    need |= {path for path in {i.path for i in items} - need if slow.search(path.read_text())}
     items.sort(key=lambda item: item.path not in need)
 
 

@@ -202,6 +202,7 @@ def test_dng_with_an_exact_posterior_runs_under_it():
 def test_every_method_runs_on_the_miniature_at_its_usual_cost(method):
     model = dnp.load(MINI)
     given = {"negative": "a dog"} if issubclass(METHODS[method], NegativePrompt) else {}
+    given["size"] = (32, 32)
     ours = dnp.generate(model, "a red car", method, **given, **SOUND)
     ddim = dnp.generate(model, "a red car", method, **given, **{**SOUND, "sampler": "ddim"})
     assert ours.nfe == ddim.nfe and ours.settings["sampler"] == "dpmpp2m"
