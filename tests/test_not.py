@@ -375,6 +375,8 @@ def test_a_rule_is_compared_with_cfg_at_its_effective_scale():
     assert "| two-term | s = 1 | 1.50 | 1.00 | 2.00 | 0.50 | 0.50 |" in told
     assert steps[1] == ["colours", "two-term", "s = 1", 1, "2", "0.5"]
     assert "| CFG | 0 [0, 0] | 100 [100, 100] |" in report.every_scale({"CFG": curve})
+    of.records[0]["strength"] = [[900, [], []]]  # all of them overflowed
+    assert report.strengths([of], "colours", []) == []
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def test_every_seed_has_words_of_its_own_and_is_made_again_from_them(model):
     captioner = texts("a red apple", "a dog")
     r = small(model, "a cat", "auto-dnp", captioner=captioner, steps=2, seed=1, images=2)
     assert r.negatives == ["a red apple", "a dog"] and len(r.dns_images) == 2
+    dns = small(model, "a cat", "dns", steps=2, seed=2)
+    assert r.dns_images[1].tobytes() == dns.images[0].tobytes()
     again = small(model, "a cat", "auto-dnp", "a dog", steps=2, seed=2)
     assert again.images[0].tobytes() == r.images[1].tobytes()
     assert again.nfe == 3 * 2 and again.dns_images == []  # given words need no DNS image

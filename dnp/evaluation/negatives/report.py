@@ -155,9 +155,10 @@ def rest(rows: Sequence[Row], truth: dict) -> list[str]:
 
 
 def strength(row: Row) -> tuple[np.ndarray, np.ndarray, list[int]] | None:
-    """The effective scale and the rest, (steps, pictures), and the levels t; None if unmeasured."""
+    """The effective scale and the rest, (steps, pictures), and the levels t; None if unmeasured, or
+    if no picture is there."""
     steps = row.records[0]["strength"]
-    if not steps:
+    if not steps or not steps[0][1]:
         return None
     return *(np.array([step[i] for step in steps]) for i in (1, 2)), [step[0] for step in steps]
 
