@@ -330,6 +330,12 @@ def test_a_study_chooses_measures_and_reports_on_other_prompts(tmp_path, capsys)
             evaluate(tmp_path / "x", *words)
 
 
+def test_one_command_measures_strengths_or_effective_scales(tmp_path):
+    with pytest.raises(SettingsError, match="--strength and --effective-scale are both given"):
+        evaluate(tmp_path / "x", "--method", "cfg:s=1", "cfg:s=3", "--strength", "--effective-scale")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_rule_without_a_scale_runs_and_its_row_names_none(tmp_path):
     evaluate(tmp_path, "--method", "cfg", "cfg:rule=cfg_plus_plus", "--steps", 3)
     text = (tmp_path / "tables.md").read_text()

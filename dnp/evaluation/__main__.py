@@ -237,6 +237,8 @@ def _check(args: argparse.Namespace) -> tuple:
 
     if args.model is not None and args.weights != ROOT / "weights" / "mini":
         raise SettingsError("--weights and --model are both given; leave one out.")
+    if args.strength and args.effective_scale:
+        raise SettingsError("--strength and --effective-scale are both given; leave one out.")
     for what, value in (("seeds", args.seeds), ("steps", args.steps)):
         if not 1 <= value <= 1000:
             raise SettingsError(f"{value} {what} are not possible; choose 1 to 1000.")
