@@ -332,7 +332,9 @@ def test_a_study_chooses_measures_and_reports_on_other_prompts(tmp_path, capsys)
 
 def test_one_command_measures_strengths_or_effective_scales(tmp_path):
     with pytest.raises(SettingsError, match="--strength and --effective-scale are both given"):
-        evaluate(tmp_path / "x", "--method", "cfg:s=1", "cfg:s=3", "--strength", "--effective-scale")
+        evaluate(
+            tmp_path / "x", "--method", "cfg:s=1", "cfg:s=3", "--strength", "--effective-scale"
+        )
     assert not [*tmp_path.iterdir()]
 
 
