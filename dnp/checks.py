@@ -207,21 +207,20 @@ def memory(f: Subject, draw: Draw) -> tuple:
     return f"yes; after 3 steps its value differs by {off:.2g}", None, off
 
 
-def rules_table() -> str:
-    """The Markdown table of `RULES`: the formula of each docstring and what `check_rule` found."""
+def rules_table(found: Mapping[str, Check] | None = None) -> str:
+    """The Markdown table of `RULES`: the formula of each docstring and what `check_rule` finds, or
+    `found`, by names, of its defaults."""
     heads = "rule|formula|evaluations|s = 0|s = 1|n = phi|n = p|same in x0, v|bounded in n"
     heads += "|curl"  # of an energy there is none
     lines = [f"| {heads.replace('|', ' | ')} |", "|---" * 10 + "|"]
     for name, rule in RULES.items():
-        f = Subject(rule)
-        found = properties(f, draws(36), None, None, 0)
-        row = {k: found[k]()[0] for k in ("s = 0", "s = 1", "n = phi", "n = p", "bounded in n")}
+        check = found[name] if found else check_rule(rule, show=False)
         formula = re.search(r"^ *eps = (.*?)$", inspect.getdoc(rule), re.M)[1].split(",  ")[0]
-        space = " / ".join(dict.fromkeys(found[f"same in {x}"]()[0] for x in ("x0", "v")))
-        curl = "yes" if found["energy"]()[0].startswith("no:") else "no"
-        evaluations = str(len(set(NOISES) & set(f.needs)))
-        cells = [f"`{name}`", f"`{formula}`".replace("|", "\\|"), evaluations]
-        cells += [*list(row.values())[:4], space, row["bounded in n"], curl]
+        space = " / ".join(dict.fromkeys(check[f"same in {x}"] for x in ("x0", "v")))
+        curl = "yes" if check["energy"].startswith("no:") else "no"
+        cells = [f"`{name}`", f"`{formula}`".replace("|", "\\|"), check["evaluations"][:1]]
+        cells += [check[k] for k in ("s = 0", "s = 1", "n = phi", "n = p")]
+        cells += [space, check["bounded in n"], curl]
         lines.append("| " + " | ".join("-" if x.startswith("has no ") else x for x in cells) + " |")
     return "\n".join(lines)
 

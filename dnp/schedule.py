@@ -85,9 +85,12 @@ class Schedule:
     def level(self, t: int | Tensor) -> Tensor:
         """abar_t as float64 on the CPU, shaped like `t`; t = -1 is the clean end, `abar_final`."""
         t = torch.as_tensor(t).cpu()
-        if t.min() < -1 or t.max() >= len(self.abar):
+        first, last = t.aminmax() if t.ndim else (t.item(),) * 2
+        if first < -1 or last >= len(self.abar):
             raise ValueError(f"t must be in -1 ... {len(self.abar) - 1}, not {t.tolist()}")
         final = torch.tensor(self.abar_final, dtype=torch.float64)
+        if not t.ndim:
+            return self.abar[first].clone() if first >= 0 else final
         return torch.where(t >= 0, self.abar[t.clamp(min=0)], final)
 
     def add_noise(self, z_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Mixture:
         self._require_law()
         self.variances, self.axes = torch.linalg.eigh(self.covariances)  # (K, D) and (K, D, D)
         self.prompts[None] = list(range(len(self.means)))
+        self.parts: dict[int | tuple | None, tuple[Tensor, ...]] = {}  # of a prompt, once asked for
         self.schedule = schedule or Schedule.stable_diffusion(set_alpha_to_one=True)
 
     def log_p(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
@@ -84,11 +85,13 @@ class Mixture:
 
         Noise is alike in all directions, so the axes of a component are those of its clean one.
         """
-        keep = self._keep(c)
+        if c not in self.parts:
+            keep = self._keep(c)
+            log_w = self.log_w[keep] - torch.logsumexp(self.log_w[keep], 0)
+            self.parts[c] = log_w, self.means[keep], self.variances[keep], self.axes[keep]
+        log_w, means, variances, axes = self.parts[c]
         abar = self.schedule.level(t)[..., None, None]  #            (..., 1, 1)
-        log_w = self.log_w[keep] - torch.logsumexp(self.log_w[keep], 0)
-        variances = abar * self.variances[keep] + 1 - abar
-        return log_w, abar.sqrt() * self.means[keep], variances, self.axes[keep]
+        return log_w, abar.sqrt() * means, abar * variances + 1 - abar, axes
 
     def _keep(self, c: int | tuple | None) -> list[int]:
         """The components of a prompt, of phi, or of "p and not n"."""

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
@@ -16,9 +17,21 @@ from browser import a_study, chromium  # noqa: F401 - for test_browser*.py
 from command_line import cli, pixels, refused  # noqa: F401 - for the tests of commands
 from dnp.sd import speed
 from runs import copy, finished, made, weights_are_opened_once  # noqa: F401 - for test_runs*.py
-from single_files import both, family  # noqa: F401 - for the tests of files
+from single_files import both, family, tokenizers_once  # noqa: F401 - for the tests of files
 
 torch.set_num_threads(1)  # two on a busy machine are slower, and sums stay the same anywhere
+
+
+ORACLES = {"oracle", "sdxl", "tiny", "family", "both"}  # fixtures that diffusers makes
+
+
+def pytest_collection_modifyitems(items):
+    """The files that need diffusers or torch's compiler first: their imports take seconds, and of
+    two processes that begin with a half of the tests each, one is spared them."""
+    need = {i.path for i in items if ORACLES & set(i.fixturenames)}
+    slow = re.compile(r"^ +(import|from) diffusers|^from tiny_pipelines|torch\.compile\(", re.M)
+    need |= {path for path in {i.path for i in items} - need if slow.search(path.read_text())}
+    items.sort(key=lambda item: item.path not in need)
 
 
 def pytest_collection_finish():
@@ -229,6 +242,8 @@ def oracle(request, tmp_path_factory):
 
     if request.param == "miniature":
         pipeline, folder = StableDiffusionPipeline.from_pretrained(MINI), MINI
+        for part in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
+            part.requires_grad_(False)
     else:
         pipeline = make_pipeline(**ARCHITECTURES[request.param])
         folder = tmp_path_factory.mktemp("weights")

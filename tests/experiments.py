@@ -10,16 +10,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dnp.evaluation.random_weights import network_of
+from dnp.evaluation.speed.random_weights import network_of
 
 MINI = Path(__file__).resolve().parents[1] / "weights" / "mini"
 SMALLER = {  # what is other than in the miniature's configs
     "text_encoder": dict(hidden_size=24, intermediate_size=48, num_hidden_layers=1),
     "unet": dict(
-        block_out_channels=[8, 16], cross_attention_dim=24, norm_num_groups=4,
-        attention_head_dim=2, down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        block_out_channels=[8, 16],
+        cross_attention_dim=24,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-    ),  # fmt: skip
+    ),
     "vae": dict(block_out_channels=[8, 8, 8], layers_per_block=1, norm_num_groups=4),
 }
 

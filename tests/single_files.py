@@ -87,6 +87,21 @@ def make_family(sizes, vae, second, folder):
     return pipeline, folder / "diffusers", path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tokenizers_once():
+    """CLIP's 49,408 tokens are read once for each way to pad, and no test changes them."""
+    read = names.clip_tokenizer
+
+    @functools.cache
+    def kept(act, length):
+        return read(TextConfig(hidden_act=act, max_position_embeddings=length))
+
+    with pytest.MonkeyPatch.context() as patch:
+        once = lambda config: kept(config.hidden_act, config.max_position_embeddings)
+        patch.setattr(names, "clip_tokenizer", once)
+        yield
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
 def family(request, tmp_path_factory):
     """(name, pipeline of diffusers, its folder, a single file with the same tensors)."""

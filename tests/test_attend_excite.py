@@ -18,6 +18,7 @@ from dnp.sd.attention import AttentionMaps
 
 PAIR = "a cat and a dog"
 QUICK = {"ae_refinements": 0, "ae_until": 0.5, "s": 2.0}
+SMALL = (32, 32)  # pixels
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_the_latent_moves_up_where_the_lowest_map_peaks_and_nowhere_else():
 
 
 def test_forwards_are_bit_equal_with_the_recorder_off_and_on(model):
-    z, c = randn(1, 4, 16, 16), model.encode("a cat")
+    z, c = randn(1, 4, 8, 8), model.encode("a cat")
     with torch.no_grad():
         off = model.eps(z, 500, c)
         with AttentionMaps(model.unet, 1) as maps:
@@ -86,7 +87,7 @@ def test_forwards_are_bit_equal_with_the_recorder_off_and_on(model):
         again = model.eps(z, 500, c)
     assert torch.equal(off, on) and torch.equal(off, again)
     found = maps.mean()
-    assert_close(found.sum(-1), torch.ones(1, 64, dtype=torch.float64))
+    assert_close(found.sum(-1), torch.ones(1, 16, dtype=torch.float64))
     assert maps.maps == [] and not any(layer._forward_hooks for layer in maps.layers)
 
 
@@ -110,7 +111,7 @@ class Kept:
 def test_the_maps_are_those_of_diffusers_attention(oracle):
     pipeline, folder = oracle
     ours, theirs, kept = dnp.load(folder, dtype=torch.float64), pipeline.unet.double(), Kept()
-    old, z, c = theirs.attn_processors, randn(2, 4, 16, 16), ours.encode([PAIR, "a red car"])
+    old, z, c = theirs.attn_processors, randn(2, 4, 8, 8), ours.encode([PAIR, "a red car"])
     try:
         theirs.set_attn_processor(kept)
         with torch.no_grad():
@@ -126,7 +127,7 @@ def test_the_maps_are_those_of_diffusers_attention(oracle):
             continue
         with recorder as maps, torch.no_grad():
             ours.eps(z, 700, c)
-        same = [m for m in kept.maps if m.shape[2] == (16 >> level) ** 2]
+        same = [m for m in kept.maps if m.shape[2] == (8 >> level) ** 2]
         assert len(same) == len(recorder.layers) > 0
         assert_close(maps.mean(), torch.cat(same, 1).mean(1), atol=1e-6, rtol=1e-5)
         seen += len(same)
@@ -142,7 +143,7 @@ def loss_of(model, level):
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_the_gradient_agrees_with_finite_differences_and_lowers_the_loss(model, level):
-    z, way = randn(1, 4, 16, 16), randn(1, 4, 16, 16, seed=1)
+    z, way = randn(1, 4, 8, 8), randn(1, 4, 8, 8, seed=1)
     value = loss_of(model, level)
     t, h = torch.tensor(700), 1e-6
     with torch.no_grad():
@@ -153,7 +154,7 @@ def test_the_gradient_agrees_with_finite_differences_and_lowers_the_loss(model, 
 
 
 def test_the_speed_measures_leave_the_gradient_as_it_is(single):
-    z, t = randn(2, 4, 16, 16).float(), torch.tensor(700)
+    z, t = randn(2, 4, 8, 8).float(), torch.tensor(700)
     fast = dnp.load(MINI)
     speed.apply(fast)
     made = []
@@ -238,17 +239,17 @@ def test_evaluations_and_gradients_are_counted(single, monkeypatch):
     monkeypatch.setattr(single.unet, "forward", count)
     monkeypatch.setattr(ae, "gradient", lambda f, z: (gradients.append(len(z)), gradient(f, z))[1])
     own = {"ae_thresholds": (1.0,), "ae_refinements": 2, "ae_until": 0.5, "ae_step": 5.0}
-    r = dnp.generate(single, PAIR, "ae", steps=5, images=2, **own)
+    r = dnp.generate(single, PAIR, "ae", steps=5, images=2, size=SMALL, **own)
     assert r.gradients == [3 + 2] * 2 and sum(gradients) == 10  # steps 0, 1, 2 and 2 refinements
     assert r.nfe == 2 * 5 + 5 and sum(forwards) == 2 * r.nfe
     assert r.evaluations == [r.nfe + 2 * 5] * 2
-    assert dnp.generate(single, PAIR, steps=1).gradients == [0]
-    assert dnp.generate(single, PAIR, steps=1).evaluations == [2]
+    plain = dnp.generate(single, PAIR, steps=1, size=SMALL)
+    assert (plain.gradients, plain.evaluations) == ([0], [2])
 
 
 def test_without_a_step_it_is_cfg_and_with_n_it_is_eq4(single):
     z = {
-        m: dnp.generate(single, PAIR, m, n, steps=3, s=2.0, **own).latents[1]
+        m: dnp.generate(single, PAIR, m, n, steps=3, s=2.0, size=SMALL, **own).latents[1]
         for m, n, own in (
             ("cfg", None, {}),
             ("ae", None, {"ae_step": 0.0, "ae_refinements": 0}),
@@ -262,7 +263,7 @@ def test_without_a_step_it_is_cfg_and_with_n_it_is_eq4(single):
 def test_ae_auto_dnp_takes_the_words_of_auto_dnp(single):
     captioner = lambda images: ["a green bowl" for _ in images]
     made = [
-        dnp.generate(single, PAIR, m, captioner=captioner, steps=3, seed=4, **own)
+        dnp.generate(single, PAIR, m, captioner=captioner, steps=3, seed=4, size=SMALL, **own)
         for m, own in (("auto-dnp", {}), ("ae+auto-dnp", QUICK))
     ]
     assert [r.negatives for r in made] == [["a green bowl"]] * 2
@@ -273,7 +274,7 @@ def test_ae_auto_dnp_takes_the_words_of_auto_dnp(single):
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp2m"])
 def test_trajectory_shows_the_moved_latent(model, sampler):
-    z_T = randn(1, 4, 16, 16)
+    z_T = randn(1, 4, 8, 8)
     own = {**QUICK, "ae_step": 2.0, "sampler": sampler}
     (t, z_t, z0_hat, eps), (t_next, *_), *_ = dnp.trajectory(
         model, PAIR, "ae", z_T=z_T, steps=4, **own

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 import dnp
+from command_line import miniature_once
 from conftest import MINI
 from dnp.app import png
 from dnp.app import sheet as sheet_room
@@ -14,7 +15,9 @@ from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, contestants, dry, strength
 from dnp.evaluation.grid import Grid, Run
 from dnp.evaluation.measure import Instruments
-from test_attend_excite import PAIR
+from dnp.sd import captioner, load
+from runs import once
+from test_attend_excite import PAIR, SMALL
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +28,13 @@ def single():
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(load, "load", miniature_once(load.load))
+    monkeypatch.setattr(captioner, "load_captioner", once(captioner.load_captioner))
 
     def run(*words):
         before = {*tmp_path.glob("outputs/*.png")}
         try:
-            main([str(w) for w in words])
+            main([*map(str, words), "--size", "32", "32"])
         except SystemExit:
             return [], capsys.readouterr()
         return sorted({*tmp_path.glob("outputs/*.png")} - before), capsys.readouterr()
@@ -93,13 +98,13 @@ def test_the_experiments_count_a_gradient_as_two_evaluations(single):
         "a cat and a red car",
         contestants.parse("ae:ae_thresholds=0.1,ae_refinements=1"),
     )
-    own = contestants.settled(method, 2.0, 4, single, prompt=prompt)
+    own = contestants.settled(method, 2.0, 4, single, SMALL, prompt=prompt)
     assert own["ae_thresholds"] == (0.1,) and own["ae_until"] == 0.5  # published, or of the weights
     contestants.check(method, 2.0, 4, single, [prompt], [])
     made = contestants.sample(single, method, [prompt] * 2, [0, 1], own, [None] * 2)
     r = dnp.generate(
         single, prompt, "ae", s=2.0, steps=4, images=2, subjects="cat, car",
-        ae_thresholds=(0.1,), ae_refinements=1,
+        ae_thresholds=(0.1,), ae_refinements=1, size=SMALL,
     )  # fmt: skip
     assert [m.nfe for m in made] == r.evaluations == [8 + 3 * g for g in r.gradients]
     assert Counter(m.image.tobytes() for m in made) == Counter(i.tobytes() for i in r.images)

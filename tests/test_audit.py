@@ -17,7 +17,7 @@ from dnp.evaluation import audit_pictures, trust
 from dnp.evaluation.audit import AMPLIFIES, BRINGS, audit, evaluations
 from dnp.evaluation.labels import OfCaptions, OfWords, OfWorld, labels_for
 from dnp.evaluation.mcnemar import LEVEL, compare, mcnemar, power
-from dnp.evaluation.not_rules import RECOMMENDED, RULES, scale_against
+from dnp.evaluation.negatives.rules import RECOMMENDED, RULES, scale_against
 from dnp.sd import load
 from experiments import world
 from test_models import FILE
@@ -303,6 +303,6 @@ def test_bad_input_is_a_sentence(words, sentence, tmp_path, monkeypatch):
 
 def test_a_truth_that_cannot_be_read_is_a_sentence(tmp_path):
     (tmp_path / "t.json").write_text('{"a cat": {"red": [1]}}')
-    for name in ("t.json", "none.json"):
-        with pytest.raises(SettingsError, match=r"unasked\.py"):
+    for name, why in (("t.json", "not enough values"), ("none.json", "no such file or directory")):
+        with pytest.raises(SettingsError, match=rf"cannot be read \({why}.*unasked\.py"):
             trust.read_truth(tmp_path / name)

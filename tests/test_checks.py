@@ -186,7 +186,7 @@ def test_the_options_of_a_rule_are_its_own_also_where_a_name_is_ours():
 
 @pytest.fixture(scope="module")
 def table():
-    """That of dnp/RULES.md, which `test_readme.py` compares with `rules_table`."""
+    """That of dnp/RULES.md, which `test_rules.py` compares with `rules_table`."""
     lines = (ROOT / "dnp" / "RULES.md").read_text(encoding="utf-8").splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("| rule | formula"))
     return lines[first : first + 2 + len(rules.RULES)]

@@ -18,6 +18,8 @@ from dnp.app.command_line import main
 from dnp.app.png import read_settings, save
 from dnp.sd import speed
 
+SMALL = ("--size", 32, 32)
+
 
 def test_a_prompt_makes_a_picture_and_names_it(cli):
     code, (png,), out, _ = cli("a red car", "--steps", 2)
@@ -47,7 +49,7 @@ def test_a_full_memory_is_told_in_a_sentence(cli, monkeypatch, error):
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr("dnp.generate", full)
+    monkeypatch.setattr("dnp.generation.generate_rows", full)
     refused(cli("a cat"), "the device's memory is full")
     error = ValueError("another")
     with pytest.raises(ValueError, match="another"):
@@ -67,6 +69,7 @@ def test_the_recommended_scale_is_the_default(cli):
 def test_from_makes_the_same_picture_again(cli, method):
     negative = ["--negative", "a dog"] if method in ("np", "np2") else []
     words = ["a red car", "--method", method, *negative, "--steps", 3, "--seed", 7, "--eta", 0.5]
+    words += SMALL
     _, (first,), _, _ = cli(*words, "--scale", 2.5)
     copy = first.rename(first.with_name("copy.png"))
     code, (again,), _, _ = cli("--from", copy)
@@ -81,11 +84,11 @@ def test_s_and_scale_are_one_option(cli):
 
 
 def test_a_seed_is_one_picture_in_any_batch_and_order(cli):
-    _, many, _, _ = cli("a cat", "--steps", 3, "--seed", 4, "--images", 3)
+    _, many, _, _ = cli("a cat", "--steps", 3, "--seed", 4, "--images", 3, *SMALL)
     (many[0].parent / "kept").mkdir()
     kept = [p.rename(p.parent / "kept" / p.name) for p in many]
     for seed, path in reversed(list(zip((4, 5, 6), kept))):
-        _, (alone,), _, _ = cli("a cat", "--steps", 3, "--seed", seed)
+        _, (alone,), _, _ = cli("a cat", "--steps", 3, "--seed", seed, *SMALL)
         assert (pixels(alone) == pixels(path)).all()
 
 
@@ -137,7 +140,7 @@ def test_it_runs_as_a_module_from_another_folder(tmp_path, monkeypatch, capsys):
 
 
 def test_a_sheet_holds_the_settings_that_were_given_and_no_row_s_own(cli):
-    _, (sheet,), _, _ = cli("a cat", "--compare", "--steps", 1, "--K", 1)
+    _, (sheet,), _, _ = cli("a cat", "--compare", "--steps", 1, "--K", 1, *SMALL)
     told = read_settings(sheet)
     assert (told["K"], told["steps"], told["s"], told["compare"]) == (1, 1, None, True)
 
@@ -152,7 +155,7 @@ def test_a_captioner_is_opened_only_for_a_method_that_asks_one(cli):
 
 def test_from_with_another_method_drops_what_belongs_to_the_old_one(cli):
     words = ["a cat", "--method", "np", "--negative", "a dog", "--scale", 4, "--steps", 2]
-    _, (png,), _, _ = cli(*words, "--negative-scale", 1)
+    _, (png,), _, _ = cli(*words, "--negative-scale", 1, *SMALL)
     code, (dns,), _, _ = cli("--from", png, "--method", "dns")
     settings = read_settings(dns)
     scales = json.loads((MINI / "dnp.json").read_text())["scale"]
@@ -162,7 +165,7 @@ def test_from_with_another_method_drops_what_belongs_to_the_old_one(cli):
     code, (sheet,), _, _ = cli("--from", png, "--compare")
     assert code == 0 and read_settings(sheet)["s"] is None
     code, (one,), _, _ = cli("--from", sheet, "--method", "cfg")
-    assert code == 0 and Image.open(one).size == (64, 64)
+    assert code == 0 and Image.open(one).size == (32, 32)
 
 
 def test_from_keeps_the_size_of_a_picture_made_in_python(cli, tmp_path):
@@ -178,12 +181,12 @@ def test_too_few_steps_for_leading_spacing_are_noted(cli):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         told = "note: with steps = 3, leading spacing starts at t = 667 of 1000"
-        assert told in cli("a cat", "--steps", 3)[3]
-        assert "note" not in cli("a cat", "--steps", 10)[3]
+        assert told in cli("a cat", "--steps", 3, *SMALL)[3]
+        assert "note" not in cli("a cat", "--steps", 10, *SMALL)[3]
 
 
 def test_auto_dnp_tells_its_words_and_is_made_again_without_a_captioner(cli, monkeypatch):
-    words = ["a cat", "--method", "auto-dnp", "--steps", 2, "--images", 2]
+    words = ["a cat", "--method", "auto-dnp", "--steps", 2, "--images", 2, *SMALL]
     code, pngs, out, _ = cli(*words)
     assert code == 0 and len(pngs) == 2 and "auto-dnp: 10 network evaluations" in out
     recorded = read_settings(pngs[0])
@@ -199,7 +202,7 @@ def test_another_seed_gets_other_words(cli, monkeypatch):
     monkeypatch.setattr(
         dnp.sd.captioner, "load_captioner", lambda *a: lambda images: [next(texts)] * len(images)
     )
-    _, (png,), _, _ = cli("a cat", "--method", "auto-dnp", "--steps", 2)
+    _, (png,), _, _ = cli("a cat", "--method", "auto-dnp", "--steps", 2, *SMALL)
     code, (other,), _, _ = cli("--from", png, "--seed", 5)
     assert code == 0 and read_settings(other)["negative"] == "a bear"
     code, (strong,), _, _ = cli("--from", png, "--scale", 5)
@@ -209,13 +212,13 @@ def test_another_seed_gets_other_words(cli, monkeypatch):
 def test_dnp_shows_its_dns_image_and_asks_for_words(cli, monkeypatch):
     answers = iter(["", "word " * 60, " a green  bowl "])
     monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
-    code, pngs, out, _ = cli("a cat", "--method", "dnp", "--steps", 2, "--seed", 3)
+    code, pngs, out, _ = cli("a cat", "--method", "dnp", "--steps", 2, "--seed", 3, *SMALL)
     final, dns = pngs
     assert code == 0 and dns.name == "a-cat-dnp-dns-3.png" and out.count(str(dns.name)) == 3
     assert read_settings(final)["negative"] == "a green bowl"
     code, (given,), _, _ = cli(
         "a cat", "--method", "dnp", "--steps", 2, "--seed", 3, "--negative", "a green bowl",
-        "--scale", read_settings(final)["s"],
+        "--scale", read_settings(final)["s"], *SMALL,
     )  # fmt: skip
     assert code == 0 and (pixels(given) == pixels(final)).all()
     again, before = cli("--from", final), pixels(final)
@@ -224,7 +227,7 @@ def test_dnp_shows_its_dns_image_and_asks_for_words(cli, monkeypatch):
 
 def test_every_dns_image_is_kept_and_can_be_made_again(cli, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda prompt: "a bowl")
-    words = ["a cat", "--method", "dnp", "--steps", 2, "--s-dns", 0.5, "--dns-images", 2]
+    words = ["a cat", "--method", "dnp", "--steps", 2, "--s-dns", 0.5, "--dns-images", 2, *SMALL]
     code, pngs, _, _ = cli(*words, "--images", 2)
     shown = [p for p in pngs if "-dns-" in p.name]
     assert code == 0 and len(pngs) == 6 and len(shown) == 4
@@ -256,7 +259,8 @@ def test_words_go_to_np_but_a_negative_is_no_n_star(cli, monkeypatch):
     monkeypatch.setattr(
         dnp.sd.captioner, "load_captioner", lambda *a: lambda images: [next(texts)] * len(images)
     )
-    _, (np_png,), _, _ = cli("a cat", "--method", "np", "--negative", "a bowl", "--steps", 2)
+    words = ["a cat", "--method", "np", "--negative", "a bowl", "--steps", 2]
+    _, (np_png,), _, _ = cli(*words, *SMALL)
     code, (auto,), _, _ = cli("--from", np_png, "--method", "auto-dnp")
     assert code == 0 and read_settings(auto)["negative"] == "a dog"
     code, (np2,), _, _ = cli("--from", auto, "--method", "np2")
@@ -282,7 +286,7 @@ def test_prediction_can_be_overridden(cli):
 
 
 def test_options_of_answer_are_recorded_and_used_again(cli):
-    words = ["a cat", "--method", "answer", "--steps", 4, "--K", 3, "--normalize", "no"]
+    words = ["a cat", "--method", "answer", "--steps", 4, "--K", 3, "--normalize", "no", *SMALL]
     two = ["--rule", "negative_prompt_two_term"]
     code, (png,), out, _ = cli(*words, *two, "--s-dns", 0.5)
     settings = read_settings(png)
@@ -323,7 +327,11 @@ def test_prompts_of_a_file_are_those_of_single_calls(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "options", "sentence"),
     [
-        (None, [], "cannot be read"),
+        (
+            None,
+            [],
+            "prompts.txt: cannot be read (no such file or directory); give --prompts a text",
+        ),
         (b"\xff\xfe\x00", [], "text file in UTF-8"),
         (b" \n\t\n", [], "does not hold a prompt"),
         (b"a cat\na cat\ta dog\ta bear\n", [], "line 2: more than one TAB"),

@@ -11,7 +11,16 @@ import torch
 import dnp
 from conftest import slow_but
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, contestants, controls, differences, dry, strength, tables
+from dnp.evaluation import (
+    benchmarks,
+    contestants,
+    controls,
+    differences,
+    dry,
+    effective,
+    strength,
+    tables,
+)
 from dnp.evaluation.__main__ import main
 from dnp.evaluation.grid import Grid, Run
 from dnp.evaluation.measure import Instruments
@@ -113,6 +122,51 @@ def test_the_strength_of_cfg_is_s_times_the_distance_of_p_and_phi(model, tmp_pat
                 dp = [model.eps(z_t, torch.tensor(t), c) for c in (c_p, c_phi)]
             wanted.append(3 * (dp[0] - dp[1]).norm().item())
     assert found == pytest.approx(wanted, rel=1e-4) and len(found) == 3
+
+
+def test_the_effective_scale_of_a_method_is_that_of_its_own_chain(model, tmp_path):
+    """Of CFG it is s, with no rest; of the two-term form it is computed here once more."""
+    work = work_of(model, tmp_path, "cfg:s=3", "random2:s=3", steps=3, prompts=PROMPTS[:1])
+    cfg, two_term = (effective.by_step(work, m) for m in work.grid.methods)
+    assert len(cfg) == 3 and all(x == pytest.approx((3, 0), abs=1e-4) for x in cfg.values())
+    words = work.negative(work.grid.methods[1], PROMPTS[0].text, 100)
+    wanted, given = {}, {"s": 3.0, "seed": 100, "steps": 3}
+    rows = dnp.trajectory(model, PROMPTS[0].text, "np2", words, **given)
+    c_phi, c_p = model.encode([""]), model.encode([PROMPTS[0].text])
+    for t, z_t, _, eps in rows:
+        if eps is not None:
+            with torch.no_grad():
+                phi, p = (model.eps(z_t, torch.tensor(t), c) for c in (c_phi, c_p))
+            push, dp = (eps - phi).double(), (p - phi).double()
+            s_eff = ((push * dp).sum() / (dp * dp).sum()).item()
+            wanted[t] = s_eff, ((push - s_eff * dp).norm() / dp.norm()).item()
+    assert two_term.keys() == wanted.keys()
+    for t, both in two_term.items():
+        assert both == pytest.approx(wanted[t], rel=1e-3)
+
+
+def test_a_method_is_compared_with_cfg_at_its_effective_scale(model, tmp_path, monkeypatch):
+    """A gain of CFG that grows with its scale is no gain of a method that has that scale."""
+    work = work_of(model, tmp_path, "cfg:s=2", "cfg:s=4", "random2:s=3", "ae:s=8")
+    monkeypatch.setattr(effective, "by_step", lambda *_: {951: (2.0, 0.5), 1: (3.0, 0.7)})
+    values = {"cfg:s=2": 0.2, "cfg:s=4": 0.6, "random2:s=3": 0.7, "ae:s=8": 1.0}
+    records = [
+        {"method": m, "scale": None, "s": 1.0, "prompt": p.text, "seeds": [100], "full": [v],
+         "category": "x"}
+        for m, v in values.items() for p in PROMPTS
+    ]  # fmt: skip
+    text = effective.make(work, records, tmp_path, None)
+    assert "| random2:s=3, s = 1 | 2.50 | 0.60 | 0.700 | +0.400 |" in text
+    assert "CFG was run at s = 2, 4" in text and "Without an effective scale: ae:s=8." in text
+    lines = (tmp_path / "effective.csv").read_text().splitlines()
+    assert lines[1:] == ["random2:s=3,,951,2,0.5", "random2:s=3,,1,3,0.7"]
+    assert {"effective.md", "effective.png", "effective.pdf"} <= {
+        x.name for x in tmp_path.iterdir()
+    }
+    with pytest.raises(SettingsError, match="add two or more to --method"):
+        effective.require_curve(work_of(model, tmp_path, "cfg:s=2", "cfg:eta=1,s=4", "random2:s=3"))
+    with pytest.raises(SettingsError, match="give --recogniser or --clip"):
+        effective.make(work, [{**r, "full": None} for r in records], tmp_path, None)
 
 
 @pytest.mark.parametrize(

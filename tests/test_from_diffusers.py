@@ -90,13 +90,14 @@ def test_its_attention_is_read_and_leaves_its_numbers_bit_equal(pair, sdxl):
 @pytest.mark.parametrize("which", ["1.x", "SDXL"])
 def test_ae_and_neglect_are_those_of_our_loader(pair, sdxl, which, method):
     _, ours, own = pair if which == "1.x" else sdxl
-    kw = dict(s=3.0, steps=4, seed=5, subjects="car, cat", ae_level=0 if which == "1.x" else 1)
+    of_chain = dict(s=3.0, steps=4, seed=5, size=(32, 32))
+    kw = dict(**of_chain, subjects="car, cat", ae_level=0 if which == "1.x" else 1)
     if method == "ae":
         kw |= {"ae_step": 2.0, "ae_refinements": 1, "ae_until": 0.5, "ae_thresholds": (0.05,)}
     a, b = (dnp.generate(m, PROMPT, method, **kw) for m in (ours, own))
     assert_close(a.latents[1], b.latents[1], atol=1e-3, rtol=1e-3)
     assert (a.nfe, a.gradients) == (b.nfe, b.gradients)
-    plain = dnp.generate(ours, PROMPT, s=3.0, steps=4, seed=5)
+    plain = dnp.generate(ours, PROMPT, **of_chain)
     assert not torch.equal(plain.latents[1], a.latents[1])
 
 
@@ -147,7 +148,7 @@ def test_forwards_agree_with_our_loader(pair):
 def test_runs_of_20_steps_agree_with_our_loader(pair, method):
     _, ours, own = pair
     negative = NEGATIVE if method == "np2" else None
-    call = dict(s=3.0, steps=20, seed=5)
+    call = dict(s=3.0, steps=20, seed=5, size=(32, 32))
     a, b = (dnp.generate(m, PROMPT, method, negative, **call) for m in (ours, own))
     assert_close(a.latents[1], b.latents[1], atol=1e-4, rtol=1e-4)
     assert a.nfe == b.nfe
@@ -244,15 +245,15 @@ def test_a_png_of_a_pipeline_says_so_when_it_is_asked_from(pair, tmp_path, capsy
 
 def test_rules_trajectories_and_experiments_take_it(pair):
     _, ours, own = pair
-    captioner = lambda images: ["a green bowl"] * len(images)
-    made = dnp.generate(ours, PROMPT, "auto-dnp", captioner=captioner, s=2.0, steps=2)
+    captioner, small = lambda images: ["a green bowl"] * len(images), {"size": (32, 32)}
+    made = dnp.generate(ours, PROMPT, "auto-dnp", captioner=captioner, s=2.0, steps=2, **small)
     assert made.negative == "a green bowl" and len(made.dns_images) == 1
     with pytest.raises(SettingsError, match="no captioner"):
         dnp.generate(ours, PROMPT, "auto-dnp", steps=2)
-    rows = list(dnp.trajectory(ours, PROMPT, negative=NEGATIVE, rule="perp_neg", steps=3))
+    rows = list(dnp.trajectory(ours, PROMPT, negative=NEGATIVE, rule="perp_neg", steps=3, **small))
     assert len(rows) == 4 and rows[-1][0] == -1
     method = contestants.parse("answer:K=1")
-    settings = contestants.settled(method, 2.0, 3, ours)
+    settings = contestants.settled(method, 2.0, 3, ours, **small)
     a, b = (contestants.sample(m, method, [PROMPT], [0], settings, [None])[0] for m in (ours, own))
     apart = abs(np.asarray(a.image, dtype=int) - np.asarray(b.image, dtype=int))
     assert apart.max() <= 1 and a.nfe == b.nfe

@@ -1,6 +1,7 @@
 """`dnp.load` and `dnp.generate` as a library user calls them."""
 
 import copy
+import functools
 import pickle
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ from dnp.generation import prepared
 from dnp.guidance import cfg
 from dnp.methods.conditions import guided_model
 from dnp.sd import speed
+
+small = functools.partial(dnp.generate, size=(32, 32))
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +50,14 @@ def test_nfe_counts_the_network_evaluations_of_a_picture(model, monkeypatch, met
         model.unet, "forward", lambda z, *a: (counted.append(len(z)), forward(z, *a))[1]
     )
     negative = "a dog" if method in ("np", "np2") else None
-    r = dnp.generate(model, "a cat", method, negative, s=2.0, steps=4, images=2)
+    r = small(model, "a cat", method, negative, s=2.0, steps=4, images=2)
     assert r.nfe == per_step * 4 and sum(counted) == 2 * r.nfe
     assert len(counted) == 4 * 2  # one batched forward for all conditions of a step
     assert r.negative == negative
 
 
 def test_scale_defaults_to_the_recommendation_then_to_seven_and_a_half(model, tiny):
-    assert dnp.generate(model, "a", "dns", steps=1).settings["s"] == model.config.scales["dns"]
+    assert small(model, "a", "dns", steps=1).settings["s"] == model.config.scales["dns"]
     other = dnp.load(tiny)
     assert other.config.scales == {}
     assert dnp.generate(other, "a", steps=1).settings["s"] == 7.5
@@ -62,21 +65,21 @@ def test_scale_defaults_to_the_recommendation_then_to_seven_and_a_half(model, ti
 
 def test_negative_scale_is_the_two_scale_form(model):
     kw = dict(negative="a dog", steps=3, s=2.0)
-    same = dnp.generate(model, "a cat", "np", negative_scale=2.0, **kw)
-    three = dnp.generate(model, "a cat", "np", **kw)
+    same = small(model, "a cat", "np", negative_scale=2.0, **kw)
+    three = small(model, "a cat", "np", **kw)
     assert_close(same.latents[1], three.latents[1], atol=1e-5, rtol=1e-5)
-    two = dnp.generate(model, "a cat", "np2", **kw)
-    as_two = dnp.generate(model, "a cat", "np", negative_scale=1.0, **kw)
+    two = small(model, "a cat", "np2", **kw)
+    as_two = small(model, "a cat", "np", negative_scale=1.0, **kw)
     assert_close(as_two.latents[1], two.latents[1], atol=1e-4, rtol=1e-4)
-    cfg = dnp.generate(model, "a cat", "cfg", steps=3, s=2.0)
-    as_cfg = dnp.generate(model, "a cat", "np", negative_scale=0.0, **kw)
+    cfg = small(model, "a cat", "cfg", steps=3, s=2.0)
+    as_cfg = small(model, "a cat", "np", negative_scale=0.0, **kw)
     assert_close(as_cfg.latents[1], cfg.latents[1], atol=1e-5, rtol=1e-5)
 
 
 def test_dns_is_np_with_an_empty_prompt(model):
     """Eq. (20), through the whole sampler."""
-    dns = dnp.generate(model, "a cat", "dns", s=1.5, steps=3)
-    np = dnp.generate(model, "", "np", "a cat", s=1.5, steps=3)
+    dns = small(model, "a cat", "dns", s=1.5, steps=3)
+    np = small(model, "", "np", "a cat", s=1.5, steps=3)
     assert_close(dns.latents[1], np.latents[1], atol=1e-5, rtol=1e-5)
 
 
@@ -92,9 +95,9 @@ def test_every_picture_is_its_own_whatever_its_batch(model):
 
 
 def test_a_batch_on_a_gpu_makes_the_same_pictures(model, monkeypatch):
-    alone = dnp.generate(model, "a cat", steps=4, seed=2, images=3, eta=1.0)
+    alone = small(model, "a cat", steps=4, seed=2, images=3, eta=1.0)
     monkeypatch.setattr(dnp.generation, "batch_size", lambda device: 2)
-    together = dnp.generate(model, "a cat", steps=4, seed=2, images=3, eta=1.0)
+    together = small(model, "a cat", steps=4, seed=2, images=3, eta=1.0)
     assert_close(together.latents[0], alone.latents[0], rtol=0, atol=0)
     assert_close(together.latents[1], alone.latents[1], atol=1e-4, rtol=1e-4)
 
@@ -190,7 +193,7 @@ def test_the_dtype_is_the_one_that_was_asked_for(tiny):
 
 def test_progress_is_called_after_every_step(model):
     calls = []
-    dnp.generate(model, "a", steps=3, images=2, progress=calls.append)
+    small(model, "a", steps=3, images=2, progress=calls.append)
     assert calls == [1] * 6
 
 

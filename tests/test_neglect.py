@@ -22,7 +22,8 @@ from dnp.sampling import ddim_step
 from dnp.schedule import Schedule
 
 TRIO = "a cat, a red car and a blue chair"
-HERE = {"s": 2.0, "steps": 5}  # z_t at the first two of five steps has sigma over 1.6
+# z_t at the first two of five steps has sigma over 1.6
+HERE = {"s": 2.0, "steps": 5, "size": (32, 32)}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def by_hand(model, z_t, t):
     with model.attention(model.config.attend_excite["ae_level"]) as maps:
         eps_p = model.eps(z_t, t, model.encode(TRIO))
     tokens, count = model.places(TRIO, ["cat", "car", "chair"])
-    peaks = attend_excite.peaks(attend_excite.over_words(maps.mean(), count), tokens, (8, 8))
+    peaks = attend_excite.peaks(attend_excite.over_words(maps.mean(), count), tokens, (4, 4))
     n_t = without(TRIO, ["cat", "car", "chair"])[int(peaks[0].argmin())]
     eps_phi, eps_n = (model.eps(z_t, t, model.encode(c)) for c in ("", n_t))
     return eps_phi + 2.0 * (eps_p - eps_phi) - 1.0 * (eps_n - eps_phi)

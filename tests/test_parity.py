@@ -14,6 +14,7 @@ from dnp.sd.config import TextConfig, UNetConfig, VAEConfig
 from dnp.sd.speed import ONEDNN, Linear
 from dnp.sd.unet import UNet
 from dnp.sd.vae import VAE
+from single_files import opened
 
 PROMPT, NEGATIVE = "a red car and a cat", "a dog in the snow"
 
@@ -40,11 +41,12 @@ def test_single_forwards_agree(oracle, dtype, tolerance):
         channels, n, factor = model.config.unet.in_channels, 12, model.config.vae.factor
         z = randn(3, channels, n, n).to(dtype)
         for t in (torch.tensor(0), torch.tensor(999), torch.tensor([3, 500, 981])):
-            want = parts["unet"](z, t, context).sample
-            assert_close(model.unet(z, t, context), want, **close)
+            rows = slice(max(1, t.numel()))
+            want = parts["unet"](z[rows], t, context[rows]).sample
+            assert_close(model.unet(z[rows], t, context[rows]), want, **close)
 
-        want = parts["vae"].decode(z).sample
-        assert_close(model.vae.decode(z), want, **close)
+        want = parts["vae"].decode(z[:2]).sample
+        assert_close(model.vae.decode(z[:2]), want, **close)
         x = randn(2, 3, n * factor, n * factor).to(dtype)
         posterior = parts["vae"].encode(x).latent_dist
         mean, logvar = model.vae.encode(x)
@@ -76,7 +78,7 @@ def test_the_vae_rounds_as_diffusers_does_but_for_its_layout(oracle):
 def test_unet_takes_odd_sizes(oracle):
     """A latent that the levels cannot halve evenly is upsampled to its skips' sizes."""
     pipeline, folder = oracle
-    model, z = dnp.load(folder), randn(1, 4, 13, 10)
+    model, z = opened(folder), randn(1, 4, 13, 10)
     context = model.encode(PROMPT)
     want = pipeline.unet(z, 500, context).sample
     assert_close(model.unet(z, torch.tensor(500), context), want, atol=1e-4, rtol=1e-4)
@@ -89,21 +91,22 @@ def test_complete_run_agrees(oracle, method):
     Not seed 4: there the miniature's chain stands at a fork, and 1e-6 in z_T becomes 5e-3 in z_0.
     """
     pipeline, folder = oracle
-    model, s = dnp.load(folder), 2.5
+    model, s = opened(folder), 2.5
     exact_tables(pipeline, model)
     negative = NEGATIVE if method == "np2" else None
-    ours = dnp.generate(model, PROMPT, method, negative, s=s, steps=10, seed=5, images=2)
+    how = dict(s=s, steps=10, seed=5, images=2, size=(8 * model.config.vae.factor,) * 2)
+    ours = dnp.generate(model, PROMPT, method, negative, **how)
     agrees_with_pipeline(pipeline, ours, PROMPT, NEGATIVE, s)
 
 
 def test_complete_run_with_eta_agrees(oracle):
     """eta = 1, the oracle fed the same noise through its variance_noise."""
     pipeline, folder = oracle
-    model = dnp.load(folder)
+    model = opened(folder)
     exact_tables(pipeline, model)
-    scheduler = pipeline.scheduler
+    scheduler, size = pipeline.scheduler, (8 * model.config.vae.factor,) * 2
     scheduler.set_timesteps(10)
-    ours = dnp.generate(model, PROMPT, s=2.0, steps=10, seed=5, eta=1.0)
+    ours = dnp.generate(model, PROMPT, s=2.0, steps=10, seed=5, eta=1.0, size=size)
     generator = torch.Generator().manual_seed(5)
     z = torch.randn(ours.latents[0].shape[1:], generator=generator)[None]
     context = model.encode(["", PROMPT])
@@ -122,7 +125,7 @@ def norms(network):
 
 def test_norm_epsilons_and_parameter_counts_agree(oracle):
     pipeline, folder = oracle
-    model = dnp.load(folder)
+    model = opened(folder)
     for part in ("text_encoder", "unet", "vae"):
         ours, theirs = getattr(model, part), getattr(pipeline, part)
         strip = {k.removeprefix("text_model."): eps for k, eps in norms(theirs).items()}

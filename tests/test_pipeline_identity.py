@@ -250,7 +250,7 @@ def test_what_a_wrapped_pipeline_may_not_become_is_told():
 def test_a_run_after_a_change_makes_new_pictures(tmp_path):
     pipe, _ = build("1.x")
     model = dnp.from_diffusers(pipe)
-    grid = Grid((Prompt("a cat", "x"),), (contestants.parse("cfg"),), (3.0,), (0,), 10, (32, 32))
+    grid = Grid((Prompt("a cat", "x"),), (contestants.parse("cfg"),), (3.0,), (0,), 3, (32, 32))
 
     def pictures(folder):
         runner.run(Run(grid, model, Instruments(None, None, None), tmp_path / folder), 0, 1)

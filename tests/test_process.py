@@ -1,5 +1,6 @@
 """A picture depends on nothing that is not in its record: dnp/process.py."""
 
+import functools
 from contextlib import contextmanager
 
 import pytest
@@ -43,17 +44,26 @@ AROUND = {
 CALLS = [("cfg", {}), ("auto-dnp", {}), ("answer", {}), ("ae", {"subjects": "cat, car"})]
 
 
+WORDS = "a cat and a red car"
+
+
+@functools.cache
+def alone_once(**given):
+    """(model, what it makes with nothing around)"""
+    model = dnp.load(MINI)
+    return model, dnp.generate(model, WORDS, **given)
+
+
 @pytest.mark.filterwarnings("ignore:with steps")
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize(("method", "settings"), CALLS)
 def test_what_surrounds_a_call_does_not_change_its_picture(around, method, settings):
-    given = dict(method=method, s=3, steps=3, seed=1, **settings)
-    model, words = dnp.load(MINI), "a cat and a red car"
-    alone = dnp.generate(model, words, **given)
+    given = dict(method=method, s=3, steps=3, seed=1, size=(32, 32), **settings)
+    model, alone = alone_once(**given)
     with AROUND[around]():
         set_by_the_caller = nothing_set()
-        within = dnp.generate(dnp.load(MINI), words, **given)
-        last = [row[1] for row in dnp.trajectory(model, words, **given)][-1]
+        within = dnp.generate(dnp.load(MINI), WORDS, **given)
+        last = [row[1] for row in dnp.trajectory(model, WORDS, **given)][-1]
         assert nothing_set() == set_by_the_caller
     assert nothing_set() == (torch.float32, "highest", False)
     assert all(map(torch.equal, within.latents, alone.latents))
@@ -84,7 +94,7 @@ def test_between_the_rows_of_a_trajectory_the_callers_settings_hold():
 def test_a_model_does_not_depend_on_where_the_process_stands_later(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     here, there = dnp.load("weights/mini"), dnp.load("weights/mini")
-    given = dict(method="auto-dnp", s=3, steps=2)
+    given = dict(method="auto-dnp", s=3, steps=2, size=(32, 32))
     made = dnp.generate(here, "a cat", **given)
     monkeypatch.chdir(tmp_path)
     later = dnp.generate(there, "a cat", **given)

@@ -1,5 +1,6 @@
 """DNP and auto-DNP on the public contract: captions, their failures, every kind of captioner."""
 
+import functools
 import json
 import warnings
 
@@ -19,6 +20,9 @@ from dnp.sd.captioner import load_captioner
 PICTURES = [Image.new("RGB", (64, 64), c) for c in ("red", "green", "blue")]
 
 
+small = functools.partial(dnp.generate, size=(32, 32))
+
+
 @pytest.fixture(scope="module")
 def model():
     return dnp.load(MINI)
@@ -34,9 +38,9 @@ def texts(*captions):
 def test_dnp_is_a_dns_image_words_for_it_and_eq4(model):
     seen = []
     words = lambda image: (seen.append(image), "a green bowl")[1]
-    r = dnp.generate(model, "a cat", "dnp", captioner=words, s=2.0, s_dns=1.5, steps=3, seed=4)
-    dns = dnp.generate(model, "a cat", "dns", s=1.5, steps=3, seed=4)
-    final = dnp.generate(model, "a cat", "np", "a green bowl", s=2.0, steps=3, seed=4)
+    r = small(model, "a cat", "dnp", captioner=words, s=2.0, s_dns=1.5, steps=3, seed=4)
+    dns = small(model, "a cat", "dns", s=1.5, steps=3, seed=4)
+    final = small(model, "a cat", "np", "a green bowl", s=2.0, steps=3, seed=4)
     assert seen[0].tobytes() == dns.images[0].tobytes() == r.dns_images[0].tobytes()
     assert_close(r.latents[0], dns.latents[0], rtol=0, atol=0)  # the same initial noise
     assert r.images[0].tobytes() == final.images[0].tobytes()
@@ -45,9 +49,9 @@ def test_dnp_is_a_dns_image_words_for_it_and_eq4(model):
 
 def test_every_seed_has_words_of_its_own_and_is_made_again_from_them(model):
     captioner = texts("a red apple", "a dog")
-    r = dnp.generate(model, "a cat", "auto-dnp", captioner=captioner, steps=2, seed=1, images=2)
+    r = small(model, "a cat", "auto-dnp", captioner=captioner, steps=2, seed=1, images=2)
     assert r.negatives == ["a red apple", "a dog"] and len(r.dns_images) == 2
-    again = dnp.generate(model, "a cat", "auto-dnp", "a dog", steps=2, seed=2)
+    again = small(model, "a cat", "auto-dnp", "a dog", steps=2, seed=2)
     assert again.images[0].tobytes() == r.images[1].tobytes()
     assert again.nfe == 3 * 2 and again.dns_images == []  # given words need no DNS image
 
@@ -56,9 +60,9 @@ def test_one_caption_per_prompt_and_several_dns_images(model):
     asked = []
     captioner = lambda images: (asked.append(len(images)), ["a dog", "a bear"])[1]
     options = {"dns_images": 2, "caption_per": "prompt", "steps": 2, "seed": 3}
-    r = dnp.generate(model, "a cat", "auto-dnp", captioner=captioner, images=3, **options)
+    r = small(model, "a cat", "auto-dnp", captioner=captioner, images=3, **options)
     assert asked == [2] and r.negatives == ["a dog, a bear"] * 3
-    second = dnp.generate(model, "a cat", "dns", seed=3 + APART, steps=2)
+    second = small(model, "a cat", "dns", seed=3 + APART, steps=2)
     assert r.dns_images[1].tobytes() == second.images[0].tobytes()
 
 
@@ -73,20 +77,20 @@ def test_nfe_is_what_was_evaluated_for_each_picture_also_for_a_shared_caption(
     )
     captioner = lambda shown: ["a dog"] * len(shown)
     options = {"captioner": captioner, "caption_per": per, "steps": 2, "images": images}
-    r = dnp.generate(model, "a cat", "auto-dnp", dns_images=2, **options)
+    r = small(model, "a cat", "auto-dnp", dns_images=2, **options)
     assert r.nfe * images == pytest.approx(sum(counted), rel=1e-12)
     assert isinstance(r.nfe, int) == (sum(counted) % images == 0)
 
 
 def test_the_scale_of_the_dns_image_is_the_recommended_one(model):
-    r = dnp.generate(model, "a cat", "auto-dnp", captioner=texts("a dog"), steps=2)
+    r = small(model, "a cat", "auto-dnp", captioner=texts("a dog"), steps=2)
     assert r.settings["s_dns"] == model.config.scales["dns"]
 
 
 def test_an_empty_caption_is_phi_and_says_so(model):
     with pytest.warns(UserWarning, match="no words for picture 1 of 1"):
-        r = dnp.generate(model, "a cat", "auto-dnp", captioner=texts("  \n"), steps=2, s=3.0)
-    plain = dnp.generate(model, "a cat", "cfg", steps=2, s=3.0)
+        r = small(model, "a cat", "auto-dnp", captioner=texts("  \n"), steps=2, s=3.0)
+    plain = small(model, "a cat", "cfg", steps=2, s=3.0)
     assert r.negative == ""
     assert_close(r.latents[1], plain.latents[1], rtol=0, atol=1e-4)  # Eq. (4) with phi is Eq. (3)
 
@@ -94,13 +98,13 @@ def test_an_empty_caption_is_phi_and_says_so(model):
 @pytest.mark.parametrize("wrong", ["a dog", None, ["a", "b"], [3]], ids=repr)
 def test_a_captioner_must_return_one_text_for_each_picture(model, wrong):
     with pytest.raises(SettingsError, match="one text for each"):
-        dnp.generate(model, "a cat", "auto-dnp", captioner=lambda images: wrong, steps=1)
+        small(model, "a cat", "auto-dnp", captioner=lambda images: wrong, steps=1)
 
 
 def test_a_caption_over_the_token_limit_is_cut_and_says_so(model):
     long = "a red apple and " * 20
     with pytest.warns(UserWarning, match="the limit is 30"):
-        dnp.generate(model, "a cat", "auto-dnp", captioner=texts(long), steps=1)
+        small(model, "a cat", "auto-dnp", captioner=texts(long), steps=1)
 
 
 @pytest.mark.parametrize(
@@ -121,19 +125,19 @@ def test_a_caption_over_the_token_limit_is_cut_and_says_so(model):
 )
 def test_settings_that_are_not_possible_are_refused(model, settings, sentence):
     with pytest.raises(SettingsError, match=sentence):
-        dnp.generate(model, "a cat", steps=1, **settings)
+        small(model, "a cat", steps=1, **settings)
 
 
 def test_answer_without_inner_steps_is_cfg_and_counts_what_it_asks_for(model, monkeypatch):
-    cfg = dnp.generate(model, "a cat", "cfg", s=3.0, steps=4)
-    none = dnp.generate(model, "a cat", "answer", s=3.0, steps=4, K=0)
+    cfg = small(model, "a cat", "cfg", s=3.0, steps=4)
+    none = small(model, "a cat", "answer", s=3.0, steps=4, K=0)
     assert none.images[0].tobytes() == cfg.images[0].tobytes() and none.nfe == cfg.nfe
     counted, forward = [], model.unet.forward
     counting = lambda z, *a: (counted.append(len(z)), forward(z, *a))[1]
     monkeypatch.setattr(model.unet, "forward", counting)
     for kind in ("answer", readings.Unconditional, readings.Jump, readings.PerChannel):
         counted.clear()
-        r = dnp.generate(model, "a cat", kind, steps=4, K=3)
+        r = small(model, "a cat", kind, steps=4, K=3)
         assert sum(counted) == r.nfe and r.settings["method"] == getattr(kind, "name", kind)
         assert r.images[0].tobytes() != cfg.images[0].tobytes()
 
@@ -215,7 +219,7 @@ def test_a_captioner_of_each_kind_loads_and_answers_in_batches(folders, kind):
 
 def test_the_miniature_has_a_captioner_of_its_own(model):
     captioner = load_captioner(MINI / "captioner")
-    r = dnp.generate(model, "a cat", "auto-dnp", steps=2)
+    r = small(model, "a cat", "auto-dnp", steps=2)
     assert r.negatives == captioner(r.dns_images) and model.captioner is model.captioner
 
 

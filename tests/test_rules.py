@@ -8,7 +8,9 @@ import torch
 from torch.testing import assert_close
 
 import dnp
+from conftest import ROOT
 from dnp import guidance, rules
+from dnp.checks import check_rule, rules_table
 from dnp.energy import v_from_eps, z0_from_eps
 from dnp.errors import SettingsError
 from dnp.evaluation import exact
@@ -397,12 +399,27 @@ def test_rules_dng_refuses_a_chain_without_noise():
         rules.DNG(p_max=1.0)
 
 
-def test_rules_of_others_are_independent_of_batch_mates():
-    """No row is a fault; the energy at every level is looked at in `test_readme.py`."""
-    from dnp.checks import check_rule
+def look(levels=None):
+    """What `check_rule` finds for every rule."""
+    return {name: check_rule(f, levels=levels, show=False) for name, f in rules.RULES.items()}
 
-    for name, rule in rules.RULES.items():
-        assert check_rule(rule, levels=[400], show=False).ok, name
+
+@pytest.fixture(scope="module")
+def found():
+    return look()
+
+
+def none_is_a_fault(found):
+    for name, check in found.items():
+        assert check.ok and check["batch mates"] == "independent", name
+
+
+def test_rules_of_others_are_independent_of_batch_mates(found):
+    none_is_a_fault(found)
+
+
+def test_rules_table_is_what_check_rule_finds(found):
+    assert rules_table(found).strip() in (ROOT / "dnp" / "RULES.md").read_text(encoding="utf-8")
 
 
 def test_rules_of_autoguidance_is_the_two_term_form():

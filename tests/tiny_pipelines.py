@@ -56,7 +56,15 @@ def ddim():
 
 
 def sd1():
-    return make_pipeline(**ARCHITECTURES["four levels"])
+    """Of two levels: `test_parity.py` has the four of Stable Diffusion 1.x."""
+    unet = dict(
+        block_out_channels=(16, 32), layers_per_block=1, attention_head_dim=4,
+        cross_attention_dim=24, norm_num_groups=8, sample_size=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    vae = dict(block_out_channels=(8, 16, 24), layers_per_block=1, norm_num_groups=4)
+    return make_pipeline(**{**ARCHITECTURES["four levels"], "unet": unet, "vae": vae})
 
 
 def sd2():

@@ -141,10 +141,11 @@ def _onednn_can(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _become(network: nn.Module, plain: type, fast: type) -> list[nn.Module]:
     """The layers of a kind that are the fast one now; the parameters stay the same objects."""
-    for layer in network.modules():
+    found = [layer for layer in network.modules() if isinstance(layer, plain)]
+    for layer in found:
         if type(layer) is plain:
             layer.__class__ = fast
-    return [layer for layer in network.modules() if isinstance(layer, fast)]
+    return [layer for layer in found if isinstance(layer, fast)]
 
 
 @torch.inference_mode(False)

@@ -7,6 +7,7 @@ rule that is wrong in a tenth of a range is met several times, whatever the seed
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,6 +68,12 @@ def oblique() -> Mixture:
     return Mixture([0.4, 0.3, 0.2, 0.1], means, 0.3 * roots @ roots.mT, [[0, 1], [1, 2]])
 
 
+@functools.lru_cache(2048)
+def kept(shape: tuple[int, ...], seed: int, norm: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The noises of a draw, which every identity of every rule asks for again."""
+    return noises(shape, seed, norm)
+
+
 @dataclass(frozen=True)
 class Draw:
     """One call of a rule: where it stands, how large its noises are, and how far out z_t is."""
@@ -85,12 +92,12 @@ class Draw:
 
     def noises(self) -> tuple[Tensor, Tensor, Tensor]:
         """(phi, p, n), p and n a tenth to ten times as far from phi as phi is large."""
-        phi, dp, dn = noises(self.shape, self.seed, self.norm)
+        phi, dp, dn = kept(self.shape, self.seed, self.norm)
         a, b = (10 ** (2 * torch.rand(2, generator=generator(self.seed), dtype=F64) - 1)).tolist()
-        return phi, phi + a * dp, phi + b * dn
+        return phi.clone(), phi + a * dp, phi + b * dn
 
     def z_t(self) -> Tensor:
-        return noises(self.shape, self.seed + 1, self.radius)[0]
+        return kept(self.shape, self.seed + 1, self.radius)[0].clone()
 
     def __str__(self) -> str:
         return (
