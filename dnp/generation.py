@@ -73,8 +73,10 @@ class Call(Chain):
         return self
 
     def encode(self, prompts: list) -> object:
-        """The condition of prompts; that of a toy is its own integer."""
+        """The condition of prompts; that of a toy is its own integer, one for a whole forward."""
         if not hasattr(self.model, "encode"):
+            if any(prompt is not prompts[0] and prompt != prompts[0] for prompt in prompts):
+                raise SettingsError("a model without encode takes one prompt in a forward.")
             return prompts[0]
         return self.model.encode(prompts, **{k: getattr(self, k) for k in self.takes})
 

@@ -13,6 +13,7 @@ import dnp.sd.load as opening
 from dnp.evaluation import contestants, metrics
 from dnp.evaluation.__main__ import main
 from dnp.sd import captioner, recogniser
+from experiments import world
 
 
 @functools.cache
@@ -64,11 +65,16 @@ TABLES = (
 )  # fmt: skip
 
 
+def typed(out, *words):
+    """The words of a command."""
+    return [str(w) for w in ("--weights", world(), *GRID, *words, "--out", out)]
+
+
 def evaluate(out, *words, **environment):
     before = {k: os.environ.pop(k, None) for k in ("RANK", "WORLD_SIZE")}
     os.environ.update(environment)
     try:
-        main([str(w) for w in (*GRID, *words, "--out", out)])
+        main(typed(out, *words))
     finally:
         for k, v in before.items():
             os.environ.pop(k, None)

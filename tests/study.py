@@ -9,11 +9,11 @@ from PIL import Image
 
 from dnp.app.png import png
 from dnp.evaluation import record_keys
-from dnp.evaluation.answers import COLUMNS
+from dnp.evaluation.people.answers import COLUMNS
+from dnp.evaluation.people.design import design
+from dnp.evaluation.people.order import sequence
+from dnp.evaluation.people.page import make
 from dnp.evaluation.records import Store
-from dnp.evaluation.study_design import design
-from dnp.evaluation.study_order import sequence
-from dnp.evaluation.study_page import make
 
 THINGS = "cat dog bird bear lion horse elephant monkey frog turtle rabbit mouse".split()
 OF = {"code": "c", "weights": "w", "device": "cpu", "dtype": "float32"}

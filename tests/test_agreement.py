@@ -5,7 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from dnp.evaluation import agreement as ag
+from dnp.evaluation.people import agreement as ag
 
 PROMPTS, RATERS, STUDIES = 40, 10, 300
 SD_PROMPTS, SD_RATERS = 0.8, 0.5

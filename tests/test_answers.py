@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dnp.evaluation import answers
+from dnp.evaluation.people import answers
 from dnp.evaluation.records import RunError
 from study import by_key, make_study, rows_of, text_of, write
 
@@ -168,7 +168,7 @@ def test_a_study_whose_picture_was_changed_or_that_is_none_is_refused(tmp_path):
     (folder / "pictures" / name).write_bytes(b"another")
     with pytest.raises(RunError, match=f"{name} was changed"):
         answers.read_key(folder)
-    with pytest.raises(RunError, match="not a whole study"):
+    with pytest.raises(RunError, match=r"not a whole study \(no such file or directory\); give a"):
         answers.read_key(tmp_path)
     (folder / "key.json").write_text("[]")
     with pytest.raises(RunError, match="not a whole study"):

@@ -17,8 +17,9 @@ from dnp.evaluation import audit_pictures, trust
 from dnp.evaluation.audit import AMPLIFIES, BRINGS, audit, evaluations
 from dnp.evaluation.labels import OfCaptions, OfWords, OfWorld, labels_for
 from dnp.evaluation.mcnemar import LEVEL, compare, mcnemar, power
-from dnp.evaluation.not_rules import RECOMMENDED, RULES, scale_against
+from dnp.evaluation.negatives.rules import RECOMMENDED, RULES, scale_against
 from dnp.sd import load
+from experiments import world
 from test_models import FILE
 
 # ------------------------------------------------------------------------------- the test
@@ -146,27 +147,27 @@ def test_the_trust_in_an_audit_is_a_table_and_a_line_for_each_prompt(tmp_path, c
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return load.load(MINI)
+def model():
+    return load.load(world())
 
 
-def test_a_picture_is_that_of_generate_from_the_same_noise(mini):
+def test_a_picture_is_that_of_generate_from_the_same_noise(model):
     for method, given, prompt, s in (
         ("cfg", {"rule": audit_pictures.empty_alone}, "", 1.0),
         ("cfg", {"rule": audit_pictures.prompt_alone}, "a car", 1.0),
         ("dns", {"s": 2.0}, "a car", 2.0),
     ):
         given |= {"steps": 2, "images": 2, "seed": 5}
-        (ours,) = audit_pictures.sampled(mini, prompt, method, None, given)
-        theirs = dnp.generate(mini, prompt, method, s=s, steps=2, images=2, seed=5).images
+        (ours,) = audit_pictures.sampled(model, prompt, method, None, given)
+        theirs = dnp.generate(model, prompt, method, s=s, steps=2, images=2, seed=5).images
         for a, b in zip(ours, theirs, strict=True):
             assert max(abs(x - y) for x, y in zip(a.tobytes(), b.tobytes())) <= 1
 
 
-def test_kept_pictures_are_not_made_again_and_damaged_ones_are(mini, tmp_path, monkeypatch):
+def test_kept_pictures_are_not_made_again_and_damaged_ones_are(model, tmp_path, monkeypatch):
     calls = []
-    eps = type(mini).eps
-    monkeypatch.setattr(type(mini), "eps", lambda *of: calls.append(1) or eps(*of))
+    eps = type(model).eps
+    monkeypatch.setattr(type(model), "eps", lambda *of: calls.append(1) or eps(*of))
     kept = audit_pictures.Kept(tmp_path / "kept")
     given = {"rule": audit_pictures.prompt_alone, "steps": 2, "images": 2}
 
@@ -174,7 +175,7 @@ def test_kept_pictures_are_not_made_again_and_damaged_ones_are(mini, tmp_path, m
         calls.clear()
         told = []
         (pictures,) = audit_pictures.sampled(
-            mini, "a car", "cfg", None, given | other, told.append, kept
+            model, "a car", "cfg", None, given | other, told.append, kept
         )
         assert sum(told) == 2 * (given | other)["steps"]
         return [p.tobytes() for p in pictures], len(calls)
@@ -197,7 +198,7 @@ def test_the_family_is_the_world_without_the_words_of_the_prompt():
 
 
 def test_a_negative_is_the_prompt_with_the_label():
-    world = OfWorld(SimpleNamespace(things=(), colours=()), None)
+    of_world = OfWorld(SimpleNamespace(things=(), colours=()), None)
     for prompt, label, negative in (
         ("a crown", "orange", "an orange crown"),
         ("a red car and a crown", "blue", "a red car and a blue crown"),
@@ -206,7 +207,7 @@ def test_a_negative_is_the_prompt_with_the_label():
         ("a cat", "plain", "a cat on a plain background"),
         ("a cat", "dog", "a cat and a dog"),
     ):
-        assert world.negative(prompt, label) == negative
+        assert of_world.negative(prompt, label) == negative
 
 
 def test_words_of_captions_are_tested_from_six_pictures_of_all_sets_on():
@@ -230,26 +231,26 @@ def test_clip_chooses_one_of_the_words():
             OfWords(bad, clip)
 
 
-def test_what_is_given_stands_before_what_the_weights_have(mini):
-    assert isinstance(labels_for(mini, "a car", MINI), OfWorld)
-    assert isinstance(labels_for(mini, "a car", MINI, "red, blue"), OfWords)
-    assert isinstance(labels_for(mini, "a car", MINI, captions=True), OfCaptions)
-    assert isinstance(labels_for(mini, "a car"), OfCaptions)
+def test_what_is_given_stands_before_what_the_weights_have(model):
+    assert isinstance(labels_for(model, "a car", world()), OfWorld)
+    assert isinstance(labels_for(model, "a car", world(), "red, blue"), OfWords)
+    assert isinstance(labels_for(model, "a car", world(), captions=True), OfCaptions)
+    assert isinstance(labels_for(model, "a car"), OfCaptions)
     for given, sentence in (
         (("red, blue", None, True), "both given"),
         (("red, blue", None, False), "give --clip FOLDER"),
         ((None, MINI / "clip", False), "give them with --words"),
     ):
         with pytest.raises(SettingsError, match=sentence):
-            labels_for(mini, "a car", None, *given)
+            labels_for(model, "a car", None, *given)
 
 
 # ------------------------------------------------------------------------------- the command
 
 
-def test_the_command_writes_a_table_a_sheet_and_a_csv(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(load, "load", miniature_once(load.load))
-    audits.main(["a crown", "--pictures", "2", "--steps", "2", "--out", str(tmp_path)])
+def test_the_command_writes_a_table_a_sheet_and_a_csv(tmp_path, capsys):
+    words = ["a crown", "--weights", str(world()), "--pictures", "2", "--steps", "2"]
+    audits.main([*words, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "The family (41): cat" in printed and "Power over 41 labels" in printed
     with (tmp_path / "a-crown-audit.csv").open() as f:
@@ -302,6 +303,6 @@ def test_bad_input_is_a_sentence(words, sentence, tmp_path, monkeypatch):
 
 def test_a_truth_that_cannot_be_read_is_a_sentence(tmp_path):
     (tmp_path / "t.json").write_text('{"a cat": {"red": [1]}}')
-    for name in ("t.json", "none.json"):
-        with pytest.raises(SettingsError, match=r"unasked\.py"):
+    for name, why in (("t.json", "not enough values"), ("none.json", "no such file or directory")):
+        with pytest.raises(SettingsError, match=rf"cannot be read \({why}.*unasked\.py"):
             trust.read_truth(tmp_path / name)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dnp.errors import DnpError, SettingsError
-from dnp.evaluation import answers, controls, pairs, strength, study_design
+from dnp.evaluation import controls, pairs, strength
+from dnp.evaluation.people import answers, design
 from dnp.evaluation.records import RunError
 from dnp.schedule import Schedule
 from dnp.sd.files.fingerprint import Fingerprint
@@ -143,28 +144,28 @@ def test_a_damaged_manifest_is_told_with_the_mend(tmp_path, name):
     with pytest.raises(
         RunError, match=r"run.json is damaged; type its run's command again"
     ) as told:
-        study_design.design(run, "answer@2", "cfg", 6, 2, 4)
+        design.design(run, "answer@2", "cfg", 6, 2, 4)
     one_sentence(told)
 
 
 def test_a_method_of_a_rule_without_a_scale_can_be_asked_about(tmp_path):
     manifest = {"methods": {"cfg:rule=mine": [{"s": None, "steps": 2}]}}
-    made = study_design.condition(manifest, "cfg:rule=mine")
+    made = design.condition(manifest, "cfg:rule=mine")
     assert (made["label"], made["method"], made["settings"]["s"]) == ("cfg:rule=mine", "cfg", None)
     with pytest.raises(SettingsError, match="write cfg:rule=mine@none"):
-        study_design.condition(manifest, "cfg:rule=mine@2")
+        design.condition(manifest, "cfg:rule=mine@2")
 
 
 def test_a_record_without_an_entry_is_of_another_run(tmp_path):
     run = make_run(tmp_path / "run")
-    manifest = study_design.read_run(run) | {"captioner": None}
-    sides = (study_design.condition(manifest, x) for x in ("answer@2", "cfg"))
-    store = study_design.Store(run / "records")
+    manifest = design.read_run(run) | {"captioner": None}
+    sides = (design.condition(manifest, x) for x in ("answer@2", "cfg"))
+    store = design.Store(run / "records")
     key = next(p.stem for p in store.folder.iterdir())
     record = store.get(key)
     del record["content"]["dtype"]
     store.put(key, record)
-    every, left_out = study_design.pairs_of(run, manifest, *sides)
+    every, left_out = design.pairs_of(run, manifest, *sides)
     assert (len(every), dict(left_out)) == (11, {"not in the run": 1})
 
 

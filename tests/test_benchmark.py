@@ -9,9 +9,10 @@ import torch
 
 from conftest import MINI, slow_but
 from dnp.errors import DnpError, SettingsError
-from dnp.evaluation import benchmark, random_weights, rivals, speed_table, throughput, turns
-from dnp.evaluation.rivals import Cell
-from dnp.evaluation.workers import Full, Worker, answer
+from dnp.evaluation import benchmark
+from dnp.evaluation.speed import random_weights, rivals, table, throughput, turns
+from dnp.evaluation.speed.rivals import Cell
+from dnp.evaluation.speed.workers import Full, Worker, answer
 from dnp.sd import config, device
 from dnp.sd.load import describe
 
@@ -71,11 +72,11 @@ def test_the_table_and_its_files_at_tiny_sizes(folders, tmp_path, monkeypatch, c
     """U-Net and run, both families, two batches."""
     monkeypatch.setattr(benchmark, "Pool", InProcess)
     monkeypatch.setattr(benchmark, "write_weights", lambda *_: pytest.fail("they are there"))
-    monkeypatch.setattr(speed_table, "rate", lambda *_: "1 GFLOP/s")
+    monkeypatch.setattr(table, "rate", lambda *_: "1 GFLOP/s")
     words = "--batch 1 2 --rounds 1 --steps 1 --parts unet run --beside diffusers"
     args = given(folders, *words.split(), "--out", str(tmp_path / "out"))
     args.weights = "these"
-    report = speed_table.Report(args)
+    report = table.Report(args)
     benchmark.measure(benchmark.cells(args), args, turns.Budget(None, 8), report)
     told = json.loads((tmp_path / "out" / "speed.json").read_text())
     assert len(told["rows"]) == 2**3 and not any(row["said"] for row in told["rows"])
@@ -165,7 +166,7 @@ def test_weights_that_find_no_room_are_said_in_their_rows(tmp_path, monkeypatch,
     args = benchmark.parse(words)
     args.folders = {"tiny": tmp_path, "sdxl": tmp_path / "none"}
     planned = benchmark.cells(args)
-    benchmark.measure(planned, args, turns.Budget(None, 2), speed_table.Report(args))
+    benchmark.measure(planned, args, turns.Budget(None, 2), table.Report(args))
     one, other = capsys.readouterr().out.splitlines()
     assert one.count("1.00 / 1.00 s") == 2 and other.count("there is no room; make some.") == 2
 
@@ -222,6 +223,7 @@ def test_who_is_measured_can_be_chosen():
     ("given", "sentence"),
     [
         (["--side", "0"], "--side 0 is not possible"),
+        (["--prompts", "500"], "--prompts 500 is not possible; give 1 to 276"),
         (["--batch", "1", "0"], "--batch .* is not possible"),
         (["--budget", "0"], "--budget 0.0 is not possible"),
         (["--dtype", "float16"], "choose --dtype float32"),

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from browser import ARMED, DESKTOP, KEYS, PHONE, begin, given, opened, saved, served, shown
-from dnp.evaluation import answers
+from dnp.evaluation.people import answers
 from study import make_study
 
 pytestmark = pytest.mark.slow

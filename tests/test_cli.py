@@ -49,7 +49,7 @@ def test_a_full_memory_is_told_in_a_sentence(cli, monkeypatch, error):
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr("dnp.generate", full)
+    monkeypatch.setattr("dnp.generation.generate_rows", full)
     refused(cli("a cat"), "the device's memory is full")
     error = ValueError("another")
     with pytest.raises(ValueError, match="another"):
@@ -327,7 +327,11 @@ def test_prompts_of_a_file_are_those_of_single_calls(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "options", "sentence"),
     [
-        (None, [], "cannot be read"),
+        (
+            None,
+            [],
+            "prompts.txt: cannot be read (no such file or directory); give --prompts a text",
+        ),
         (b"\xff\xfe\x00", [], "text file in UTF-8"),
         (b" \n\t\n", [], "does not hold a prompt"),
         (b"a cat\na cat\ta dog\ta bear\n", [], "line 2: more than one TAB"),

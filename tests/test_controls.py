@@ -9,22 +9,35 @@ import pytest
 import torch
 
 import dnp
-from conftest import MINI, slow_but
+from conftest import slow_but
 from dnp.errors import SettingsError
-from dnp.evaluation import benchmarks, contestants, controls, differences, dry, strength, tables
+from dnp.evaluation import (
+    benchmarks,
+    contestants,
+    controls,
+    differences,
+    dry,
+    effective,
+    strength,
+    tables,
+)
 from dnp.evaluation.__main__ import main
 from dnp.evaluation.grid import Grid, Run
 from dnp.evaluation.measure import Instruments
 from dnp.schedule import Schedule
 from dnp.sd import captioner
+from experiments import world
 
-pytestmark = pytest.mark.filterwarnings("ignore:with steps")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:with steps"),
+    pytest.mark.usefixtures("weights_are_opened_once"),
+]
 PROMPTS = tuple(benchmarks.Prompt(t, "x") for t in ("a cat and a red car", "a dog and a bear"))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return dnp.load(MINI)
+    return dnp.load(world())
 
 
 def work_of(model, folder, *labels, steps=4, captioner=None, prompts=PROMPTS, strengths=None):
@@ -35,7 +48,7 @@ def work_of(model, folder, *labels, steps=4, captioner=None, prompts=PROMPTS, st
 
 
 def evaluate(out, *words):
-    common = ("--per-category", 1, "--seeds", 1, "--steps", 2, "--out", out)
+    common = ("--weights", world(), "--per-category", 1, "--seeds", 1, "--steps", 2, "--out", out)
     main([str(w) for w in (*common, *words)])
 
 
@@ -111,20 +124,65 @@ def test_the_strength_of_cfg_is_s_times_the_distance_of_p_and_phi(model, tmp_pat
     assert found == pytest.approx(wanted, rel=1e-4) and len(found) == 3
 
 
+def test_the_effective_scale_of_a_method_is_that_of_its_own_chain(model, tmp_path):
+    """Of CFG it is s, with no rest; of the two-term form it is computed here once more."""
+    work = work_of(model, tmp_path, "cfg:s=3", "random2:s=3", steps=3, prompts=PROMPTS[:1])
+    cfg, two_term = (effective.by_step(work, m) for m in work.grid.methods)
+    assert len(cfg) == 3 and all(x == pytest.approx((3, 0), abs=1e-4) for x in cfg.values())
+    words = work.negative(work.grid.methods[1], PROMPTS[0].text, 100)
+    wanted, given = {}, {"s": 3.0, "seed": 100, "steps": 3}
+    rows = dnp.trajectory(model, PROMPTS[0].text, "np2", words, **given)
+    c_phi, c_p = model.encode([""]), model.encode([PROMPTS[0].text])
+    for t, z_t, _, eps in rows:
+        if eps is not None:
+            with torch.no_grad():
+                phi, p = (model.eps(z_t, torch.tensor(t), c) for c in (c_phi, c_p))
+            push, dp = (eps - phi).double(), (p - phi).double()
+            s_eff = ((push * dp).sum() / (dp * dp).sum()).item()
+            wanted[t] = s_eff, ((push - s_eff * dp).norm() / dp.norm()).item()
+    assert two_term.keys() == wanted.keys()
+    for t, both in two_term.items():
+        assert both == pytest.approx(wanted[t], rel=1e-3)
+
+
+def test_a_method_is_compared_with_cfg_at_its_effective_scale(model, tmp_path, monkeypatch):
+    """A gain of CFG that grows with its scale is no gain of a method that has that scale."""
+    work = work_of(model, tmp_path, "cfg:s=2", "cfg:s=4", "random2:s=3", "ae:s=8")
+    monkeypatch.setattr(effective, "by_step", lambda *_: {951: (2.0, 0.5), 1: (3.0, 0.7)})
+    values = {"cfg:s=2": 0.2, "cfg:s=4": 0.6, "random2:s=3": 0.7, "ae:s=8": 1.0}
+    records = [
+        {"method": m, "scale": None, "s": 1.0, "prompt": p.text, "seeds": [100], "full": [v],
+         "category": "x"}
+        for m, v in values.items() for p in PROMPTS
+    ]  # fmt: skip
+    text = effective.make(work, records, tmp_path, None)
+    assert "| random2:s=3, s = 1 | 2.50 | 0.60 | 0.700 | +0.400 |" in text
+    assert "CFG was run at s = 2, 4" in text and "Without an effective scale: ae:s=8." in text
+    lines = (tmp_path / "effective.csv").read_text().splitlines()
+    assert lines[1:] == ["random2:s=3,,951,2,0.5", "random2:s=3,,1,3,0.7"]
+    assert {"effective.md", "effective.png", "effective.pdf"} <= {
+        x.name for x in tmp_path.iterdir()
+    }
+    with pytest.raises(SettingsError, match="add two or more to --method"):
+        effective.require_curve(work_of(model, tmp_path, "cfg:s=2", "cfg:eta=1,s=4", "random2:s=3"))
+    with pytest.raises(SettingsError, match="give --recogniser or --clip"):
+        effective.make(work, [{**r, "full": None} for r in records], tmp_path, None)
+
+
 @pytest.mark.parametrize(
     "label", slow_but(["answer:s=2"], ["answer:s=2", "auto-dnp:s=3,negative_scale=1"])
 )
-def test_fitted_cfg_is_as_strong_to_2_percent(model, tmp_path, label):
-    """Measured on the chains that the fitted methods really run."""
+def test_fitted_cfg_is_as_strong_to_2_percent(mini, tmp_path, label):
+    """Measured on the chains that the fitted methods really run, of a model that is trained."""
     captioner = lambda images: ["a green bowl"] * len(images)
-    work = work_of(model, tmp_path, label, captioner=captioner)
+    work = work_of(mini, tmp_path, label, captioner=captioner)
     told = json.loads(json.dumps(strength.measure(work)))
     target = told["methods"][label]["by_step"]
     equal, scheduled = (controls.parse(f"{k}:of={label}", told) for k in controls.EQUAL)
     assert sum(strength.by_step(work, equal)) == pytest.approx(sum(target), rel=strength.WITHIN)
     assert strength.by_step(work, scheduled) == pytest.approx(target, rel=1e-3)
     assert f"| {label}, s = " in strength.table(told)
-    both = [contestants.settled(x, None, 4, model) for x in (equal, scheduled)]
+    both = [contestants.settled(x, None, 4, mini) for x in (equal, scheduled)]
     assert both[0]["s"] > 0 and both[1]["s"] is None and both[1]["rule"] == "cfg_schedule"
     if label.startswith("answer"):  # twice as strong early as in its second half, where it is CFG
         scales = both[1]["rule_options"]["scales"]

@@ -10,7 +10,8 @@ import pytest
 from torch.testing import assert_close
 
 import dnp
-from conftest import MINI, ROOT, slow_but
+import experiments
+from conftest import ROOT, slow_but
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, contestants, trio
 
@@ -23,7 +24,7 @@ TRIO = {"trio": "14b9ab6b010e6d06", "trio-choosing": "8a8cdf69f79f177b"}  # sha2
 
 @pytest.fixture(scope="module")
 def model():
-    return dnp.load(MINI)
+    return dnp.load(experiments.world())
 
 
 # -------------------------------------------------------------------------------------- benchmarks

@@ -13,6 +13,7 @@ from conftest import MINI, ROOT
 from dnp.errors import WeightsError
 from dnp.sd.captioner import load_captioner
 from dnp.sd.files import data_only
+from experiments import world
 
 CODE, ELSEWHERE, OUTSIDE = "which is never run", "from elsewhere", "not a file in its folder"
 EVIL = """
@@ -128,13 +129,13 @@ json.dump(results, open(sys.argv[2], "w"))
 
 
 def whole(root, kind):
-    """(kind, folder): a copy of the miniature's captioner or CLIP, or of all of it for its others;
-    with a file of code and a file beside it that an index could name."""
+    """(folder, part): a copy of the miniature's captioner or CLIP, or of weights in its world for
+    the others; with a file of code and a file beside it that an index could name."""
     if kind in ("captioner", "clip"):
         folder = part = shutil.copytree(MINI / kind, root / "copy")
     else:
-        skip = shutil.ignore_patterns("training", "pictures", "clip")
-        folder = shutil.copytree(MINI, root / "copy", ignore=skip)
+        skip = shutil.ignore_patterns("training", "clip")
+        folder = shutil.copytree(world(), root / "copy", ignore=skip)
         part = folder / ("captioner" if "captioner" in kind else "tokenizer")
     (part / "evil.py").write_text(EVIL)
     shutil.copy(MINI / "captioner" / "model.safetensors", root / "outside.safetensors")

@@ -23,7 +23,10 @@ FLOORS = (
     ("checks", "evaluation"),
     ("__main__",),
 )
-ROOMS = {"methods", "testing", "sd", "sd.files", "diffusers", "app", "evaluation"}
+ROOMS = {
+    "methods", "testing", "sd", "sd.files", "diffusers", "app",
+    "evaluation", "evaluation.negatives", "evaluation.people", "evaluation.speed",
+}  # fmt: skip
 AT_THE_TOP = {*EQUATIONS, "__init__", "__main__", "errors", "checks", "generation"}
 FILES = {
     ".".join(path.relative_to(ROOT / "dnp").with_suffix("").parts): path

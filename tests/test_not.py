@@ -1,19 +1,20 @@
 """The benchmark "p and not n": its pairs, numbers and law, and a small study of the miniature."""
 
 import json
+import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import dnp
-from command_line import miniature_once
 from conftest import MINI, ROOT
 from dnp.app.options import methods_table
 from dnp.errors import SettingsError
 from dnp.evaluation import __main__ as evaluation
-from dnp.evaluation import not_command, not_law, not_pictures, not_report, not_study
-from dnp.evaluation.not_rules import (
+from dnp.evaluation.negatives import command, law, making, report, study
+from dnp.evaluation.negatives.rules import (
     ALONE,
     EMPTY_RULES,
     PAIRS,
@@ -22,12 +23,15 @@ from dnp.evaluation.not_rules import (
     RULES,
     Setting,
 )
-from dnp.evaluation.not_seen import interval, kept, mean, scores, shows
-from dnp.sd import load
+from dnp.evaluation.negatives.seen import interval, kept, mean, scores, shows
+from dnp.sd import captioner, speed
 from dnp.sd.world import OBJECTS, subjects
+from experiments import world
+from runs import once
 
+OTHER = Setting("s = 2", "cfg", {"s": 2.0})  # whichever is chosen, it is not the prompt alone
 FEW = {
-    "CFG": [ALONE, REFERENCE],
+    "CFG": [OTHER, REFERENCE],
     "two-term": [Setting("s = 2", "np2", {"s": 2.0})],
     "DNG, eta = 1": RULES["DNG, eta = 1"][:1],
     "CFG, eta = 1": [Setting("s = 3", "cfg", {"s": 3.0, "eta": 1.0})],
@@ -43,7 +47,7 @@ def test_pairs_and_noises_for_choosing_are_not_those_that_are_reported():
         chosen, reported = ({tuple(pair) for pair in of[k]} for k in ("choosing", "reporting"))
         assert not chosen & reported and len(reported) == len(of["reporting"]), family
     first, last = (
-        not_study.Cell("CFG", ALONE, "settings", part).seeds(k)
+        study.Cell("CFG", ALONE, "settings", part).seeds(k)
         for part, k in (("choosing", 0), ("reporting", 2000))
     )
     assert min(first) > max(last) and len(set(last)) == 16
@@ -85,6 +89,15 @@ def test_the_page_has_the_tables_of_the_run_that_lies_beside_the_weights():
 # ------------------------------------------------------------------------------- the numbers
 
 
+def test_the_page_explains_every_option_of_a_rule():
+    page = (ROOT / "dnp" / "NEGATIVES.md").read_text(encoding="utf-8")
+    options = page.split("## The options")[1].split("## What")[0]
+    told = set(re.findall(r"^- (\w+) of ", options, re.M))
+    settings = [s.settings for of in RULES.values() for s in of]
+    asked = {option for one in settings for option in one.get("rule_options") or ()}
+    assert told == asked | {"h"}
+
+
 def test_done_is_p_seen_and_n_not():
     assert kept(CAT, "a cat") and not kept(CAT, "a dog") and kept(CAT, "")
     assert not kept({"things": {}, "setting": "plain"}, "")
@@ -109,39 +122,39 @@ def test_the_interval_is_over_the_seeds_of_each_pair_and_not_over_the_pairs():
 def test_the_chosen_setting_has_the_greatest_done_of_those_that_keep_p():
     of = lambda done, kept: {"done": np.full((2, 2), done), "kept": np.full((2, 2), kept)}
     a, b, c = (Setting(x, "np2", {"s": i}) for i, x in enumerate("abc"))
-    assert not_study.best({a: of(0.2, 1.0), b: of(0.6, 0.95), c: of(0.7, 0.7)}, 0.9) == b
-    assert not_study.best({a: of(0.2, 1.0), b: of(0.2, 1.0)}, 0.9) == a  # the first of equal ones
-    assert not_study.best({b: of(0.6, 0.5), c: of(0.5, 0.7)}, 0.9) == c  # none keeps p
+    assert study.best({a: of(0.2, 1.0), b: of(0.6, 0.95), c: of(0.7, 0.7)}, 0.9) == b
+    assert study.best({a: of(0.2, 1.0), b: of(0.2, 1.0)}, 0.9) == a  # the first of equal ones
+    assert study.best({b: of(0.6, 0.5), c: of(0.5, 0.7)}, 0.9) == c  # none keeps p
 
 
 # ------------------------------------------------------------------------------- the law
 
 
 def test_a_distance_is_a_total_variation_of_each_pair_as_often_as_it_is_seen():
-    law = [Counter(plain=3, grass=1), Counter(night=1)]
-    assert not_law.distance([Counter(plain=3, grass=1), Counter()], law) == 0
-    assert not_law.distance([Counter(night=4), Counter()], law) == 1
-    assert not_law.distance([Counter(plain=2), Counter(night=2)], law) == pytest.approx(0.125)
-    assert np.isnan(not_law.distance([Counter(), Counter()], law))
+    laws = [Counter(plain=3, grass=1), Counter(night=1)]
+    assert law.distance([Counter(plain=3, grass=1), Counter()], laws) == 0
+    assert law.distance([Counter(night=4), Counter()], laws) == 1
+    assert law.distance([Counter(plain=2), Counter(night=2)], laws) == pytest.approx(0.125)
+    assert np.isnan(law.distance([Counter(), Counter()], laws))
 
 
 def test_the_floor_is_that_of_a_binomial():
-    law, own = [Counter(plain=1, grass=1)], [Counter(plain=64)]
+    laws, own = [Counter(plain=1, grass=1)], [Counter(plain=64)]
     expected = np.sqrt(2 / (np.pi * 64)) / 2  # the mean of |X / n - 1/2|
-    assert not_law.floor(own, law, draws=2000) == pytest.approx(expected, rel=0.06)
-    both = not_law.floor(own, law, [Counter(grass=64)], draws=2000)
+    assert law.floor(own, laws, draws=2000) == pytest.approx(expected, rel=0.06)
+    both = law.floor(own, laws, [Counter(grass=64)], draws=2000)
     assert both == pytest.approx(expected * np.sqrt(2), rel=0.06)
 
 
 def test_the_law_is_the_worlds_own_without_n():
-    truth = not_law.read(MINI / "training" / "negatives.json")
+    truth = law.read(MINI / "training" / "negatives.json")
     plain = ("a cat", "a cat on a plain background")
-    assert not_law.law(truth, "settings", plain)["plain"] == 0
-    assert 0.65 < not_law.share_of_n(truth, plain) < 0.85
-    red = not_law.law(truth, "colours", ("a car", "a red car"))
+    assert law.law(truth, "settings", plain)["plain"] == 0
+    assert 0.65 < law.share_of_n(truth, plain) < 0.85
+    red = law.law(truth, "colours", ("a car", "a red car"))
     assert red["blue car"] / sum(red.values()) > 0.95
-    assert 0.03 < not_law.share_of_n(truth, ("", "a bird")) < 0.08
-    assert not_law.law(truth, "colours", ("", "a bird")) == Counter()
+    assert 0.03 < law.share_of_n(truth, ("", "a bird")) < 0.08
+    assert law.law(truth, "colours", ("", "a bird")) == Counter()
     of = truth["eyes"]
     assert of["settings right"] / of["of"] > 0.93 and of["of"] == 1000
 
@@ -150,51 +163,80 @@ def test_a_law_that_is_none_is_one_sentence(tmp_path):
     for text in ("{}", "[1]", '{"prompts": {}, "empty": {}}'):
         (tmp_path / "law.json").write_text(text)
         with pytest.raises(SettingsError, match=r"negatives\.py"):
-            not_law.read(tmp_path / "law.json")
+            law.read(tmp_path / "law.json")
 
 
 # ------------------------------------------------------------------------------- pictures
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = dnp.load(world())
+    speed.apply(model)
+    return model
 
 
 @pytest.mark.parametrize("setting", [
     REFERENCE, Setting("", "np2", {"s": 2.0}), Setting("", "answer", {"s": 2.0, "K": 2}),
     Setting("", "np", {"s": 2.0, "rule": "perp_neg", "eta": 1.0}),
 ])  # fmt: skip
-def test_a_batch_of_many_prompts_has_the_pictures_of_generate(mini, setting):
+def test_a_batch_of_many_prompts_has_the_pictures_of_generate(model, setting):
     pairs, seeds = [("a cat", "a dog"), ("a red car", "a car on the road")], [5, 11]
-    made = not_pictures.sampled(mini, setting, pairs, [n for _, n in pairs], seeds, 10)
+    made = making.sampled(model, setting, pairs, [n for _, n in pairs], seeds, 10)
     for (p, n), seed, picture in zip(pairs, seeds, made.pictures):
         n = n if setting.method in ("np", "np2") else None
         (own,) = dnp.generate(
-            mini, p, setting.method, n, seed=seed, steps=10, **setting.settings
+            model, p, setting.method, n, seed=seed, steps=10, **setting.settings
         ).images
         assert abs(np.asarray(own, int) - np.asarray(picture, int)).max() <= 1
     assert made.evaluations == {"cfg": 20, "np2": 20, "answer": 30, "np": 30}[setting.method]
 
 
-def test_the_effective_scale_is_measured_by_the_way(mini):
+def test_the_effective_scale_is_measured_by_the_way(model):
     pairs = [("a cat", "a dog"), ("a frog", "a car")]
-    made = not_pictures.sampled(mini, REFERENCE, pairs, ["", ""], [0, 1], 10, strength=True)
+    made = making.sampled(model, REFERENCE, pairs, ["", ""], [0, 1], 10, strength=True)
     assert len(made.strength) == 10 and made.evaluations == 20
     for _, s_eff, rest in made.strength:
         np.testing.assert_allclose(s_eff, 3, atol=1e-3)
         np.testing.assert_allclose(rest, 0, atol=1e-2)
 
 
-def test_a_picture_that_overflows_is_a_failure_and_the_others_are_made(mini, eyes):
+def test_a_picture_that_overflows_is_a_failure_and_the_others_are_made(model, eyes):
     broken = lambda eps_phi, eps_p: eps_p * float("inf")
     pairs = [("a cat", "a dog"), ("a frog", "a car")]
-    made = not_pictures.sampled(
-        mini, Setting("", "cfg", {"rule": broken}), pairs, ["", ""], [0, 1], 2
-    )
+    made = making.sampled(model, Setting("", "cfg", {"rule": broken}), pairs, ["", ""], [0, 1], 2)
     assert made.pictures == [None, None]
     assert eyes.see(made.pictures) == [None, None]
 
 
+def test_a_picture_whose_dns_image_overflows_is_one_that_is_not_there(model, eyes, monkeypatch):
+    pairs, seeds = [("a cat", "a dog"), ("a frog", "a car")], [0, 1]
+    asked = lambda: making.unit(
+        model, eyes, Setting("", "np2", {"s": 3.0}), making.N_STAR, pairs, seeds, 2, True
+    )
+    whole, sampled = asked(), making.sampled
+
+    def overflows(model, setting, *of):
+        made = sampled(model, setting, *of)
+        return (
+            replace(made, pictures=[None, *made.pictures[1:]]) if setting.method == "dns" else made
+        )
+
+    monkeypatch.setattr(making, "sampled", overflows)
+    with pytest.warns(UserWarning, match="1 of 2 DNS images overflowed"):
+        record = asked()
+    assert record["rows"] == [None, whole["rows"][1]] and whole["rows"][0] is not None
+    assert record["negatives"] == [None, whole["negatives"][1]]
+    assert record["strength"] == [[t, s[1:], rest[1:]] for t, s, rest in whole["strength"]]
+    monkeypatch.setattr(making, "sampled", lambda *_: making.Sampled([None] * 2, 0, []))
+    with pytest.warns(UserWarning, match="2 of 2"):
+        assert asked()["rows"] == [None, None]
+
+
 def test_a_random_negative_names_neither_p_nor_n():
-    drawn = {not_pictures.random_negative(("a cat", "a red car"), seed) for seed in range(200)}
+    drawn = {making.random_negative(("a cat", "a red car"), seed) for seed in range(200)}
     assert len(drawn) == 22 and not drawn & {"a cat", "a car"}
-    assert not_pictures.random_negative(("a cat", "a dog"), 3) == not_pictures.random_negative(
+    assert making.random_negative(("a cat", "a dog"), 3) == making.random_negative(
         ("a cat", "a dog"), 3
     )
 
@@ -203,29 +245,29 @@ def test_a_random_negative_names_neither_p_nor_n():
 
 
 @pytest.fixture(scope="module")
-def eyes(mini):
-    return not_pictures.Eyes(mini, MINI)
+def eyes(model):
+    return making.Eyes(model, world())
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch, capsys, eyes):
     """Runs a study of a few settings of the family colours: small(*words) -> what it printed."""
-    monkeypatch.setattr(not_study, "rules_of", lambda family: FEW)
-    monkeypatch.setattr(not_command, "rules_of", lambda family: FEW)
-    monkeypatch.setattr(load, "load", miniature_once(load.load))
-    monkeypatch.setattr(dnp, "load", miniature_once(dnp.load))
-    monkeypatch.setattr(not_pictures, "Eyes", lambda *of: eyes)
+    monkeypatch.setattr(study, "rules_of", lambda family: FEW)
+    monkeypatch.setattr(command, "rules_of", lambda family: FEW)
+    monkeypatch.setattr(captioner, "load_captioner", once(captioner.load_captioner))
+    monkeypatch.setattr(making, "Eyes", lambda *of: eyes)
     size = "--family colours --choosing 1 --reporting 1 --steps 2 --choosing-steps 2".split()
 
     def run(*words):
-        evaluation.main(["--benchmark", "not", "--out", str(tmp_path), *size, *words])
+        where = ["--weights", str(world()), "--out", str(tmp_path)]
+        evaluation.main(["--benchmark", "not", *where, *size, *words])
         return capsys.readouterr().out
 
     return run
 
 
 def test_a_study_goes_on_where_it_was_stopped_and_is_tabulated_again(small, tmp_path, monkeypatch):
-    made, stop = [], not_pictures.unit
+    made, stop = [], making.unit
 
     def stopped(*of):
         if len(made) == 3:
@@ -233,11 +275,11 @@ def test_a_study_goes_on_where_it_was_stopped_and_is_tabulated_again(small, tmp_
         made.append(of)
         return stop(*of)
 
-    monkeypatch.setattr(not_pictures, "unit", stopped)
+    monkeypatch.setattr(making, "unit", stopped)
     with pytest.raises(KeyboardInterrupt):
         small()
     assert len([*(tmp_path / "records").iterdir()]) == 3
-    monkeypatch.setattr(not_pictures, "unit", lambda *of: made.append(of) or stop(*of))
+    monkeypatch.setattr(making, "unit", lambda *of: made.append(of) or stop(*of))
     text = small()
     assert len(made) == 5 + 7  # five settings, four rules, the prompt alone, two controls
     assert "6 pictures of each cell: 6 pairs x 1 seeds" in text and "| two-term, n* |" in text
@@ -251,11 +293,12 @@ def test_two_processes_share_a_study(small, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     order = []
-    put = not_study.Study.put
-    monkeypatch.setattr(not_study.Study, "put", lambda *of: order.append(of[1]) or put(*of))
+    put = study.Study.put
+    monkeypatch.setattr(study.Study, "put", lambda *of: order.append(of[1]) or put(*of))
     small()
-    assert [c.setting for c in order[:5]] == [FEW[r][0] if r != "CFG" else REFERENCE for r in (
-        "CFG", "DNG, eta = 1")] + [ALONE, FEW["two-term"][0], FEW["CFG, eta = 1"][0]]  # fmt: skip
+    own, others = (REFERENCE, "DNG, eta = 1"), (OTHER, "two-term", "CFG, eta = 1")
+    wanted = [FEW[r][0] if isinstance(r, str) else r for r in (*own, *others)]
+    assert [c.setting for c in order[:5]] == wanted
     assert len(order) == 12
 
 
@@ -292,7 +335,7 @@ def records(shown, n=4):
 
 
 def row(rule, shown):
-    return not_report.Row(not_study.Cell(rule, ALONE, "colours", "reporting"), records(shown))
+    return report.Row(study.Cell(rule, ALONE, "colours", "reporting"), records(shown))
 
 
 def test_the_outcome_is_the_best_rule_that_keeps_p():
@@ -303,13 +346,16 @@ def test_the_outcome_is_the_best_rule_that_keeps_p():
     gone = lambda p, n, k: {"things": {}, "setting": "plain"}
     lost = lambda p, n, k: (gone if k == 0 else black)(p, n, k)
     rows = [row("CFG", n_seen), row("two-term", half), row("Eq. 4", lost)]
-    said = not_report.verdict(rows)
+    said = report.verdict(rows)
     assert "two-term has the greatest done: +50" in said and "and meets" in said
-    assert "no rule meets" in not_report.verdict([row("CFG", half), row("two-term", half)])
-    assert "No rule keeps p" in not_report.verdict([row("CFG", half), row("Eq. 4", lost)])
+    assert "no rule meets" in report.verdict([row("CFG", half), row("two-term", half)])
+    assert "No rule keeps p" in report.verdict([row("CFG", half), row("Eq. 4", lost)])
     cells = []
-    table = "\n".join(not_report.outcomes(rows, "colours", cells))
+    table = "\n".join(report.outcomes(rows, "colours", cells))
     assert "| Eq. 4 | s = 1 | 75 [" in table and len(cells) == 9
+    assert report.not_there(rows) == []
+    rows[0].records[1]["rows"][0] = None
+    assert report.not_there(rows)[0].endswith("DNS image did: 1. They show neither p nor n.")
 
 
 def test_a_rule_is_compared_with_cfg_at_its_effective_scale():
@@ -317,18 +363,18 @@ def test_a_rule_is_compared_with_cfg_at_its_effective_scale():
     black = lambda p, n, k: {"things": {thing(p): "black"}, "setting": "plain"}
     gone = lambda p, n, k: {"things": {}, "setting": "plain"}
     curve = [row("CFG", gone), row("CFG", black)]  # none done at s = 1, all at s = 3
-    curve[1].cell = not_study.Cell("CFG", REFERENCE, "colours", "reporting")
+    curve[1].cell = study.Cell("CFG", REFERENCE, "colours", "reporting")
     of = row("two-term", black)
     of.records[0]["strength"] = [[900, [1.0] * 6, [0.5] * 6], [1, [2.0] * 6, [0.5] * 6]]
-    table, points = not_report.off_the_curve([*curve, of], curve)
+    table, points = report.off_the_curve([*curve, of], curve)
     assert table[2] == "| two-term | 1.50 | 100 [100, 100] | +75 [+75, +75] |"
     assert points["CFG"] == [(1, 0, 0, 0), (3, 100, 100, 100)]
     assert points["two-term"] == [(1.5, 100, 100, 100)]
     steps = []
-    told = "\n".join(not_report.strengths([of], "colours", steps))
+    told = "\n".join(report.strengths([of], "colours", steps))
     assert "| two-term | s = 1 | 1.50 | 1.00 | 2.00 | 0.50 | 0.50 |" in told
     assert steps[1] == ["colours", "two-term", "s = 1", 1, "2", "0.5"]
-    assert "| CFG | 0 [0, 0] | 100 [100, 100] |" in not_report.every_scale({"CFG": curve})
+    assert "| CFG | 0 [0, 0] | 100 [100, 100] |" in report.every_scale({"CFG": curve})
 
 
 @pytest.mark.parametrize(
@@ -339,7 +385,7 @@ def test_a_damaged_run_json_is_a_sentence(tmp_path, damage):
     told = {"circumstances": {}, "steps": each, "pictures": each, "families": ["settings"]}
     path = tmp_path / "run.json"
     path.write_text(json.dumps(told))
-    assert not_command.as_told(path) == [*told.values()]
+    assert command.as_told(path) == [*told.values()]
     path.write_text(json.dumps(told | damage))
     with pytest.raises(SettingsError, match="is not there or is damaged"):
-        not_command.as_told(path)
+        command.as_told(path)

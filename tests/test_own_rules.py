@@ -130,7 +130,7 @@ def test_files_are_parsed_by_one_thread_at_a_time(monkeypatch):
         inside.pop()
         return parse(*source)
 
-    own._imports.cache_clear()  # what other tests have read
+    own._imports.cache_clear()
     monkeypatch.setattr(own.ast, "parse", watched)
     with ThreadPoolExecutor(4) as pool:
         names = set(pool.map(own.identity, [dnp.rules.ccfg] * 8))

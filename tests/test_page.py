@@ -83,6 +83,17 @@ def test_a_sheet_is_what_its_line_writes(cli, client):
     drawn, pictures = client.made("sheet", {"prompt": "a plain sky", "steps": "1", "seed": "5"})
     same_as_typed(cli, drawn, pictures)
     assert [p["role"] for p in drawn["pictures"]] == ["sheet"]
+    assert "--batch" not in drawn["pictures"][0]["line"]
+
+
+def test_the_columns_of_a_sheet_share_their_forwards(cli, mini):
+    form = {"prompt": "a plain sky", "steps": "1", "images": "2"}
+    for base, batch in (({}, 2), ({"batch": 3}, 3)):
+        with serving(mini, base) as (port, _):
+            drawn, pictures = Client(port).made("sheet", form)
+            assert f"--batch {batch}" in drawn["pictures"][0]["line"]
+            if batch == 2:
+                same_as_typed(cli, drawn, pictures)
 
 
 def test_what_is_typed_beside_the_page_is_in_every_line(cli, mini):

@@ -94,6 +94,22 @@ def test_the_whole_loop_by_keyboard_alone(chromium, a_page, tmp_path):
     assert asked and all(one.startswith((url, "data:", "blob:")) for one in asked)
 
 
+@pytest.mark.parametrize("screen", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_the_labels_of_a_wide_sheet_can_be_read(chromium, a_page, screen):
+    with opened(chromium, a_page[0], **screen) as (_, page, _asked):
+        page.click("#tab-sheet")
+        width = page.evaluate("""async () => {
+          const img = document.querySelector("#sheet-of img");
+          const sheet = Object.assign(document.createElement("canvas"), { width: 1400 });
+          img.src = sheet.toDataURL();
+          await new Promise((done) => { img.onload = done; });
+          document.querySelector("#sheet-of .whole").hidden = img.hidden = false;
+          return img.clientWidth;
+        }""")
+        assert width == (1400 if screen is PHONE else 1700)  # labels of 14 and of 17 pixels
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_the_whole_loop_by_touch_on_a_phone(chromium, a_page):
     url, _ = a_page
     with opened(chromium, url, **PHONE) as (_, page, asked):
@@ -112,6 +128,8 @@ def test_the_whole_loop_by_touch_on_a_phone(chromium, a_page):
         page.fill("[data-of=picture-last]", "1")
         page.tap("#words .primary")
         shown(page, "#picture .after")
+        steps = [page.inner_text(x)[:2] for x in ("#look label", "#words h2", "#picture b")]
+        assert steps == ["1.", "2.", "3."]  # also when all is drawn
         line = page.inner_text("#picture code")
         assert "--scale 4.5" in line and "--rule perp_neg" in line
         assert "--negative-interval" in line

@@ -10,7 +10,8 @@ from PIL import Image
 
 from conftest import MINI
 from dnp.errors import SettingsError
-from dnp.evaluation import answers, benchmarks, pairs, study_design, study_page
+from dnp.evaluation import benchmarks, pairs
+from dnp.evaluation.people import answers, design, page
 from dnp.evaluation.records import RunError, Store
 from study import by_key, make_run, make_study, put, rows_of, write
 
@@ -22,10 +23,10 @@ SHIPPED = MINI / "study"
 
 def test_the_study_that_is_shipped_is_whole_and_has_no_answers():
     """weights/mini/README.md says how to make it anew; after a change of the page alone:
-    (SHIPPED / "index.html").write_text(study_page.page(answers.read_key(SHIPPED)))"""
+    (SHIPPED / "index.html").write_text(page.page(answers.read_key(SHIPPED)))"""
     key = answers.read_key(SHIPPED)
-    assert (SHIPPED / "index.html").read_text("utf-8") == study_page.page(key)
-    assert (SHIPPED / "PLAN.md").read_text("utf-8") == study_page.plan(key)
+    assert (SHIPPED / "index.html").read_text("utf-8") == page.page(key)
+    assert (SHIPPED / "PLAN.md").read_text("utf-8") == page.plan(key)
     assert {p.name for p in (SHIPPED / "pictures").iterdir()} == set(key["pictures"])
     assert sorted(p.name for p in SHIPPED.iterdir()) == [
         "PLAN.md", "index.html", "key.json", "pictures",
@@ -33,7 +34,7 @@ def test_the_study_that_is_shipped_is_whole_and_has_no_answers():
     asked = [p["prompt"] for p in key["pairs"].values() if p["kind"] == "pair"]
     assert (key["a"]["method"], key["b"]["method"], len(asked)) == ("answer", "cfg", 40)
     assert set(asked) <= {p.text for p in benchmarks.load("trio")}
-    assert study_page.minutes(key) <= 10
+    assert page.minutes(key) <= 10
 
 
 def test_a_study_names_nothing_that_says_which_picture_is_whose(tmp_path):
@@ -65,9 +66,9 @@ def test_what_a_screen_reader_says_is_left_and_right(tmp_path):
 
 def test_pictures_of_a_study_are_those_of_the_run(tmp_path):
     folder, key = make_study(tmp_path)
-    manifest = study_design.read_run(tmp_path / "run")
-    a, b = (study_design.condition(manifest, x) for x in ("answer@2", "cfg"))
-    every, _ = study_design.pairs_of(tmp_path / "run", manifest, a, b)
+    manifest = design.read_run(tmp_path / "run")
+    a, b = (design.condition(manifest, x) for x in ("answer@2", "cfg"))
+    every, _ = design.pairs_of(tmp_path / "run", manifest, a, b)
     known = {(p.prompt, p.seed): p for p in every}
     real = [p for p in key["pairs"].values() if p["kind"] == "pair"]
     assert len(real) == 6
@@ -107,26 +108,23 @@ def test_checks_are_noise_and_another_prompt_of_both_methods(tmp_path):
 
 def test_the_same_arguments_make_the_same_study_and_another_seed_another(tmp_path):
     run = make_run(tmp_path / "run")
-    made = [
-        study_design.design(run, "answer@2", "cfg", 6, 2, 4, seed).key["study"]
-        for seed in (1, 1, 2)
-    ]
+    made = [design.design(run, "answer@2", "cfg", 6, 2, 4, seed).key["study"] for seed in (1, 1, 2)]
     assert made[0] == made[1] != made[2]
 
 
 def test_failed_damaged_and_foreign_records_are_left_out_and_counted(tmp_path):
     run = make_run(tmp_path / "run", failed=(3, 5))
-    manifest = study_design.read_run(run)
-    a, b = (study_design.condition(manifest, x) for x in ("answer@2", "cfg"))
+    manifest = design.read_run(run)
+    a, b = (design.condition(manifest, x) for x in ("answer@2", "cfg"))
     store, other = Store(run / "records"), Image.new("RGB", (16, 16))
     put(run, store, other, "cfg", b["settings"], manifest["prompts"][0][0], 0, code="older")
-    every, _ = study_design.pairs_of(run, manifest, a, b)
+    every, _ = design.pairs_of(run, manifest, a, b)
     (run / "images" / every[0].a["image"]).write_bytes(b"changed")
-    every, left_out = study_design.pairs_of(run, manifest, a, b)
+    every, left_out = design.pairs_of(run, manifest, a, b)
     assert len(every) == 12 - 2 - 1
     assert sorted(left_out.values()) == [1, 2]
-    study = study_design.design(run, "answer@2", "cfg", 8, 2, 4)
-    assert "2 failed: a picture overflowed" in study_page.plan(study.key)
+    study = design.design(run, "answer@2", "cfg", 8, 2, 4)
+    assert "2 failed: a picture overflowed" in page.plan(study.key)
 
 
 FORGED = {
@@ -149,18 +147,18 @@ def test_a_record_that_says_less_than_a_run_writes_is_left_out(tmp_path, name):
     path, record = next(x for x in every.items() if x[1]["content"]["method"] == "cfg")
     FORGED[name](record)
     store.put(path.stem, record)  # sealed, so whole
-    assert sum(study_design.design(run, "answer@2", "cfg", 6, 2).key["left_out"].values()) == 1
+    assert sum(design.design(run, "answer@2", "cfg", 6, 2).key["left_out"].values()) == 1
 
 
 def test_pairs_are_spread_over_prompts_before_a_second_seed_is_taken(tmp_path):
     run = make_run(tmp_path / "run", seeds=(0, 1))
-    manifest = study_design.read_run(run)
-    a, b = (study_design.condition(manifest, x) for x in ("answer@2", "cfg"))
-    every, _ = study_design.pairs_of(run, manifest, a, b)
+    manifest = design.read_run(run)
+    a, b = (design.condition(manifest, x) for x in ("answer@2", "cfg"))
+    every, _ = design.pairs_of(run, manifest, a, b)
     assert len(every) == 24
-    assert [p.seed for p in study_design.choose(every, 6)] == [0] * 6
-    assert len({p.prompt for p in study_design.choose(every, 12)}) == 12
-    assert Counter(p.seed for p in study_design.choose(every, 16)) == {0: 12, 1: 4}
+    assert [p.seed for p in design.choose(every, 6)] == [0] * 6
+    assert len({p.prompt for p in design.choose(every, 12)}) == 12
+    assert Counter(p.seed for p in design.choose(every, 16)) == {0: 12, 1: 4}
 
 
 def test_a_rule_that_is_changed_is_another_study(tmp_path):
@@ -189,7 +187,7 @@ BAD = {
 def test_what_cannot_be_asked_for_is_one_sentence(tmp_path, name):
     (a, b), numbers, sentence = BAD[name]
     with pytest.raises(SettingsError, match=re.escape(sentence)) as told:
-        study_design.design(
+        design.design(
             make_run(tmp_path / "run"), a, b, **{"n": 6, "repeats": 2, "checks": 4} | numbers
         )
     assert "\n" not in str(told.value)
@@ -201,7 +199,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):
-        study_design.read_run(tmp_path)
+        design.read_run(tmp_path)
 
 
 def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path):

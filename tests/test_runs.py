@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import dnp
-from conftest import MINI, ROOT
+from conftest import ROOT
 from dnp.evaluation import record_keys
 from dnp.sd import captioner
+from experiments import world
 from runs import evaluate, of, rows_of, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
 
 @pytest.fixture(scope="module")
 def model():
-    return dnp.load(MINI)
+    return dnp.load(world())
 
 
 def test_a_run_holds_records_pictures_and_tables(finished):
@@ -37,7 +38,7 @@ def test_a_run_holds_records_pictures_and_tables(finished):
         assert r["seconds"] > 0
     assert len(of(finished, "captions")) == 6 and len(of(finished, "scores")) == 9
     text = (finished / "tables.md").read_text()
-    scales = dnp.load(MINI).config.scales
+    scales = dnp.load(world()).config.scales
     assert f"| cfg, s = {scales['cfg']:g} |" in text and "Differences to cfg" in text
     assert "things and colours, %" in text and "animals_objects" in text and "IS" in text
     assert "CLIPScore" in text and "3 prompts x 2 seeds" in text
@@ -118,7 +119,7 @@ def test_dtype_size_and_seeds_are_those_that_are_asked_for(tmp_path, model):
     assert {r["content"]["dtype"] for r in records.values()} == {"float64"}
     for r in records.values():
         assert Image.open(tmp_path / "images" / r["image"]).size == (32, 64)
-    wide = dnp.load(MINI, dtype=torch.float64)
+    wide = dnp.load(world(), dtype=torch.float64)
     own = dnp.generate(wide, "a cat and a dog", seed=7, steps=2, size=(64, 32)).images[0]
     (record,) = [r for r in records.values() if r["content"]["prompt"] == "a cat and a dog"
                  and r["content"]["method"] == "cfg"]  # fmt: skip

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import dnp.sd.load as opening
-from conftest import MINI, ROOT
+from conftest import ROOT
 from dnp.errors import SettingsError
 from dnp.evaluation import contestants, measure, record_keys
 from dnp.evaluation.grid import Run
 from dnp.evaluation.records import Store
 from dnp.sd import captioner
 from dnp.sd.files.fingerprint import Fingerprint
+from experiments import world
 from runs import evaluate, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
@@ -153,7 +154,7 @@ def test_an_interval_that_ends_at_infinity_is_kept_and_found_again(copy, made):
 
 def test_the_words_of_particles_are_for_plain_dns_images():
     given = contestants.parse("auto-dnp:particles=2,corrector=1,eta=1")
-    settings = contestants.settled(given, None, 4, opening.load(MINI), prompt="a cat")
+    settings = contestants.settled(given, None, 4, opening.load(world()), prompt="a cat")
     assert settings["particles"] == 2
     assert contestants.dns_settings(settings).keys() == {"s", "sampler", "steps", "eta"}
 

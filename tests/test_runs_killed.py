@@ -16,7 +16,7 @@ from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, contestants, runner
 from dnp.evaluation.grid import Grid
 from dnp.evaluation.records import sweep
-from runs import GRID, evaluate, of, tables
+from runs import evaluate, of, tables, typed
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
 
@@ -68,7 +68,7 @@ def test_every_unit_is_of_one_process_and_those_of_a_prompt_stay_together():
 
 @pytest.mark.slow
 def test_two_processes_at_once_make_the_tables_of_one(finished, tmp_path):
-    command = [sys.executable, "-m", "dnp.evaluation", *map(str, GRID), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "dnp.evaluation", *typed(tmp_path)]
     both = [
         subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}
@@ -81,7 +81,7 @@ def test_two_processes_at_once_make_the_tables_of_one(finished, tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_and_go_on(finished, tmp_path):
-    command = [sys.executable, "-m", "dnp.evaluation", *map(str, GRID), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "dnp.evaluation", *typed(tmp_path)]
     rng = np.random.default_rng(0)
     for _ in range(20):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)

@@ -10,8 +10,9 @@ from PIL import Image, ImageFont
 
 from dnp.app import sheet as sheet_room
 from dnp.errors import SettingsError
-from dnp.evaluation import plots, report, sheets
-from dnp.sd import captioner
+from dnp.evaluation import measure, plots, report, sheets
+from dnp.evaluation import tables as tables_room
+from dnp.sd import captioner, recogniser
 from runs import evaluate, of, rows_of, tables
 
 pytestmark = pytest.mark.usefixtures("weights_are_opened_once")
@@ -154,6 +155,18 @@ def test_labels_and_a_primary_column(tmp_path):
     assert not set("%#_$&") & set(bare)
 
 
+def test_the_columns_are_known_before_anything_is_made(finished, tmp_path, monkeypatch):
+    texts = [r["content"]["prompt"] for r in of(finished).values()]
+    heads = [tables_room.COLUMNS[c][0] for c in measure.columns(True, True, texts)]
+    shown = (finished / "tables.md").read_text().split("\n|---")[0].split(" | ")
+    assert [head for head, _, _ in tables_room.COLUMNS.values() if head in shown] == heads
+    assert measure.columns(True, False, ["a cat"]) == ["full", "clipscore"]
+    monkeypatch.setattr(recogniser, "of_weights", lambda *_: None)
+    with pytest.raises(SettingsError, match="choose of minimum, full, clipscore"):
+        evaluate(tmp_path, "--primary", "colours")
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -163,8 +176,11 @@ def test_labels_and_a_primary_column(tmp_path):
         (("--label", "cfg=a|b"), "1 to 60 characters"),
         (("--label", "cfg=\u03bb"), "1 to 60 characters of ASCII"),
         (("--label", "cfg=Answer:K 1"), "the name of another method; choose another"),
-        (("--primary", "quality"), "--primary quality is not a column; choose of minimum, full"),
-        (("--primary", "right"), "--primary right is not a column; choose of minimum, full"),
+        (
+            ("--primary", "quality"),
+            "--primary quality is not a column of this run; choose of minimum",
+        ),
+        (("--primary", "right"), "--primary right is not a column of this run; choose of minimum"),
     ],
 )
 def test_labels_and_columns_that_cannot_be_are_told(finished, copy, words, told):

@@ -23,6 +23,7 @@ from dnp.methods.rule import read
 from dnp.rules import RULES
 
 MOST_TEXT = 2000  # characters of a field
+MOST_TOGETHER = 16  # pictures of a sheet in a forward: more gain little (dnp/sd/SPEED.md)
 # The fields of each kind; the last one has the sentences that name none.
 FIELDS = {
     "look": ("seed", "steps", "eta", "s", "s_dns", "prompt"),
@@ -66,7 +67,10 @@ def picture(form: Form, model, seen) -> list[dict]:
 
 
 def sheet(form: Form, model, seen: object) -> list[dict]:
-    return [of_prompt(form, "negative", "seed", "steps", "images") | {"compare": True}]
+    """The pictures of a row share their forwards, unless --batch was typed beside --page."""
+    settings = of_prompt(form, "negative", "seed", "steps", "images") | {"compare": True}
+    columns = min(whole(form, "images", 1), MOST_TOGETHER)
+    return [settings | ({"batch": str(columns)} if columns > 1 else {})]
 
 
 def audit(form: Form, model, seen: object) -> list[dict]:

@@ -19,13 +19,17 @@ from dnp.app.drawing import (
     methods_of,
     negative_for,
     opened,
+    recorded,
+    rows_of,
     steps_of_all,
+    to_keep,
+    together,
 )
 from dnp.app.options import jobs, parse
 from dnp.app.other_interfaces import tell_what_is_not_read
 from dnp.app.terminal import fail, printable, streams
 from dnp.errors import DnpError, SettingsError, memory_is_full
-from dnp.methods import METHODS
+from dnp.methods import METHODS, chosen, sorted_out
 from dnp.methods.attend_excite import OfSubjects, subjects_of
 from dnp.methods.method import Method
 from dnp.methods.own import UNKNOWN
@@ -34,25 +38,25 @@ from dnp.sd import OF_PIPELINE, find_weights
 
 
 def run(asked: list[SimpleNamespace]) -> None:
-    """Draws all that `jobs` gave; only prompt and negative differ."""
-    args = asked[0]
+    """Draws all that `jobs` gave; only prompt and negative differ. Of a list, the prompts whose
+    pictures are all there already are passed over, so that an interrupted one goes on."""
+    args, out = asked[0], Path(asked[0].out)
 
     from tqdm import tqdm
 
     from dnp.app import png
     from dnp.generation import prepared
-    from dnp.methods import sorted_out
 
-    chosen, kinds = [methods_of(a) for a in asked], set()
-    for a, methods in zip(asked, chosen):  # before the weights are loaded
-        for method, settings in methods.items():
+    kinds = set()
+    for a in asked:  # before the weights are loaded
+        for method, settings in methods_of(a).items():
             kind, _, _ = sorted_out(method, negative_for(a, method), settings)
             kinds.add(kind)
             if a.negative is None and kind.takes_words and not issubclass(kind, AutoDNP):
                 who = f"rule {settings['rule']}" if "rule" in settings else f"method {kind.name}"
                 raise SettingsError(f"{who} needs a negative prompt; add `negative=TEXT`.")
             for_weights(a, kind, settings)
-    png.check_folder(Path(args.out))
+    png.check_folder(out)
     model = opened(args)
     if str(args.fingerprint).startswith((OF_PIPELINE, UNKNOWN)):
         what = "could not be named" if args.fingerprint == UNKNOWN else "are a diffusers pipeline's"
@@ -70,8 +74,8 @@ def run(asked: list[SimpleNamespace]) -> None:
         tell_what_is_not_read(text, model.config.words)
     if any(map(asks_captioner, kinds)):
         give_captioner(model, args)
-    for a, methods in zip(asked, chosen):
-        for method, settings in methods.items() if not a.compare else ():
+    for a in asked:
+        for method, settings in methods_of(a).items() if not a.compare else ():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # `draw` warns
                 _, guided = prepared(model, a.prompt, method, a.negative, None, None, settings)
@@ -84,12 +88,37 @@ def run(asked: list[SimpleNamespace]) -> None:
                 )
 
     def keep(picture, name: str, settings: dict) -> Path:
-        return png.save(picture, Path(args.out), name, settings)
+        return png.save(picture, out, name, settings)
 
-    for a, methods in zip(asked, chosen):
-        kinds = kinds_of(model, a, methods)
-        with tqdm(total=steps_of_all(a, methods, kinds), unit="step", leave=False) as bar:
-            draw(model, a, methods, kinds, bar, keep)
+    left = [a for a in asked if args.prompts is None or not is_there(model, a, out)]
+    if len(left) < len(asked):
+        warnings.warn(
+            f"the pictures of {len(asked) - len(left)} of {len(asked)} prompts are in {out} "
+            "already, with the same settings; give --out another folder to draw them again",
+            stacklevel=1,
+        )
+    for some in together(model, left):
+        methods = methods_of(some[0])
+        kinds = kinds_of(model, some[0], methods)
+        total = len(some) * steps_of_all(some[0], methods, kinds)
+        with tqdm(total=total, unit="step", leave=False) as bar:
+            draw(model, some, methods, kinds, bar, keep)
+
+
+def is_there(model, args: SimpleNamespace, folder: Path) -> bool:
+    """Whether all pictures of a prompt are in a folder; a sheet is always drawn again."""
+    from dnp.app import png
+
+    if args.compare:
+        return False
+    for method, settings in methods_of(args).items():
+        kind = chosen(method, settings, args.negative)
+        call = recorded(model, args, method, settings)
+        for row in rows_of(call):
+            name, wanted = to_keep(args, kind, call, row)
+            if UNKNOWN in wanted.values() or not png.is_there(folder, name, wanted):
+                return False
+    return True
 
 
 def tell_of_a_negative_without_effect(args: SimpleNamespace, guided: Method) -> None:

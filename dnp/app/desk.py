@@ -159,7 +159,8 @@ class Desk:
                 typed, runs = asked, [self.audits.plan(*asked)]
                 lines, total = [runs[0].line], runs[0].total
             for settings in asked if kind != "audit" else ():
-                typed.append(parse(words_of(self.base | settings)))
+                of_page = {k: self.base[k] for k in ("batch",) if k in self.base}
+                typed.append(parse(words_of(self.base | settings | of_page)))
                 lines.append(line(typed[-1]))
                 runs.append(args := resolve(typed[-1]))
                 methods = drawing.methods_of(args)
@@ -276,7 +277,7 @@ class Desk:
         kinds = drawing.kinds_of(self.model, args, methods)
         bar = SimpleNamespace(update=step, write=lambda *_, **__: None, clear=lambda: None)
         with maps:
-            drawing.draw(self.model, args, methods, kinds, bar, keep)
+            drawing.draw(self.model, [args], methods, kinds, bar, keep)
         draw.maps = draw.maps or maps.of_words(args.settings.get("size"))
 
     def step(self, draw: Draw, count: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ from dnp.methods import METHODS
 from dnp.methods.chain import Chain
 from dnp.methods.cnp import CNP
 from dnp.methods.fields import table
-from dnp.methods.method import Method
-from dnp.methods.words import DNP, AutoDNP, dns_seeds
+from dnp.methods.method import Asked, Method
+from dnp.methods.words import DNP, AutoDNP, described, dns_seeds
 from dnp.sd import find_weights
 
 if TYPE_CHECKING:
@@ -115,38 +115,50 @@ def kinds_of(model, args: SimpleNamespace, methods: dict) -> dict[str | None, ty
     return kinds
 
 
+def together(model, asked: Sequence[SimpleNamespace]) -> list[list[SimpleNamespace]]:
+    """The prompts of a list in groups that differ in their words alone, so that a batch may hold
+    them. A sheet stands alone, and so does a prompt of a model without `encode`."""
+    groups: list[tuple[object, list]] = []
+    for args in asked:
+        same = methods_of(args), args.negative is None
+        alone = args.compare or not hasattr(model, "encode")
+        group = None if alone else next((some for key, some in groups if key == same), None)
+        if group is None:
+            groups.append((same, group := []))
+        group.append(args)
+    return [group for _, group in groups]
+
+
 def draw(
-    model, args: SimpleNamespace, methods: dict, kinds: dict[str | None, type[Method]], bar,
-    keep: Keep,
+    model, asked: Sequence[SimpleNamespace], methods: dict, kinds: dict[str | None, type[Method]],
+    bar, keep: Keep,
 ) -> None:  # fmt: skip
-    """Draws the pictures of one prompt. `bar` is told of every step, as tqdm's are."""
+    """Draws the pictures of a group of prompts. `bar` is told of every step, as tqdm's are."""
     import dnp
     from dnp.app import png
     from dnp.app.sheet import compare_sheet
+    from dnp.generation import generate_rows
 
-    results: dict[str | None, list] = {}
+    args, results = asked[0], {}
     for method, kind in kinds.items():
-        settings = dict(methods[method])
-        seed, images = settings.pop("seed", 0), settings.pop("images", 1)
-        shared = settings.get("caption_per") == "prompt"
+        settings = methods[method]
+        calls = [recorded(model, a, method, settings) for a in asked]
+        rows = [row for call in calls for row in rows_of(call)]
         batch = settings.get("batch") or dnp.batch_size(model.device)
-        batch = images if shared else batch
-        for first in range(0, images, batch):  # every picture is saved once it is made
-            count = min(batch, images - first)
-            describes = None
+        if settings.get("caption_per") == "prompt":  # the pictures of a prompt share their n*
+            images = settings.get("images", 1)
+            batch = images * max(1, batch // images)
+        for first in range(0, len(rows), batch):  # every picture is saved once it is made
+            some, describes = rows[first : first + batch], None
             if issubclass(kind, AutoDNP) and args.negative is None and not args.compare:
                 who = ask_person if issubclass(kind, DNP) else keep_and_caption
-                describes = who(model, args, settings, seed + first, count, bar, keep)
-            result = dnp.generate(
-                model, args.prompt, method, negative_for(args, method), seed=seed + first,
-                images=count, captioner=describes,
-                progress=bar.update, **settings,
-            )  # fmt: skip
+                describes = who(model, args, calls[0], some, bar, keep)
+            result = generate_rows(model, some, method, describes, progress=bar.update, **settings)
             results.setdefault(method, []).append(result)
             if first == 0 and not args.compare:
                 warn_of_other_code(args, result.settings)
             if not args.compare:
-                save(result, model, args, kind, first == 0, bar, keep)
+                save(result, some, args, kind, first == 0, bar, keep)
     if args.compare:
         of_cfg = table(METHODS["cfg"])  # each row has its own: a sheet holds those that are given
         made = results["cfg"][0].settings
@@ -158,21 +170,46 @@ def draw(
         bar.write(str(keep(sheet, f"{stem}-compare-{seed}", used)), file=sys.stdout)
 
 
-def save(
-    result, model, args: SimpleNamespace, kind: type[Method], first: bool, bar, keep: Keep
-) -> None:
-    """Keeps the pictures of a batch."""
+def recorded(model, args: SimpleNamespace, method: str | None, settings: dict) -> dict:
+    """The settings of a prompt's call as a PNG holds them, and the negative that is given to it.
+    Of the call's warnings it gives none."""
+    from dnp.generation import prepared
+    from dnp.methods.result import record
+
+    negative = negative_for(args, method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = record(*prepared(model, args.prompt, method, negative, None, None, settings))
+    return made | {"negative": negative}
+
+
+def rows_of(call: dict) -> list[Asked]:
+    """The pictures of a call with these settings."""
+    seeds = range(call["seed"], call["seed"] + call["images"])
+    return [Asked(call["prompt"], k, call["negative"], call.get("subjects")) for k in seeds]
+
+
+def to_keep(args: SimpleNamespace, kind: type[Method], call: dict, row: Asked) -> tuple[str, dict]:
+    """The name of a picture, and the settings that make it again; `call` are those of its call."""
     from dnp.app import png
+
+    used = {**call, "prompt": row.prompt, "seed": row.seed, "images": 1, "negative": row.negative}
+    if "subjects" in call:
+        used["subjects"] = row.subjects
+    return f"{png.slug(row.prompt)}-{kind.name}-{row.seed}", used | of_weights(args)
+
+
+def save(
+    result, rows: Sequence[Asked], args: SimpleNamespace, kind: type[Method], first: bool, bar,
+    keep: Keep,
+) -> None:  # fmt: skip
+    """Keeps the pictures of a batch."""
     from dnp.app.sheet import cost
 
-    made, stem, name = result.settings, png.slug(args.prompt), kind.name
     if first:
         bar.write(f"{kind.name}: {cost([result])} per picture", file=sys.stdout)
-    for i, picture in enumerate(result.images):
-        n, seed = result.negatives[i], made["seed"] + i
-        used = {**made, "seed": seed, "images": 1, "negative": n}
-        used |= of_weights(args)
-        path = keep(picture, f"{stem}-{name}-{seed}", used)
+    for i, (row, picture, n) in enumerate(zip(rows, result.images, result.negatives)):
+        path = keep(picture, *to_keep(args, kind, result.settings, row._replace(negative=n)))
         sized = effective(result.sizes[i]) if result.sizes else ""
         star = f'  n* = "{n}"' if issubclass(kind, AutoDNP) and args.negative is None else ""
         bar.write(f"{path}{printable(star)}{sized}", file=sys.stdout)
@@ -186,25 +223,17 @@ def effective(sizes: list[float]) -> str:
     return said
 
 
-def of_dns(model, args: SimpleNamespace, made: dict, seed: int) -> dict:
-    """The settings of a DNS image, by which `--from` makes it again; `made` are its method's."""
-    from dnp.generation import prepared
-    from dnp.methods.result import record
-
-    settings = {k: made.get(k) for k in table(Chain) if k not in ("particles", "corrector")} | {
-        "s": made.get("s_dns"),
-        "seed": seed,
-        "images": 1,
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        used = record(*prepared(model, args.prompt, "dns", None, None, None, settings))
-    return used | {"negative": None} | of_weights(args, "weights", "model", "prediction")
+def of_dns(model, args: SimpleNamespace, call: dict, prompt: str, seed: int) -> dict:
+    """The settings of a DNS image, by which `--from` makes it again; `call` are its method's."""
+    settings = {k: call.get(k) for k in table(Chain) if k not in ("particles", "corrector")}
+    settings |= {"s": call.get("s_dns"), "seed": seed, "images": 1}
+    alone = SimpleNamespace(prompt=prompt, negative=None, compare=False)
+    return recorded(model, alone, "dns", settings) | of_weights(args) | {"captioner": None}
 
 
-def of_weights(args: SimpleNamespace, *names: str) -> dict[str, str | None]:
+def of_weights(args: SimpleNamespace) -> dict[str, str | None]:
     """Whose weights, as a PNG holds it; a model of one's own stands in the place of weights."""
-    names = names or ("weights", "model", "captioner", "prediction")
+    names = ("weights", "model", "captioner", "prediction")
     return {k: getattr(args, k) for k in names if k != "weights" or args.model is None}
 
 
@@ -221,31 +250,25 @@ def steps_of_all(args: SimpleNamespace, methods: dict, kinds: dict[str | None, t
     return total
 
 
-def keeper(model, args, settings: dict, seed: int, count: int, keep: Keep):
-    """Picture -> what `keep` returns of it: the DNS images of `count` pictures, in their order."""
+def keeper(model, args, call: dict, rows: Sequence[Asked], keep: Keep):
+    """Picture -> what `keep` returns of it: the DNS images of these pictures, in their order."""
     from dnp.app import png
-    from dnp.generation import prepared
-    from dnp.methods.result import record
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = record(
-            *prepared(model, args.prompt, args.method, args.negative, None, None, settings)
-        )
-    stem = f"{png.slug(args.prompt)}-{made['method'].rpartition(':')[2]}-dns"
-    rows = range(seed, seed + (1 if made.get("caption_per") == "prompt" else count))
-    seeds = (s for row in rows for s in dns_seeds(row, made.get("dns_images", 1)))
+    name, count = call["method"].rpartition(":")[2], call.get("dns_images", 1)
+    firsts = [rows[i] for i in sorted(set(described(rows, call.get("caption_per"))))]
+    asked = ((row.prompt, seed) for row in firsts for seed in dns_seeds(row.seed, count))
 
     def kept(image):
-        dns_seed = next(seeds)
-        return keep(image, f"{stem}-{dns_seed}", of_dns(model, args, made, dns_seed))
+        prompt, seed = next(asked)
+        used = of_dns(model, args, call, prompt, seed)
+        return keep(image, f"{png.slug(prompt)}-{name}-dns-{seed}", used)
 
     return kept
 
 
-def keep_and_caption(model, args, settings: dict, seed: int, count: int, bar, keep: Keep):
+def keep_and_caption(model, args, call: dict, rows: Sequence[Asked], bar, keep: Keep):
     """The weights' own captioner, for DNS images that are kept first: a caption may fail."""
-    kept = keeper(model, args, settings, seed, count, keep)
+    kept = keeper(model, args, call, rows, keep)
 
     def described(images) -> list[str]:
         for image in images:
@@ -255,9 +278,9 @@ def keep_and_caption(model, args, settings: dict, seed: int, count: int, bar, ke
     return described if getattr(model, "captioner", None) else None
 
 
-def ask_person(model, args, settings: dict, seed: int, count: int, bar, keep: Keep):
+def ask_person(model, args, call: dict, rows: Sequence[Asked], bar, keep: Keep):
     """Picture -> a person's words for a DNS image, under 60 (arXiv:2411.05473)."""
-    kept = keeper(model, args, settings, seed, count, keep)
+    kept = keeper(model, args, call, rows, keep)
 
     def asked(image) -> str:
         bar.clear()  # what is asked and answered stands on lines of its own

@@ -62,6 +62,20 @@ def save(picture: Image.Image, folder: Path, name: str, settings: dict) -> Path:
             raise PictureError(message) from None
 
 
+def is_there(folder: Path, name: str, settings: dict) -> bool:
+    """Whether `save` wrote a picture with these settings there; a negative None is any words."""
+    settings = json.loads(json.dumps(settings))
+    for n in itertools.count(1):
+        path = folder / (f"{name}.png" if n == 1 else f"{name}-{n}.png")
+        if not path.exists():
+            return False
+        held = _settings_or_none(path)
+        if held and settings["negative"] is None:
+            held["negative"] = None
+        if held == settings:
+            return True
+
+
 def png(picture: Image.Image, settings: dict | None = None) -> bytes:
     """A PNG file, with `settings` in its text chunk if there are any."""
     chunk, file = PngImagePlugin.PngInfo(), io.BytesIO()

@@ -58,7 +58,8 @@ class Once:
     out: str = setting("outputs", "where pictures are written; default outputs", metavar="FOLDER")
     prompts: str | None = setting(
         None,
-        "a text file with a prompt on each line; a TAB and a negative may follow",
+        "a text file with a prompt on each line; a TAB and a negative may follow; prompts whose "
+        "pictures are there already are passed over",
         metavar="FILE",
     )
     page: bool = setting(False, "open a live page in the browser: DNP by hand")

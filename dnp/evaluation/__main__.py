@@ -80,6 +80,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help=dry_help)
     strength_help = "measure how strong each method is, fit CFG to it, write strength.json"
     add("--strength", action="store_true", help=strength_help)
+    effective = "also how much of CFG is in each method, and its gain at equal effective scale"
+    add("--effective-scale", action="store_true", help=effective)
     args = p.parse_args(argv)
     if args.preset is not None:  # its values are defaults: what is typed stands over them
         from dnp.evaluation.presets import PRESETS
@@ -101,29 +103,21 @@ def asks_not(argv: list[str] | None) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     if asks_not(argv):
-        from dnp.evaluation import not_command
+        from dnp.evaluation.negatives import command
 
-        not_command.main(argv)
+        command.main(argv)
         return
     args = parse(argv)
     import torch
 
     import dnp
     from dnp.app.png import write
-    from dnp.evaluation import (
-        benchmarks,
-        controls,
-        metrics,
-        presets,
-        report,
-        runner,
-    )
+    from dnp.evaluation import benchmarks, controls, effective, metrics, presets, report, runner
     from dnp.evaluation import dry as dry_run
     from dnp.evaluation import strength as strong
     from dnp.evaluation.grid import Grid, Run
-    from dnp.evaluation.measure import Instruments, own_metrics
+    from dnp.evaluation.measure import Instruments, columns, own_metrics
     from dnp.evaluation.records import writing
-    from dnp.evaluation.tables import COLUMNS
     from dnp.methods.models import load_own
     from dnp.methods.words import SEEDS
     from dnp.sd import recogniser, speed
@@ -173,7 +167,8 @@ def main(argv: list[str] | None = None) -> None:
         Fingerprint([judge]).whole if judge else None,
         own_metrics(args.metric),
     )
-    report.require_primary(args.primary, list(COLUMNS))
+    texts = [p.text for p in prompts]
+    report.require_primary(args.primary, columns(bool(clip), bool(judge), texts))
     scales = tuple(args.scale) if args.scale else (None,)
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
     size = tuple(args.size) if args.size else None
@@ -184,8 +179,10 @@ def main(argv: list[str] | None = None) -> None:
     grid = Grid(tuple(prompts), chosen, scales, seeds, args.steps, size, others, args.batch, words)
     if signal.getsignal(signal.SIGINT) is at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if args.strength and world > 1:
-        raise SettingsError("--strength runs in one process; leave torchrun out.")
+    for name in ("strength", "effective_scale"):
+        if getattr(args, name) and world > 1:
+            option = name.replace("_", "-")
+            raise SettingsError(f"--{option} runs in one process; leave torchrun out.")
     if strengths is not None:
         controls.require_same(strengths, chosen, args.steps, size, model)
     try:
@@ -202,6 +199,8 @@ def main(argv: list[str] | None = None) -> None:
                 write(args.out / "strength.md", strong.table(strengths).encode())
             print(strong.table(strengths))
             return
+        if args.effective_scale:
+            effective.require_curve(work)
         runner.run(work, rank, world, args.rescore)
         rows = work.rows()
         if len(rows) < len(grid.units()):
@@ -214,9 +213,11 @@ def main(argv: list[str] | None = None) -> None:
             write(args.out / "run.json", manifest.encode())
             numbers = presets.published(Path(args.benchmark).stem, args.preset)
             if said:
-                shared = controls.overlap(args.scales_from, [p.text for p in prompts])
+                shared = controls.overlap(args.scales_from, texts)
                 said += f"; {shared} of the {len(prompts)} prompts here are among those."
             print(report.make(rows, args.out, baseline, numbers, said, names, args.primary))
+            if args.effective_scale:
+                print(effective.make(work, rows, args.out, args.primary))
             seconds = report.times(rows, names)
             write(args.out / "times.md", seconds.encode())
         print(seconds)

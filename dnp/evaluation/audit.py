@@ -45,7 +45,7 @@ from dnp.evaluation.audit_pictures import (
 from dnp.evaluation.differences import says
 from dnp.evaluation.labels import Labels, OfWorld, Seen, labels_for
 from dnp.evaluation.mcnemar import Comparison, compare, power
-from dnp.evaluation.not_rules import scale_against
+from dnp.evaluation.negatives.rules import scale_against
 from dnp.evaluation.tables import csv_text
 from dnp.evaluation.tables import markdown as table
 from dnp.methods.fields import table as table_of

@@ -31,10 +31,11 @@ from pathlib import Path
 
 from dnp.app.terminal import Parser, run
 from dnp.errors import DnpError, SettingsError, reason
-from dnp.evaluation.rivals import Cell, require_diffusers
-from dnp.evaluation.speed_table import Report, header, load, machine
-from dnp.evaluation.turns import FRESH, Budget, Pool, Row, in_turn
-from dnp.evaluation.workers import Worker
+from dnp.evaluation import benchmarks
+from dnp.evaluation.speed.rivals import Cell, require_diffusers
+from dnp.evaluation.speed.table import Report, header, load, machine
+from dnp.evaluation.speed.turns import FRESH, Budget, Pool, Row, in_turn
+from dnp.evaluation.speed.workers import Worker
 
 PARTS = {
     "unet": "one forward of the U-Net, two conditions for each picture",
@@ -88,6 +89,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, value in numbers.items():
         if value is not None and not 1 <= value < 1e9:
             raise SettingsError(f"--{name} {getattr(args, name)} is not possible; give 1 or more.")
+    if args.prompts > (most := len(benchmarks.load("ae"))):
+        raise SettingsError(f"--prompts {args.prompts} is not possible; give 1 to {most}.")
     on_cpu = args.device.startswith("cpu")
     offered = [x for x in PARTS if args.against or x != "agree"] if on_cpu else ["unet", "run"]
     args.parts = args.parts or offered
@@ -188,7 +191,7 @@ def measure(planned, args: argparse.Namespace, budget: Budget, report: Report) -
 def write_weights(folder: Path, size: str, args: argparse.Namespace) -> None:
     import torch
 
-    from dnp.evaluation.random_weights import write_random_weights
+    from dnp.evaluation.speed.random_weights import write_random_weights
 
     folder.mkdir()
     kind = torch.float32 if args.device.startswith("cpu") else torch.float16
@@ -198,7 +201,7 @@ def write_weights(folder: Path, size: str, args: argparse.Namespace) -> None:
 
 
 def agree(args: argparse.Namespace, report: Report) -> None:
-    from dnp.evaluation.parity import HEAD, Parity
+    from dnp.evaluation.speed.parity import HEAD, Parity
 
     report.say("", *HEAD)
     for dtype, size in itertools.product(args.dtype, args.sizes):
@@ -213,7 +216,7 @@ def agree(args: argparse.Namespace, report: Report) -> None:
 
 
 def experiments(args: argparse.Namespace, report: Report) -> None:
-    from dnp.evaluation.throughput import pictures_an_hour, table
+    from dnp.evaluation.speed.throughput import pictures_an_hour, table
 
     kinds = [(args.dtype[0], 1), *((dtype, 16) for dtype in args.dtype)]
     try:

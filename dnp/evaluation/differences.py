@@ -64,6 +64,16 @@ def per_prompt(a: Sequence[dict], b: Sequence[dict], column: str) -> list[float]
     return [float(np.mean(d)) for d in prompts.values()]
 
 
+def at_scale(curve: Sequence[tuple[float, np.ndarray]], s: float) -> tuple[np.ndarray, float]:
+    """The values of CFG at the scale s, linear between those at the two scales of `curve` (in
+    ascending order) about it; and s, or the end of the curve where s lies beyond it."""
+    scales = [x for x, _ in curve]
+    at = float(np.clip(s, scales[0], scales[-1]))
+    i = min(max(int(np.searchsorted(scales, at)), 1), len(scales) - 1)
+    w = (at - scales[i - 1]) / (scales[i] - scales[i - 1])
+    return (1 - w) * curve[i - 1][1] + w * curve[i][1], at
+
+
 def differences(
     rows: Sequence[Row], baseline: str, out: Cells, at: str, primary: str | None = None
 ) -> list[str]:

@@ -33,11 +33,13 @@ def estimate(work: Run, world: int = 1) -> str:
     for method in work.grid.methods:
         for s in work.grid.scales:
             settings, missing = work.settings(method, s), 0
+            of_words = method.name in contestants.FROM_DNS
+            own = contestants.dns_settings(settings) if of_words else {}
             for prompt in work.grid.prompts:
                 new = [c for c in work.contents((method, s, prompt)) if work.kept(c) is None]
                 missing += len(new)
-                for c in new if method.name in contestants.FROM_DNS else ():
-                    images = _dns_images(work, c, settings)
+                for c in new if of_words else ():
+                    images = _dns_images(work, c, own, settings.get("dns_images", 1))
                     dns.update((record_keys.key(x), x) for x in images if work.kept(x) is None)
             each = evaluations(work, method, settings)
             at = "" if settings["s"] is None else f", s = {settings['s']:g}"
@@ -65,11 +67,10 @@ def estimate(work: Run, world: int = 1) -> str:
     )
 
 
-def _dns_images(work: Run, content: dict, settings: dict) -> list[dict]:
-    """The contents of the DNS images that the n* of a picture is of."""
-    of = contestants.dns_settings(settings)
+def _dns_images(work: Run, content: dict, of: dict, images: int) -> list[dict]:
+    """The contents of the DNS images, with the settings `of`, that the n* of a picture is of."""
     prompt, first = content.get("words_of", content["prompt"]), content["words"]
-    seeds = dns_seeds(first, settings.get("dns_images", 1))
+    seeds = dns_seeds(first, images)
     return [work.content(DNS, of, prompt, seed) for seed in seeds]
 
 

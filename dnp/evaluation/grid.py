@@ -134,12 +134,12 @@ class Run:
     def kept(self, content: dict) -> dict | None:
         """The record of a picture; None if it is not there, or its picture is not as it was."""
         key = record_keys.key(content)
-        if key not in self.sound:
+        if key not in self.sound and key in self.records:
             record = self.records.get(key)
             sound = record is not None and is_picture(record)
             if sound and picture(self.folder, record) is not None:
                 self.sound[key] = record
-            elif key in self.records:
+            else:
                 self.lost += 1
         return self.sound.get(key)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dnp.errors import SettingsError, is_finite, reason
 from dnp.evaluation import record_keys, tables
-from dnp.evaluation.benchmarks import parts
+from dnp.evaluation.benchmarks import parts, subjects
 from dnp.evaluation.metrics import CLIPScorer, clip_score, diversity, presence
 from dnp.methods import own
 from dnp.sd.captioner import Captioner
@@ -73,6 +73,19 @@ def score(instruments: Instruments, images: Sequence[Image.Image], prompt: str) 
     for name, metric in instruments.metrics.items():
         row[name] = measured(name, metric, images, prompt)
     return row
+
+
+def columns(clip: bool, recogniser: bool, prompts: Sequence[str]) -> list[str]:
+    """The columns that the tables of these prompts have, by what looks at their pictures."""
+    most = max(len(subjects(prompt)) for prompt in prompts)
+    have = {
+        "full": clip,
+        "clipscore": clip,
+        "minimum": clip and any(" and " in p or " with " in p for p in prompts),
+        **dict.fromkeys(("colours", "things", "asked"), recogniser and most > 0),
+        "right": recogniser and most > 2,
+    }
+    return [column for column in tables.COLUMNS if have.get(column, True)]  # one's own always
 
 
 def own_metrics(names: Sequence[str]) -> dict[str, Metric]:

@@ -44,24 +44,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.command == "read":
-        from dnp.evaluation import answers
+        from dnp.evaluation.people import answers
 
         report, refused = answers.read(args.study, args.answers, args.out or args.study)
         for sentence in refused:
             print(f"refused: {printable(sentence)}", file=sys.stderr)
         print(report)
         return
-    from dnp.evaluation import study_design, study_page
+    from dnp.evaluation.people import design, page
 
-    study = study_design.design(
+    study = design.design(
         args.run, args.a, args.b, args.pairs, args.repeats, args.checks, args.seed, args.title,
         args.contact,
     )  # fmt: skip
-    study_page.make(study, args.out)
+    page.make(study, args.out)
     for what, count in study.key["left_out"].items():
         print(f"note: {count} pairs are left out ({what}).", file=sys.stderr)
-    n = study_page.showings(study.key)
-    length = f"{n} pairs to look at, about {study_page.minutes(study.key)} minutes."
+    n = page.showings(study.key)
+    length = f"{n} pairs to look at, about {page.minutes(study.key)} minutes."
     print(f"{args.out / 'index.html'}: {study.key['a']['label']} against "
           f"{study.key['b']['label']}, {length}\nPLAN.md says how to host it and what is excluded; "
           "key.json says which is which.")  # fmt: skip

@@ -49,7 +49,7 @@ def metrics_code() -> str:
 
 def source_hash(files: list[Path]) -> str:
     """Of the names and the syntax of Python files, which is the same with other comments."""
-    return key({f.relative_to(ROOT).as_posix(): _syntax(f) for f in files})
+    return key({f.relative_to(ROOT).as_posix(): _syntax(f.read_bytes()) for f in files})
 
 
 def key(content: object) -> str:
@@ -87,8 +87,9 @@ def _plain(x: object) -> object:
     return float(x) if isinstance(x, int) and not isinstance(x, bool) else x
 
 
-def _syntax(file: Path) -> str:
-    tree = ast.parse(file.read_bytes())
+@cache
+def _syntax(code: bytes) -> str:
+    tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None

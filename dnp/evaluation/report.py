@@ -58,9 +58,11 @@ def labels(typed: Sequence[str], methods: Sequence[str]) -> dict[str, str]:
 
 
 def require_primary(column: str | None, known: Sequence[str]) -> None:
-    """SettingsError for a column that is not `known`."""
+    """SettingsError for a column that the tables do not have; `known` are theirs."""
     if column is not None and column not in known:
-        raise SettingsError(f"--primary {column} is not a column; choose of {', '.join(known)}.")
+        raise SettingsError(
+            f"--primary {column} is not a column of this run; choose of {', '.join(known)}."
+        )
 
 
 def make(
@@ -106,12 +108,16 @@ def times(records: Sequence[dict], names: Mapping[str, str] | None = None) -> st
     return "\n".join(markdown(["method", "seconds for a picture, median"], body))
 
 
-def _plots(rows: Sequence[Row], folder: Path, primary: str | None) -> list[str]:
-    """The primary column, else adherence, against the scale, and at each method's best scale
-    against evaluations."""
+def drawn(rows: Sequence[Row], primary: str | None) -> str | None:
+    """The column of the figures: the primary one, else adherence, else the first there is."""
     known = shown(rows)
-    column = next((c for c in (primary, "colours", "full", *known) if c in known), None)
-    if column is None:
+    return next((c for c in (primary, "colours", "full", *known) if c in known), None)
+
+
+def _plots(rows: Sequence[Row], folder: Path, primary: str | None) -> list[str]:
+    """The column of the figures against the scale, and at each method's best scale against
+    evaluations."""
+    if (column := drawn(rows, primary)) is None:
         return []
     heading, factor, _ = COLUMNS[column]
     scales: dict[str, list[tuple]] = {}

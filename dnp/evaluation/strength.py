@@ -30,7 +30,6 @@ from dnp.evaluation import contestants
 from dnp.evaluation.grid import Run
 from dnp.evaluation.tables import markdown
 from dnp.guidance import cfg
-from dnp.methods.method import Method
 from dnp.per_sample import dot
 from dnp.sampling import ddim_step
 from dnp.sd.files.data_only import read_regular
@@ -47,31 +46,40 @@ def by_step(work: Run, method: contestants.Contestant, s: float | None = None) -
     mean |eps - eps_phi|, both at the z_t of the method's own chain
     One evaluation more for each step than sampling. SettingsError for a method of `APART`.
     """
-    if method.name in APART:
-        raise SettingsError(f"{method.name} has no strength towards a prompt; leave it out.")
-    settings, rows = work.settings(method, s), []
-    for prompt in tqdm([p.text for p in work.grid.prompts], desc=method.label, unit="prompt"):
+    every, prompts = [], [p.text for p in work.grid.prompts]
+    for prompt in tqdm(prompts, desc=method.label, unit="prompt"):
         for seed in work.grid.seeds:
-            (words,) = work.negatives(method, settings, [(prompt, seed)])
-            given = contestants.given(settings) | {"seed": seed}
-            given["subjects"] = contestants.subjects_of(method, prompt)
-            call, guided = generation.prepared(
-                work.model, prompt, method.method, words.text, None, None, given
-            )
-            rows.append(_of_chain(call, guided, words.text))
-    return np.mean(rows, 0).tolist()
+            chain = along(work, method, s, prompt, seed, ("phi",))
+            every.append([norm(eps - eps_phi) for _, eps, eps_phi in chain])
+    return np.mean(every, 0).tolist()
 
 
 @torch.no_grad()
-def _of_chain(call: generation.Call, guided: Method, words: str | None) -> list[float]:
-    _, chain = generation.begun(call, guided, [0], [words])
-    strengths = []
+def along(
+    work: Run, method: contestants.Contestant, s: float | None, prompt: str, seed: int,
+    conditions: Sequence[str],
+) -> list[tuple]:  # fmt: skip
+    """(t, eps, the noise of each of `conditions`) at each step of the method's chain of a picture.
+
+    SettingsError for a method of `APART`, NonFiniteError where the chain overflows.
+    """
+    if method.name in APART:
+        raise SettingsError(f"{method.name} has no strength towards a prompt; leave it out.")
+    settings = work.settings(method, s)
+    (words,) = work.negatives(method, settings, [(prompt, seed)])
+    given = contestants.given(settings) | {"seed": seed}
+    given["subjects"] = contestants.subjects_of(method, prompt)
+    call, guided = generation.prepared(
+        work.model, prompt, method.method, words.text, None, None, given
+    )
+    steps = []
+    _, chain = generation.begun(call, guided, [0], [words.text])
     for t, z_t, _, eps in chain:
         if eps is not None:
             level = torch.tensor(t, device=z_t.device)
-            (eps_phi,) = guided.noises(z_t, level, [guided.conditions["phi"]])
-            strengths.append(norm(eps - eps_phi))
-    return strengths
+            wanted = [guided.conditions[c] for c in conditions]
+            steps.append((t, eps, *guided.noises(z_t, level, wanted)))
+    return steps
 
 
 def fit_schedule(work: Run, target: Sequence[float]) -> dict:

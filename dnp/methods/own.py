@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import inspect
 import linecache
+import os
 import sys
 import threading
 from pathlib import Path
@@ -69,43 +70,40 @@ def imported_beside(file: Path, found: dict[str, Path] | None = None) -> dict[st
     """The modules that a Python file imports from its own folder, also by way of each other, inside
     functions too: their names and files."""
     found = {} if found is None else found
-    file = file.resolve()
+    folder = file.resolve().parent
     for name in _imports(file.read_bytes()):
-        for source in _files_of(file.parent, name):
-            if source != file and source not in found.values():
+        for source in _files_of(folder, name):
+            if source != file.resolve() and source not in found.values():
                 found[name] = source
                 imported_beside(source, found)
     return found
 
 
-@functools.lru_cache(256)
-def _imports(code: bytes) -> list[str]:
-    """The modules that code imports, and a.b of `from a import b`, in its order; none of what is
-    not Python."""
-    found = []
+@functools.lru_cache(64)  # the same rules are identified for every picture
+def _imports(code: bytes) -> tuple[str, ...]:
+    """The modules, and what may be one, that some Python code imports; none of broken code."""
     try:
         with PARSING:
             tree = ast.parse(code)
     except (SyntaxError, ValueError):
-        return found
+        return ()
+    found: list[str] = []
     for node in ast.walk(tree):
-        names = (
-            [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-        )
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
             start = node.module or ""
-            names = [start, *(f"{start}.{name}".lstrip(".") for name in names)]
-        found += names
-    return list(dict.fromkeys(found))
+            found += [start, *(f"{start}.{a.name}".lstrip(".") for a in node.names)]
+    return tuple(dict.fromkeys(found))
 
 
 def _files_of(folder: Path, module: str) -> list[Path]:
     """The files of a module of a folder: a.py or a/__init__.py, and of a.b those of a too."""
-    parts, files = module.split("."), []
-    for i in range(1, len(parts) + 1):
-        base = folder.joinpath(*parts[:i])
-        files += [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()]
-    return files
+    base, files = str(folder), []  # asked for every picture: as texts it is four times as fast
+    for part in module.split("."):
+        base = os.path.join(base, part)
+        files += filter(os.path.isfile, (f"{base}.py", os.path.join(base, "__init__.py")))
+    return [Path(file) for file in files]
 
 
 def identity(x: object) -> str:

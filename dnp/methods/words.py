@@ -77,8 +77,9 @@ class AutoDNP(NegativePrompt):
     def words(self, call):
         if call.negative is not None:
             return Method.words(self, call)
-        captioner, count = self.captioner(call), call.images if self.caption_per == "seed" else 1
-        rows = [call.row(i) for i in range(count)]
+        captioner, every = self.captioner(call), [call.row(i) for i in range(call.images)]
+        of = described(every, self.caption_per)
+        rows = [every[i] for i in sorted(set(of))]
         rounds = [
             call.again("dns", [Asked(r.prompt, k) for r, k in zip(rows, seeds)],
                        s=self.s_dns)
@@ -87,8 +88,8 @@ class AutoDNP(NegativePrompt):
         pictures = [one for each in zip(*(r.images for r in rounds)) for one in each]
         texts, n = describe(captioner, pictures), len(rounds)
         words = [", ".join(filter(None, texts[i : i + n])) for i in range(0, len(texts), n)]
-        words = words if self.caption_per == "seed" else words * call.images
-        return words, pictures, sum(r.nfe * count for r in rounds)
+        of_row = dict(zip(sorted(set(of)), words))
+        return [of_row[i] for i in of], pictures, sum(r.nfe * len(rows) for r in rounds)
 
     def captioner(self, call) -> Captioner:
         return captioner_of(call, self.name)
@@ -139,6 +140,13 @@ def describe(captioner: Captioner, pictures: Sequence[Image]) -> list[str]:
                 stacklevel=2,
             )
     return captions
+
+
+def described(rows: Sequence[Asked], caption_per: str) -> list[int]:
+    """Of each picture the one whose DNS image its n* describes: itself, or its prompt's first."""
+    first: dict[object, int] = {}
+    per_prompt = caption_per == "prompt"
+    return [first.setdefault(row.prompt, i) if per_prompt else i for i, row in enumerate(rows)]
 
 
 def dns_seeds(seed: int, count: int) -> list[int]:

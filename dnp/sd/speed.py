@@ -59,7 +59,8 @@ def line(measures: list[str], model) -> str:
 
 @functools.cache
 def bfloat16_gain(n: int = 1024) -> float:
-    """How many times a matrix product takes in float32, measured once: 0.05 s of one core."""
+    """How many times a matrix product takes in float32, measured when a process first asks: 0.05 s
+    of one core."""
     best = []
     for kind in (torch.float32, torch.bfloat16):
         a, times = torch.ones(n, n, dtype=kind), []

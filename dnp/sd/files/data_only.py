@@ -23,13 +23,16 @@ OF_TORCH = {"eager", "sdpa", "batched_mm", "grouped_mm"}  # implementations with
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """A regular file, opened for reading; OSError for anything else, at once.
+    """A regular file, opened for reading; OSError for anything else, at once, in words alone.
 
     A pipe without a writer would wait for ever, and a device may never end, so the file is opened
     without waiting and asked afterwards what it is: nothing can be put in its place in between.
     """
     flags = ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
-    fd = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
+    try:
+        fd = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
+    except OSError as e:  # without its number and the path, which whoever asks names
+        raise type(e)((e.strerror or str(e)).lower()) from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError("it is not a regular file")

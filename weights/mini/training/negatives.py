@@ -7,7 +7,8 @@ scenes}}. The setting is the scene's own. The colour is what the recogniser sees
 own colours have no name; "" is a thing that it does not see. Of the empty prompt: all scenes by
 setting, and how many of them show each thing. What is left when n is taken away is the law.
 
-Beside it: how often the eyes of `--benchmark not` name the setting of a true scene.
+Beside it: how often the eyes of `--benchmark not` name the setting of a true scene, and how often
+CLIP names its drawing style.
 """
 
 import json
@@ -18,12 +19,26 @@ import numpy as np
 from PIL import Image
 
 import world
-from dnp.evaluation.not_pictures import Eyes
+from dnp.evaluation.negatives.making import Eyes
 from dnp.sd.load import load
 from unasked import scenes_of
 
 N, EVERY, TRUE = 300, 4000, 1000  # scenes of a prompt, of the empty one, and for the eyes
 FOLDER = Path(__file__).resolve().parent
+
+
+def styles(eyes: Eyes) -> int:
+    """In how many of as many other true scenes CLIP finds the words of their style nearest."""
+    rng, right, clip = np.random.default_rng(2), 0, eyes.labels.clip
+    for _ in range(TRUE):
+        scene = world.sample_scene(rng)
+        things = (
+            " and ".join(f"a {t.word}" for t in scene.things) or world.SETTINGS[scene.setting][1]
+        )
+        texts = clip.texts([f"a {style} picture of {things}" for style in world.STYLES.values()])
+        (picture,) = clip.images([Image.fromarray(world.render(scene))])
+        right += [*world.STYLES][int((texts @ picture).argmax())] == scene.style
+    return right
 
 
 def main() -> None:
@@ -52,7 +67,7 @@ def main() -> None:
     one = [ok for ok, scene in zip(right, true) if len(scene.things) == 1]
     table = {
         "eyes": {"settings right": sum(right), "of": len(right),
-                 "of one thing": [sum(one), len(one)]},
+                 "of one thing": [sum(one), len(one)], "styles right": styles(eyes)},
         "empty": empty, "prompts": prompts,
     }  # fmt: skip
     (FOLDER / "negatives.json").write_text(json.dumps(table, indent=1) + "\n")

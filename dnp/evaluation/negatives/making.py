@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from dnp import process
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.evaluation import record_keys
 from dnp.evaluation.labels import OfWorld, labels_for
-from dnp.evaluation.not_rules import Setting
+from dnp.evaluation.negatives.rules import Setting
 from dnp.generation import prepared, walk
 from dnp.guidance import effective_scale
 from dnp.methods.conditions import together
@@ -124,16 +125,31 @@ def unit(
         negatives = [random_negative(pair, seed) for pair, seed in zip(pairs, seeds)]
     elif of == N_STAR:
         dns = sampled(model, DNS, pairs, negatives, seeds, steps)
-        negatives, words_cost = describe(captioner(model), dns.pictures), dns.evaluations
-    made = sampled(model, setting, pairs, negatives, seeds, steps, strength)
+        words_cost = dns.evaluations
+        negatives = words(model, dns.pictures)
+    made = sampled(model, setting, pairs, [n or "" for n in negatives], seeds, steps, strength)
+    there = [i for i, n in enumerate(negatives) if n is not None]
     return {
-        "rows": eyes.see(made.pictures),
+        "rows": eyes.see([made.pictures[i] if i in there else None for i in range(len(pairs))]),
         "evaluations": made.evaluations,
         "words_evaluations": words_cost,
         "negatives": negatives,
-        "strength": made.strength,
+        "strength": [[t, *([of[i] for i in there] for of in both)] for t, *both in made.strength],
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def words(model, pictures: Sequence[Image.Image | None]) -> list[str | None]:
+    """The n* of each DNS image; None of one that overflowed, and a warning says so."""
+    there = [x for x in pictures if x is not None]
+    texts = iter(describe(captioner(model), there) if there else ())
+    if missing := len(pictures) - len(there):
+        warnings.warn(
+            f"{missing} of {len(pictures)} DNS images overflowed, so there is no n* for them; they "
+            "count as rows without a picture",
+            stacklevel=2,
+        )
+    return [None if x is None else next(texts) for x in pictures]
 
 
 def captioner(model):
@@ -164,7 +180,7 @@ def circumstances(model) -> dict:
     """What a unit depends on beside what was asked for: the code that samples and sees, not that
     of the tables."""
     here = Path(__file__).resolve().parent
-    eyes = record_keys.source_hash([here / "not_pictures.py", here / "labels.py"])
+    eyes = record_keys.source_hash([here / "making.py", here.parent / "labels.py"])
     return {
         "code": record_keys.code_hash(),
         "eyes": record_keys.key([eyes, record_keys.metrics_code()]),

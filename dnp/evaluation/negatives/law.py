@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dnp.evaluation.labels import tabulated
-from dnp.evaluation.not_seen import kept, shows
+from dnp.evaluation.negatives.seen import kept, shows
 from dnp.sd.world import subjects
 
 KINDS = ("settings", "colours")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from dnp.app.png import png, write
-from dnp.evaluation import not_law
-from dnp.evaluation.differences import holm, says, sign_flip
-from dnp.evaluation.not_rules import BASELINES, CONTROLS, HOPE, INSIDE, MARGIN, PAIRS, PRIMARY
-from dnp.evaluation.not_seen import interval, mean, scores
-from dnp.evaluation.not_study import GROUPS, Cell, Study
+from dnp.evaluation.differences import at_scale, holm, says, sign_flip
+from dnp.evaluation.negatives import law
+from dnp.evaluation.negatives.rules import BASELINES, CONTROLS, HOPE, INSIDE, MARGIN, PAIRS, PRIMARY
+from dnp.evaluation.negatives.seen import interval, mean, scores
+from dnp.evaluation.negatives.study import GROUPS, Cell, Study
 from dnp.evaluation.plots import plot
 from dnp.evaluation.records import RunError
 from dnp.evaluation.tables import csv_text, markdown
@@ -93,6 +93,13 @@ def outcomes(rows: Sequence[Row], group: str, cells: list) -> list[str]:
     return markdown(heads, body)
 
 
+def not_there(rows: Sequence[Row]) -> list[str]:
+    """A sentence for the pictures that are not there; none where all are."""
+    missing = sum(x is None for row in rows for unit in row.units for x in unit)
+    said = "Pictures that overflowed, or whose DNS image did: {}. They show neither p nor n."
+    return [said.format(missing), ""] if missing else []
+
+
 def verdict(rows: Sequence[Row]) -> str:
     """The primary outcome, in a sentence."""
     best = None
@@ -120,21 +127,21 @@ def rest(rows: Sequence[Row], truth: dict) -> list[str]:
     """Total variations to the law and to the prompt at s = 1, each with its floor."""
     alone = next((r for r in rows if r.cell.rule == "the prompt alone"), None)
     pairs, body = rows[0].cell.pairs, []
-    laws = {kind: [not_law.law(truth, kind, pair) for pair in pairs] for kind in not_law.KINDS}
+    laws = {kind: [law.law(truth, kind, pair) for pair in pairs] for kind in law.KINDS}
     for row in rows:
         line = [row.cell.rule]
         for other in (None, alone):
-            for kind in not_law.KINDS:
-                own = not_law.seen(row.units, kind, pairs)
+            for kind in law.KINDS:
+                own = law.seen(row.units, kind, pairs)
                 if other is None:
-                    to, least = laws[kind], not_law.floor(own, laws[kind])
+                    to, least = laws[kind], law.floor(own, laws[kind])
                 elif other is row:
                     line.append("")
                     continue
                 else:
-                    to = not_law.seen(other.units, kind, pairs)
-                    least = not_law.floor(own, laws[kind], to)
-                tv = not_law.distance(own, to)
+                    to = law.seen(other.units, kind, pairs)
+                    least = law.floor(own, laws[kind], to)
+                tv = law.distance(own, to)
                 line.append("-" if np.isnan(tv) else f"{tv:.2f} ({least:.2f})")
             if alone is None:
                 break
@@ -174,6 +181,22 @@ def strengths(rows: Sequence[Row], group: str, by_step: list) -> list[str]:
     return markdown(heads, body) if body else []
 
 
+def both(first: Sequence[Row], second: Sequence[Row]) -> list[str]:
+    """Two groups of the family outside beside each other: kept, and how far the noise is moved at
+    right angles to dp, in lengths of dp, in the first and in the last third of the steps."""
+    lines: dict[str, list[str]] = {}
+    for row in (*first, *second):
+        aside = ""
+        if found := strength(row):
+            thirds = np.array_split(found[1], 3)
+            aside = f"{thirds[0].mean():.1f} / {thirds[-1].mean():.1f}"
+        line = [row.cell.setting.said, text(row.scores["kept"]), aside]
+        lines[row.cell.rule] = [*lines.get(row.cell.rule, []), *line]
+    kinds = ("for a setting", "for a colour")
+    heads = ["rule", *(x for kind in kinds for x in (f"as {kind}", "kept, %", "aside"))]
+    return markdown(heads, [[rule, *line] for rule, line in lines.items()])
+
+
 def every_scale(curves: dict[str, Sequence[Row]]) -> list[str]:
     """Done of CFG at each of its scales: its best here is chosen on the pictures themselves."""
     body = [[rule, *(text(r.scores["done"]) for r in rows)] for rule, rows in curves.items()]
@@ -185,17 +208,13 @@ def off_the_curve(rows: Sequence[Row], curve: Sequence[Row]) -> tuple[list[str],
     """Done minus that of CFG at the same effective scale, which lies between two of CFG's; and the
     points of the figure. The scales are means over steps and pictures."""
     known = sorted((float(r.cell.setting.settings["s"]), r.scores["done"]) for r in curve)
-    scales = [s for s, _ in known]
     points = {"CFG": [(s, *(100 * v for v in interval(d))) for s, d in known]}
     body = []
     for row in rows:
         if row.cell.rule in ("CFG", "the prompt alone") or (found := strength(row)) is None:
             continue
         s, done = float(found[0].mean()), row.scores["done"]
-        at = float(np.clip(s, scales[0], scales[-1]))
-        i = min(max(int(np.searchsorted(scales, at)), 1), len(scales) - 1)
-        w = (at - scales[i - 1]) / (scales[i] - scales[i - 1])
-        cfg = (1 - w) * known[i - 1][1] + w * known[i][1]
+        cfg, at = at_scale(known, s)
         n = min(cfg.shape[1], done.shape[1])
         d = done[:, :n] - cfg[:, :n]
         points[row.cell.rule] = [(s, *(100 * v for v in interval(done)))]
@@ -233,8 +252,8 @@ def choosing(study: Study, family: str) -> tuple[list[str], list[list]]:
 def make(study: Study, truth_file: Path | None) -> str:
     """Writes tables.md, three CSVs and the figure into the folder, and returns the text. What is
     not there yet is said to be missing."""
-    truth = not_law.read(truth_file) if truth_file else None
-    lines, cells, by_step, chosen_csv = [], [], [], []
+    truth = law.read(truth_file) if truth_file else None
+    lines, cells, by_step, chosen_csv, outside = [], [], [], [], []
     if truth:
         of = truth["eyes"]
         lines += [f"Settings are seen by CLIP, which names that of {of['settings right']} of "
@@ -262,15 +281,16 @@ def make(study: Study, truth_file: Path | None) -> str:
                   "pair. p is of sign flips of the pictures, two-sided, with Holm's correction "
                   "over the rules.", ""]  # fmt: skip
         if truth and family in INSIDE:
-            share = np.mean([not_law.share_of_n(truth, pair) for pair in pairs])
+            share = np.mean([law.share_of_n(truth, pair) for pair in pairs])
             lines += [f"The world's own share of n in scenes of p: {100 * share:.0f} %.", ""]
         if family == PRIMARY:
             lines += [verdict(rows), ""]
-        lines += outcomes(rows, name, cells)
+        lines += [*outcomes(rows, name, cells), *not_there(rows)]
         if truth:
             lines += ["The rest of the pictures that show p and not n, total variations with their "
                       "floors:", "", *rest(rows, truth)]  # fmt: skip
         lines += strengths(rows, name, by_step)
+        outside += [rows] if family == "outside" else []
         curves = {k: rows_of(study, of) for k, of in study.curves().items() if family == PRIMARY}
         if all(curves.values()) and curves:
             table, points = off_the_curve(rows, curves["CFG"])
@@ -285,6 +305,8 @@ def make(study: Study, truth_file: Path | None) -> str:
             shown = {k: of for k, of in points.items() if k not in UNPLOTTED}
             figure = plot(shown, "effective scale, mean over steps", "done, %").image()
             write(study.folder / "figure.png", png(figure))
+    if len(outside) > 1:
+        lines += ["## outside, in short", "", *both(*outside)]
     said = "\n".join(lines)
     heads = ["family", "rule", "setting"]
     for name, columns, body in (

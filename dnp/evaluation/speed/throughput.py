@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 
-from dnp.evaluation.workers import Worker
+from dnp.evaluation.speed.workers import Worker
 
 METHODS, STEPS = ("cfg", "auto-dnp"), 20
 

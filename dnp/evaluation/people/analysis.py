@@ -12,7 +12,7 @@ from statistics import median
 
 import numpy as np
 
-from dnp.evaluation import agreement as ag
+from dnp.evaluation.people import agreement as ag
 from dnp.evaluation.tables import csv_text, markdown
 
 COLUMNS = (

@@ -1,6 +1,6 @@
 """The study behind `--benchmark not`: what it makes, in which order, and what it chooses.
 
-`not_command.py` has the command.
+`command.py` has the command.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dnp.evaluation import not_pictures, record_keys
-from dnp.evaluation.not_rules import (
+from dnp.evaluation import record_keys
+from dnp.evaluation.negatives import making
+from dnp.evaluation.negatives.rules import (
     ALONE,
     CONTROLS,
     INSIDE,
@@ -26,7 +27,7 @@ from dnp.evaluation.not_rules import (
     Setting,
     rules_of,
 )
-from dnp.evaluation.not_seen import mean, scores
+from dnp.evaluation.negatives.seen import mean, scores
 from dnp.evaluation.records import RunError, Store, writing
 
 # A group of reported cells: its name, the family of its pairs, and the family that chose.
@@ -81,7 +82,7 @@ class Study:
         return -(-self.pictures[part] // n) if n else 0
 
     def content(self, cell: Cell, k: int) -> dict:
-        return not_pictures.content(
+        return making.content(
             cell.setting, cell.of, cell.pairs, cell.seeds(k), self.steps[cell.part],
             self.circumstances,
         )  # fmt: skip
@@ -156,8 +157,8 @@ class Study:
         cells.insert(0, Cell("the prompt alone", ALONE, family, "reporting"))
         if family in INSIDE:
             two_term = chosen["two-term"]
-            cells.append(Cell(CONTROLS[0], two_term, family, "reporting", not_pictures.N_STAR))
-            cells.append(Cell(CONTROLS[1], two_term, family, "reporting", not_pictures.RANDOM))
+            cells.append(Cell(CONTROLS[0], two_term, family, "reporting", making.N_STAR))
+            cells.append(Cell(CONTROLS[1], two_term, family, "reporting", making.RANDOM))
         return cells
 
     def curves(self) -> dict[str, list[Cell]]:
@@ -204,7 +205,7 @@ def run(study: Study, model, eyes, rank: int, world: int) -> None:
             ]:
                 if study.get(cell, k) is None:
                     strength = cell.part == "reporting" and k == 0 and cell.family != "empty"
-                    record = not_pictures.unit(
+                    record = making.unit(
                         model, eyes, cell.setting, cell.of, cell.pairs, cell.seeds(k),
                         study.steps[cell.part], strength,
                     )  # fmt: skip

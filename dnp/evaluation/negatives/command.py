@@ -5,9 +5,9 @@
     python -m dnp.evaluation --benchmark not --family settings --choosing 24 --reporting 128
 
 Three families of pairs (p, n), six settings of each rule to choose among, and one outcome, all in
-`dnp/evaluation/not_rules.py`. Stop it at any time and type the same command to go on; processes
-with RANK and WORLD_SIZE share the work in one folder. Reported cells grow seed by seed, all rules
-together, so a study that is stopped has the same seeds of every rule.
+`dnp/evaluation/negatives/rules.py`. Stop it at any time and type the same command to go on;
+processes with RANK and WORLD_SIZE share the work in one folder. Reported cells grow seed by seed,
+all rules together, so a study that is stopped has the same seeds of every rule.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from PIL import Image
 from dnp.app.png import write
 from dnp.app.terminal import Parser
 from dnp.errors import SettingsError
-from dnp.evaluation import not_pictures, runner
-from dnp.evaluation.not_rules import CFG_SCALES, INSIDE, PAIRS, PRIMARY, Setting, rules_of
-from dnp.evaluation.not_study import FAMILIES, GROUPS, Study, run
+from dnp.evaluation import runner
+from dnp.evaluation.negatives import making
+from dnp.evaluation.negatives.rules import CFG_SCALES, INSIDE, PAIRS, PRIMARY, Setting, rules_of
+from dnp.evaluation.negatives.study import FAMILIES, GROUPS, Study, run
 from dnp.evaluation.records import writing
 from dnp.evaluation.tables import markdown
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-MINIATURE = Path(__file__).resolve().parents[2] / "weights" / "mini"
+MINIATURE = Path(__file__).resolve().parents[3] / "weights" / "mini"
 
 
 def plan(study: Study, model) -> str:
@@ -41,7 +42,7 @@ def plan(study: Study, model) -> str:
     is measured now. Nothing is made or written."""
     silent, body, total = _silent(model), [], [0, 0.0]
     pairs = [["a cat", "a dog"]]
-    cost = cache(lambda method, text, steps: not_pictures.sampled(
+    cost = cache(lambda method, text, steps: making.sampled(
         silent, Setting("", method, json.loads(text)), pairs, ["a dog"], [0], steps
     ).evaluations)  # fmt: skip
 
@@ -162,7 +163,7 @@ def as_told(run_json: Path) -> list:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     import dnp
-    from dnp.evaluation import not_report
+    from dnp.evaluation.negatives import report
     from dnp.sd import speed
     from dnp.sd.device import choose_device, choose_dtype
 
@@ -181,8 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.dry_run:
             print(plan(Study(None, {}, *made), model))
             return
-        eyes = not_pictures.Eyes(model, args.weights)
-        study = Study(args.out, not_pictures.circumstances(model), *made)
+        eyes = making.Eyes(model, args.weights)
+        study = Study(args.out, making.circumstances(model), *made)
         with writing(args.out):
             told = {"circumstances": study.circumstances, "steps": steps}
             told |= {"pictures": study.pictures, "families": args.family}
@@ -190,4 +191,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             run(study, model, eyes, rank, world)
     truth = args.weights / "training" / "negatives.json"
     with writing(args.out):
-        print(not_report.make(study, truth if truth.is_file() else None))
+        print(report.make(study, truth if truth.is_file() else None))

@@ -19,10 +19,10 @@ from pathlib import Path
 from dnp.app.png import write
 from dnp.errors import DnpError
 from dnp.evaluation import record_keys
-from dnp.evaluation import study_analysis as analysis
+from dnp.evaluation.people import analysis
+from dnp.evaluation.people.design import name_of
+from dnp.evaluation.people.order import sequence
 from dnp.evaluation.records import RunError, writing
-from dnp.evaluation.study_design import name_of
-from dnp.evaluation.study_order import sequence
 from dnp.sd.files.data_only import read_regular
 
 COLUMNS = (
@@ -97,7 +97,7 @@ def read_key(folder: Path) -> dict:
         ]
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
         raise RunError(
-            f"{folder} is not a whole study ({str(e)[:120]}); give a folder of make."
+            f"{folder} is not a whole study ({str(e)[:120]}); give a folder that make has written."
         ) from None
     if not whole or changed:
         what = changed[0] if whole else path.name

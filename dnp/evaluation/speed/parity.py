@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from dnp.evaluation.rivals import (
+from dnp.evaluation.speed.rivals import (
     PROMPT,
     Cell,
     noise,

@@ -9,10 +9,10 @@ import platform
 from pathlib import Path
 
 from dnp.app.png import write
-from dnp.evaluation.random_weights import SIZES
 from dnp.evaluation.records import writing
-from dnp.evaluation.rivals import Cell, seconds, side_of
-from dnp.evaluation.turns import Pool, Row
+from dnp.evaluation.speed.random_weights import SIZES
+from dnp.evaluation.speed.rivals import Cell, seconds, side_of
+from dnp.evaluation.speed.turns import Pool, Row
 from dnp.sd.config import UNetConfig
 from dnp.sd.files import folder
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dnp.errors import DnpError
-from dnp.evaluation.rivals import Cell, Rival
-from dnp.evaluation.workers import Full, Worker
+from dnp.evaluation.speed.rivals import Cell, Rival
+from dnp.evaluation.speed.workers import Full, Worker
 
 FRESH = "load", "memory"  # each turn in a new process; one process answers both
 WARM_STEPS = 2

@@ -18,8 +18,8 @@ from string import Template
 
 from dnp.app.png import png, write
 from dnp.errors import SettingsError
+from dnp.evaluation.people.design import Study
 from dnp.evaluation.records import writing
-from dnp.evaluation.study_design import Study
 
 SOURCES = Path(__file__).parent / "study"
 SECONDS = 5  # an answer, as a guess for the page's first words

@@ -1,0 +1,1 @@
+"""Which rule for a negative: the benchmark `not`. See `command.py`."""

@@ -1,0 +1,1 @@
+"""A blind study with people: its page, and what their answers say. See `pairs.py` above."""

@@ -1,0 +1,1 @@
+"""Times and memory, ours and of diffusers. See `benchmark.py` above."""
