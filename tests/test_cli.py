@@ -65,7 +65,9 @@ def test_the_recommended_scale_is_the_default(cli):
     assert read_settings(png)["s"] == scales["cfg"]
 
 
-@pytest.mark.parametrize("method", slow_but(["cfg", "np"], ["cfg", "np", "np2", "dns"]))
+@pytest.mark.parametrize(
+    "method", slow_but(["cfg", "np", "cnp"], ["cfg", "np", "np2", "dns", "cnp"])
+)
 def test_from_makes_the_same_picture_again(cli, method):
     negative = ["--negative", "a dog"] if method in ("np", "np2") else []
     words = ["a red car", "--method", method, *negative, "--steps", 3, "--seed", 7, "--eta", 0.5]

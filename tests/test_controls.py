@@ -163,6 +163,11 @@ def test_a_method_is_compared_with_cfg_at_its_effective_scale(model, tmp_path, m
     assert {"effective.md", "effective.png", "effective.pdf"} <= {
         x.name for x in tmp_path.iterdir()
     }
+    twice = work_of(model, tmp_path, "cfg:s=2", "cfg:s=2.0", "cfg:s=4", "random2:s=3")
+    monkeypatch.setattr(effective, "by_step", lambda *_: {951: (1.0, 0.5)})
+    assert "CFG was run at s = 2, 4" in effective.make(
+        twice, [*records, *({**r, "method": "cfg:s=2.0"} for r in records[:2])], tmp_path, None
+    )
     with pytest.raises(SettingsError, match="add two or more to --method"):
         effective.require_curve(work_of(model, tmp_path, "cfg:s=2", "cfg:eta=1,s=4", "random2:s=3"))
     with pytest.raises(SettingsError, match="give --recogniser or --clip"):

@@ -100,6 +100,15 @@ def test_an_interrupted_list_goes_on(cli, forwards, monkeypatch, method):
     assert "already" not in cli(*words, "--seed", 1)[3] and forwards
 
 
+def test_pictures_of_given_words_are_not_those_of_a_caption(cli, forwards):
+    words = ["--steps", 1, "--batch", 1, "--method", "auto-dnp", "--s-dns", 2, "--size", 32, 32]
+    assert cli("--prompts", written("a cat\ta dog"), *words)[0] == 0
+    _, made, _, err = cli("--prompts", written("a cat"), *words)
+    assert "already" not in err and "a-cat-auto-dnp-0-2.png" in [path.name for path in made]
+    forwards.clear()
+    assert "of 1 of 1 prompts" in cli("--prompts", written("a cat"), *words)[3] and not forwards
+
+
 def test_rows_of_several_prompts_share_words_with_their_own_prompt_alone():
     model, asked = dnp.load(MINI), []
     captioner = lambda shown: asked.append(len(shown)) or ["a bear", "a car"]

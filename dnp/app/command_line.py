@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from dnp.app.drawing import (
     asks_captioner,
+    dns_pictures,
     draw,
     give_captioner,
     kinds_of,
@@ -114,9 +115,12 @@ def is_there(model, args: SimpleNamespace, folder: Path) -> bool:
     for method, settings in methods_of(args).items():
         kind = chosen(method, settings, args.negative)
         call = recorded(model, args, method, settings)
-        for row in rows_of(call):
-            name, wanted = to_keep(args, kind, call, row)
-            if UNKNOWN in wanted.values() or not png.is_there(folder, name, wanted):
+        rows = rows_of(call)
+        wanted = [to_keep(args, kind, call, row) for row in rows]
+        if issubclass(kind, AutoDNP) and args.negative is None:  # else n may have been given
+            wanted += dns_pictures(model, args, call, rows)
+        for name, used in wanted:
+            if UNKNOWN in used.values() or not png.is_there(folder, name, used):
                 return False
     return True
 

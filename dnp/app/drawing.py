@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -250,20 +250,23 @@ def steps_of_all(args: SimpleNamespace, methods: dict, kinds: dict[str | None, t
     return total
 
 
-def keeper(model, args, call: dict, rows: Sequence[Asked], keep: Keep):
-    """Picture -> what `keep` returns of it: the DNS images of these pictures, in their order."""
+def dns_pictures(
+    model, args: SimpleNamespace, call: dict, rows: Sequence[Asked]
+) -> Iterator[tuple[str, dict]]:
+    """The names and the settings of the DNS images of these pictures, in their order."""
     from dnp.app import png
 
     name, count = call["method"].rpartition(":")[2], call.get("dns_images", 1)
-    firsts = [rows[i] for i in sorted(set(described(rows, call.get("caption_per"))))]
-    asked = ((row.prompt, seed) for row in firsts for seed in dns_seeds(row.seed, count))
+    for i in sorted(set(described(rows, call.get("caption_per")))):
+        for seed in dns_seeds(rows[i].seed, count):
+            used = of_dns(model, args, call, rows[i].prompt, seed)
+            yield f"{png.slug(rows[i].prompt)}-{name}-dns-{seed}", used
 
-    def kept(image):
-        prompt, seed = next(asked)
-        used = of_dns(model, args, call, prompt, seed)
-        return keep(image, f"{png.slug(prompt)}-{name}-dns-{seed}", used)
 
-    return kept
+def keeper(model, args, call: dict, rows: Sequence[Asked], keep: Keep):
+    """Picture -> what `keep` returns of it: the DNS images of these pictures, in their order."""
+    names = dns_pictures(model, args, call, rows)
+    return lambda image: keep(image, *next(names))
 
 
 def keep_and_caption(model, args, call: dict, rows: Sequence[Asked], bar, keep: Keep):

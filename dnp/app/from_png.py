@@ -97,8 +97,8 @@ def still_true(recorded: dict, typed: dict) -> dict:
         for key in (of_methods | {"compare"}) - {"prompt", "fingerprint"}:
             recorded.pop(key, None)
     now = next(iter(method_of(typed.get("method", recorded.get("method")))), None)
-    if "method" in typed and now and not now.takes_words:
-        recorded.pop("negative", None)
+    if now and not now.takes_words and ("method" in typed or now.has_negative):
+        recorded.pop("negative", None)  # it makes its own again
     if "prompt" in typed:
         recorded.pop("subjects", None)
     followed = was.h_of_s != 1 and bool(typed.keys() & {"s", "rule"})

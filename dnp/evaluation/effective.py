@@ -75,15 +75,14 @@ def make(work: Run, records: Sequence[dict], folder: Path, primary: str | None) 
     if (column := drawn([*rows.values()], primary)) is None:
         raise SettingsError("nothing saw these pictures; give --recogniser or --clip.")
     heading, factor, digits = COLUMNS[column]
-    found, curve, points, csv, body = {}, [], {}, [], []
+    found, curve, points, csv, body = {}, {}, {}, [], []
     for method in work.grid.methods:
         for scale in work.grid.scales:
             row = rows[method.label, scale]
             if is_curve(method):
-                curve.append((work.settings(method, scale)["s"], row))
+                curve[work.settings(method, scale)["s"]] = row
             elif method.name not in APART and (steps := by_step(work, method, scale)):
                 found[method.label, scale] = steps
-    curve.sort(key=lambda one: one[0])
     pictures = sorted(
         set.intersection(*(set(by_picture(r.records, column)) for r in rows.values()))
     )
@@ -102,7 +101,7 @@ def make(work: Run, records: Sequence[dict], folder: Path, primary: str | None) 
         values = by_picture(row.records, column)
         return np.array([values[picture] for picture in pictures], np.float64)
 
-    known = [(s, of(row)) for s, row in curve]
+    known = [(s, of(curve[s])) for s in sorted(curve)]
     points["CFG"] = [(s, *cell(values)[1]) for s, values in known]
     for key, steps in found.items():
         s_eff, rest = np.mean([*steps.values()], 0)
