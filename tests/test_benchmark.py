@@ -15,6 +15,7 @@ from dnp.evaluation.speed.rivals import Cell
 from dnp.evaluation.speed.workers import Full, Worker, answer
 from dnp.sd import config, device
 from dnp.sd.load import describe
+from experiments import world
 
 
 def test_its_folders_are_of_the_published_sizes():
@@ -190,8 +191,10 @@ def test_a_gpu_is_asked_for_all_that_the_table_is_of():
     assert {c.size for c in every} == {"sd1", "sdxl"} and {c.compiled for c in every} == {0, 1}
 
 
+@pytest.mark.usefixtures("weights_are_opened_once")
 def test_an_experiment_in_batches_makes_as_many_pictures(monkeypatch):
     monkeypatch.setattr(throughput, "STEPS", 2)
+    monkeypatch.setattr("dnp.sd.find_weights", lambda path: world())
     lab = throughput.Laboratory("cpu", "wall")
     for batch in (1, 2):
         made, seconds = lab("experiment", "float32", batch, 2, 0, 1)

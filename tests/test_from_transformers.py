@@ -1,5 +1,6 @@
 """`dnp.from_diffusers` for SD3, Flux and PixArt: the latents of the pipelines' own guidance."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -133,6 +134,13 @@ def test_a_hook_on_the_denoiser_sees_the_rule(name):
         assert rows[0][1].dtype == torch.float64
 
 
+@functools.cache
+def with_cfg(name):
+    """(a model that no test changes, what CFG makes with it)"""
+    _, model, _ = opened(name)
+    return model, dnp.generate(model, P, s=3.0, steps=6, size=SIZE, images=2, seed=3)
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
     ("method", "more"),
@@ -146,13 +154,12 @@ def test_a_hook_on_the_denoiser_sees_the_rule(name):
     ids=str,
 )
 def test_every_rule_and_answer_run_and_a_picture_does_not_depend_on_its_batch(name, method, more):
-    _, model, _ = opened(name)
+    model, plain = with_cfg(name)
     kw = dict(s=3.0, steps=6, size=SIZE, **more)
     two = dnp.generate(model, P, method, images=2, seed=3, **kw)
     one = dnp.generate(model, P, method, seed=4, **kw)
     assert torch.isfinite(two.latents[1]).all()
     assert_same(two.latents[1][1:], one.latents[1])
-    plain = dnp.generate(model, P, s=3.0, steps=6, size=SIZE, images=2, seed=3)
     assert not torch.equal(two.latents[1], plain.latents[1])
 
 

@@ -45,7 +45,7 @@ def sd15(tmp_path_factory):
 
 def run(preset, weights, captioner, clip, out, *words):
     given = ("--preset", preset, "--weights", weights, "--captioner", captioner, "--clip", clip)
-    tiny = ("--per-category", 1, "--seeds", 1, "--steps", 2, "--out", out)
+    tiny = ("--per-category", 1, "--seeds", 1, "--steps", 1, "--out", out)
     main([str(w) for w in (*given, *tiny, *words)])
     return (out / "tables.md").read_text(), json.loads((out / "run.json").read_text())
 

@@ -22,7 +22,7 @@ from dnp.sd.world import subjects
 OPEN = [f"a {word}" for word in world.OBJECTS]
 CLOSED = [
     "a red car on the road", "a blue suitcase at night", "a yellow crown in the grass",
-    "a green clock in the snow", "a red backpack on the beach", "a white balloon in a room",
+    "a green clock in the snow", "a red backpack on the beach", "a purple balloon in a room",
     "a purple chair in the grass", "a pink bow at night", "a black glasses on the road",
     "a gray bench in the snow", "a blue bowl on the beach", "a yellow apple in a room",
 ]  # fmt: skip
