@@ -169,8 +169,10 @@ def test_a_method_is_compared_with_cfg_at_its_effective_scale(model, tmp_path, m
         twice, [*records, *({**r, "method": "cfg:s=2.0"} for r in records[:2])], tmp_path, None
     )
     with pytest.raises(SettingsError, match="add two or more to --method"):
-        effective.require_curve(work_of(model, tmp_path, "cfg:s=2", "cfg:eta=1,s=4", "random2:s=3"))
-    with pytest.raises(SettingsError, match="give --recogniser or --clip"):
+        effective.require(work_of(model, tmp_path, "cfg:s=2", "cfg:eta=1,s=4"), ["full"])
+    with pytest.raises(SettingsError, match="give --recogniser, --clip"):
+        effective.require(work, [])
+    with pytest.raises(SettingsError, match="give --recogniser, --clip"):
         effective.make(work, [{**r, "full": None} for r in records], tmp_path, None)
 
 

@@ -172,7 +172,7 @@ def draw(
 
 def recorded(model, args: SimpleNamespace, method: str | None, settings: dict) -> dict:
     """The settings of a prompt's call as a PNG holds them, and the negative that is given to it.
-    Of the call's warnings it gives none."""
+    It passes on none of the call's warnings."""
     from dnp.generation import prepared
     from dnp.methods.result import record
 

@@ -168,7 +168,8 @@ def main(argv: list[str] | None = None) -> None:
         own_metrics(args.metric),
     )
     texts = [p.text for p in prompts]
-    report.require_primary(args.primary, columns(bool(clip), bool(judge), texts))
+    known = columns(bool(clip), bool(judge), texts)
+    report.require_primary(args.primary, known)
     scales = tuple(args.scale) if args.scale else (None,)
     seeds = tuple(range(args.seed_from, args.seed_from + args.seeds))
     size = tuple(args.size) if args.size else None
@@ -189,7 +190,10 @@ def main(argv: list[str] | None = None) -> None:
         if dry:
             with tempfile.TemporaryDirectory() as none:  # a folder that is not there stays so
                 folder = args.out if args.out.is_dir() else Path(none)
-                print(dry_run.estimate(Run(grid, model, instruments, folder), world))
+                work = Run(grid, model, instruments, folder)
+                if args.effective_scale:
+                    effective.require(work, known)
+                print(dry_run.estimate(work, world))
             return
         work = Run(grid, model, instruments, args.out)
         if args.strength:
@@ -200,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
             print(strong.table(strengths))
             return
         if args.effective_scale:
-            effective.require_curve(work)
+            effective.require(work, known)
         runner.run(work, rank, world, args.rescore)
         rows = work.rows()
         if len(rows) < len(grid.units()):

@@ -29,6 +29,7 @@ from dnp.evaluation.strength import APART, along
 from dnp.evaluation.tables import COLUMNS, Row, by_picture, csv_text, grouped, interval, markdown
 from dnp.guidance import effective_scale
 
+UNSEEN = "nothing looks at these pictures; give --recogniser, --clip or --metric."
 PROMPTS = 12  # whose chains are followed, evenly from the grid
 Steps = dict[int, tuple[float, float]]  # at each t: s_eff and the rest, means over the chains
 
@@ -38,8 +39,11 @@ def is_curve(method: Contestant) -> bool:
     return method.name == "cfg" and not method.options.keys() - {"s"}
 
 
-def require_curve(work: Run) -> None:
-    """SettingsError for a grid without two scales of CFG, between which another could lie."""
+def require(work: Run, columns: Sequence[str]) -> None:
+    """SettingsError for a grid without two scales of CFG, between which another could lie, and for
+    tables without a column."""
+    if not columns:
+        raise SettingsError(UNSEEN)
     plain = [(m, s) for m in work.grid.methods if is_curve(m) for s in work.grid.scales]
     if len({work.settings(*one)["s"] for one in plain}) < 2:
         raise SettingsError(
@@ -63,7 +67,8 @@ def by_step(work: Run, method: Contestant, s: float | None = None) -> Steps:
         for t, eps, eps_phi, eps_p in steps:
             s_eff, rest = effective_scale(eps, eps_phi, eps_p)
             row = s_eff.item(), (rest / (eps_p - eps_phi).norm()).item()
-            found.setdefault(t, []).append(row)
+            if np.isfinite(row).all():  # not of a prompt that is phi
+                found.setdefault(t, []).append(row)
     return {t: tuple(np.mean(rows, 0).tolist()) for t, rows in found.items()}
 
 
@@ -73,7 +78,7 @@ def make(work: Run, records: Sequence[dict], folder: Path, primary: str | None) 
     Returns the text. SettingsError where no picture has a number."""
     rows = {(r.method, r.scale): r for r in grouped(records)}
     if (column := drawn([*rows.values()], primary)) is None:
-        raise SettingsError("nothing saw these pictures; give --recogniser or --clip.")
+        raise SettingsError(UNSEEN)
     heading, factor, digits = COLUMNS[column]
     found, curve, points, csv, body = {}, {}, {}, [], []
     for method in work.grid.methods:
