@@ -22,6 +22,12 @@ PALETTE = [
     "#d678b3",
     "#3a2a8c",
     "#8fb8de",
+    "#7a0019",
+    "#66cc66",
+    "#ff6f61",
+    "#004d40",
+    "#c9a0dc",
+    "#9e9e9e",
 ]
 FONT = ImageFont.load_default(size=14)
 
