@@ -385,7 +385,8 @@ def test_a_whole_loop_by_keyboard(chromium):
         tab_to("#ask")
         page.keyboard.press("Enter")
         assert page.inner_text("#saying").startswith("Eq. 4 at s = 1. Blue")
-        assert page.inner_text("#right") == "\N{EN DASH}"
+        shown = "document.querySelector('#right').innerText === '\N{EN DASH}'"
+        page.wait_for_function(shown, timeout=5000)  # the next frame writes it
         page.keyboard.press("2")
         page.wait_for_selector("#answers .right")
         assert page.locator("#answers .wrong").inner_text() == "Half in A, half in B"
