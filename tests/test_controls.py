@@ -18,6 +18,7 @@ from dnp.evaluation import (
     differences,
     dry,
     effective,
+    plots,
     strength,
     tables,
 )
@@ -40,10 +41,12 @@ def model():
     return dnp.load(world())
 
 
-def work_of(model, folder, *labels, steps=4, captioner=None, prompts=PROMPTS, strengths=None):
+def work_of(
+    model, folder, *labels, steps=4, captioner=None, prompts=PROMPTS, strengths=None, scales=(None,)
+):
     chosen = tuple(controls.parse(label, strengths) for label in labels)
     others = tuple(p.text for p in benchmarks.attend_excite())
-    grid = Grid(tuple(prompts), chosen, (None,), (100,), steps, None, others)
+    grid = Grid(tuple(prompts), chosen, scales, (100,), steps, None, others)
     return Run(grid, model, Instruments(captioner, None, None, "file"), folder)
 
 
@@ -168,6 +171,15 @@ def test_a_method_is_compared_with_cfg_at_its_effective_scale(model, tmp_path, m
     assert "CFG was run at s = 2, 4" in effective.make(
         twice, [*records, *({**r, "method": "cfg:s=2.0"} for r in records[:2])], tmp_path, None
     )
+    work = work_of(model, tmp_path, "cfg:s=2", "cfg:s=4", "random2", scales=(1.0, 3.0))
+    every = [{**r, "scale": s} for r in records[:4] for s in (1.0, 3.0)]
+    every += [{**r, "method": "random2", "scale": s} for r in records[:2] for s in (1.0, 3.0)]
+    shown = {}
+    monkeypatch.setattr(
+        effective, "plot", lambda points, *_: shown.update(points) or plots.Drawing(9, 9)
+    )
+    effective.make(work, every, tmp_path, None)
+    assert {name: len(of) for name, of in shown.items()} == {"CFG": 2, "random2": 2}
     with pytest.raises(SettingsError, match="add two or more to --method"):
         effective.require(work_of(model, tmp_path, "cfg:s=2", "cfg:eta=1,s=4"), ["full"])
     with pytest.raises(SettingsError, match="give --recogniser, --clip"):

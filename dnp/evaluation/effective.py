@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dnp.app.png import png, write
+from dnp.app.png import write
 from dnp.errors import NonFiniteError, SettingsError
 from dnp.evaluation.contestants import Contestant
 from dnp.evaluation.differences import at_scale
 from dnp.evaluation.grid import Run
 from dnp.evaluation.plots import plot
-from dnp.evaluation.report import drawn
+from dnp.evaluation.report import drawn, write_drawing
 from dnp.evaluation.strength import APART, along
 from dnp.evaluation.tables import COLUMNS, Row, by_picture, csv_text, grouped, interval, markdown
 from dnp.guidance import effective_scale
@@ -115,7 +115,7 @@ def make(work: Run, records: Sequence[dict], folder: Path, primary: str | None) 
         beyond = "" if at == s_eff else f"; compared at {at:g}"
         less, _ = cell(of(rows[key]) - cfg, "+")
         body.append([rows[key].name, f"{s_eff:.2f}{beyond}", f"{rest:.2f}", text, less])
-        points[rows[key].called] = [(float(s_eff), *numbers)]
+        points.setdefault(rows[key].called, []).append((float(s_eff), *numbers))
         csv += [[*key, t, f"{a:.4g}", f"{b:.4g}"] for t, (a, b) in steps.items()]
     apart = [m.label for m in work.grid.methods if m.name in APART]
     said = [f"Without an effective scale: {', '.join(apart)}.", ""] if apart else []
@@ -128,7 +128,6 @@ def make(work: Run, records: Sequence[dict], folder: Path, primary: str | None) 
     heads = ["method", "scale", "t", "effective_scale", "rest"]
     write(folder / "effective.csv", csv_text(heads, csv).encode())
     write(folder / "effective.md", text.encode())
-    drawing = plot(points, "effective scale, mean over steps", heading)
-    write(folder / "effective.png", png(drawing.image()))
-    write(folder / "effective.pdf", drawing.pdf())
+    points = {name: sorted(of_method) for name, of_method in points.items()}
+    write_drawing(folder / "effective", plot(points, "effective scale, mean over steps", heading))
     return text

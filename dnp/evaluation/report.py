@@ -131,11 +131,11 @@ def _plots(rows: Sequence[Row], folder: Path, primary: str | None) -> list[str]:
     captions = []
     curves = {k: sorted(v) for k, v in scales.items() if len(v) > 1}
     if curves:
-        _write(folder / "scales", plot(curves, "guidance scale s", heading))
+        write_drawing(folder / "scales", plot(curves, "guidance scale s", heading))
         captions += ["`scales.png`, `scales.pdf`: " + heading + " by scale."]
     if len(best) > 1:
         points = {label: [point] for label, point in best.values()}
-        _write(folder / "evaluations", plot(points, "evaluations per picture", heading))
+        write_drawing(folder / "evaluations", plot(points, "evaluations per picture", heading))
         said = "each method at its best scale on these pictures."
         captions += ["`evaluations.png`, `evaluations.pdf`: " + said]
     if captions:
@@ -143,6 +143,7 @@ def _plots(rows: Sequence[Row], folder: Path, primary: str | None) -> list[str]:
     return [*captions, ""] if captions else []
 
 
-def _write(path: Path, drawing: Drawing) -> None:
+def write_drawing(path: Path, drawing: Drawing) -> None:
+    """As a PNG and as a PDF."""
     write(path.with_suffix(".png"), png(drawing.image()))
     write(path.with_suffix(".pdf"), drawing.pdf())
