@@ -151,12 +151,12 @@ def two_term_scale(eps_phi: Tensor, eps_p: Tensor, eps_n: Tensor, s: Scale) -> T
 def effective_scale(eps: Tensor, eps_phi: Tensor, eps_p: Tensor) -> tuple[Tensor, Tensor]:
     """How much of CFG there is in any rule's eps, and how long the rest is: two tensors (B,).
 
-    s_eff = <eps - eps_phi, dp> / |dp|^2,  rest = |eps - eps_phi - s_eff * dp|
-    Our reading of the abstract of arXiv:2602.22570; dp is eps_p - eps_phi. s_eff has no unit, and
-    the rest, which is at right angles to dp, is in that of eps. CFG at s: s and 0. Perp-Neg: s,
+    s_eff = <eps - eps_phi, dp> / |dp|^2,  rest = |eps - eps_phi - s_eff * dp| / |dp|
+    Our reading of the abstract of arXiv:2602.22570; dp is eps_p - eps_phi. Neither has a unit: the
+    rest, which is at right angles to dp, is in lengths of dp. CFG at s: s and 0. Perp-Neg: s,
     whatever n is. Both are NaN for a sample whose p is phi.
     """
     push, dp = eps - eps_phi, eps_p - eps_phi
     s_eff = dot(push, dp) / dot(dp, dp)
     rest = push - column(s_eff, dp) * dp
-    return s_eff, dot(rest, rest).sqrt()
+    return s_eff, (dot(rest, rest) / dot(dp, dp)).sqrt()

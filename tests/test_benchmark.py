@@ -9,7 +9,7 @@ import torch
 
 from conftest import MINI, slow_but
 from dnp.errors import DnpError, SettingsError
-from dnp.evaluation import benchmark
+from dnp.evaluation import benchmark, runner
 from dnp.evaluation.speed import random_weights, rivals, table, throughput, turns
 from dnp.evaluation.speed.rivals import Cell
 from dnp.evaluation.speed.workers import Full, Worker, answer
@@ -195,11 +195,14 @@ def test_a_gpu_is_asked_for_all_that_the_table_is_of():
 def test_an_experiment_in_batches_makes_as_many_pictures(monkeypatch):
     monkeypatch.setattr(throughput, "STEPS", 2)
     monkeypatch.setattr("dnp.sd.find_weights", lambda path: world())
+    shares, run = [], runner.run
+    monkeypatch.setattr(runner, "run", lambda work, *of: (shares.append(of), run(work, *of)))
     lab = throughput.Laboratory("cpu", "wall")
     for batch in (1, 2):
         made, seconds = lab("experiment", "float32", batch, 2, 0, 1)
         assert made == 4 and seconds > 0
     assert lab("experiment", "float32", 2, 2, 1, 2)[0] == 2  # the second of two processes
+    assert shares == [(0, 1), (0, 1), (1, 2)]
 
 
 def test_pictures_an_hour_are_told_beside_two_processes_of_one_picture_each():

@@ -3,10 +3,13 @@
 import copy
 import hashlib
 import json
+import mmap
 import os
 import pickle
+import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from dnp.sd.files import fingerprint
 from dnp.sd.files.fingerprint import Fingerprint, of_folder
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
+STATUS = Path("/proc/self/status")
 
 
 @pytest.fixture
@@ -63,13 +67,24 @@ def test_a_byte_in_the_middle_of_a_large_file_is_seen(tmp_path):
 
 
 def test_every_piece_and_their_order_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprint, "PIECE", 8)
-    names = set()
-    for data in (b"a" * 8 + b"b" * 8, b"b" * 8 + b"a" * 8, b"a" * 8 + b"b" * 7, b"a" * 8):
+    n, names = mmap.PAGESIZE, set()
+    monkeypatch.setattr(fingerprint, "PIECE", n)
+    for data in (b"a" * n + b"b" * n, b"b" * n + b"a" * n, b"a" * n + b"b" * (n - 1), b"a" * n):
         (tmp_path / "x").write_bytes(data)
         names.add(Fingerprint([tmp_path / "x"]).whole)
         (tmp_path / "x").unlink()
     assert len(names) == 4
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="reads Linux' own counters")
+def test_a_hashed_file_is_not_resident(tmp_path):
+    def mapped():  # of files, in MB
+        return int(re.search(r"RssFile:\s+(\d+)", STATUS.read_text())[1]) / 1e3
+
+    weights = Fingerprint([big(tmp_path / "weights", 0)])
+    before = mapped()
+    _ = weights.whole
+    assert mapped() - before < 10  # of 40
 
 
 def scaled(folder):

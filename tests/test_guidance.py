@@ -110,7 +110,7 @@ def test_effective_scale_of_eq4_is_s_times_one_less_the_part_of_dn_along_dp():
         eps = guidance.negative_prompt(phi, phi + dp, phi + dn, s)
         s_eff, rest = guidance.effective_scale(eps, phi, phi + dp)
         assert_close(s_eff, torch.tensor([s * (1 - 0.25)], dtype=torch.float64))
-        assert_close(rest, torch.tensor([abs(s) * 5.0], dtype=torch.float64))
+        assert_close(rest, torch.tensor([abs(s) * 5.0 / 2.0], dtype=torch.float64))
 
 
 def test_effective_scale_is_not_a_number_where_p_is_phi():

@@ -129,13 +129,13 @@ def ccfg(near=1, far=-1, power=1.0):
     return mutant
 
 
-def effective(power=1.0, over="dp", base=True, whole=False):
+def effective(power=1.0, over="dp", base=True, whole=False, unit="dp"):
     def mutant(eps, phi, p):
         push, dp = eps - phi if base else eps, p - phi
-        size = {"dp": dp, "push": push}[over]
-        s_eff = dot(push, dp) / dot(size, size) ** power
+        size = {"dp": dot(dp, dp), "push": dot(push, push), "eps": 1}
+        s_eff = dot(push, dp) / size[over] ** power
         rest = push if whole else push - column(s_eff, dp) * dp
-        return s_eff, dot(rest, rest).sqrt()
+        return s_eff, (dot(rest, rest) / size[unit]).sqrt()
 
     return mutant
 
@@ -246,6 +246,7 @@ MUTANTS = {
         guidance, "effective_scale", lambda e, phi, p: effective_scale(e, p, 2 * p - phi)
     ),
     "s_eff: the rest is the whole push": (guidance, "effective_scale", effective(whole=True)),
+    "s_eff: the rest in units of eps": (guidance, "effective_scale", effective(unit="eps")),
     "compose: no base": (guidance, "compose", lambda phi, ts: sum((w * e for w, e in ts), 0 * phi)),
     "compose: absolute weights": (
         guidance,

@@ -67,7 +67,8 @@ def test_rules_perp_neg_has_the_effective_scale_s_at_every_step_of_a_chain():
             scales.append(s_eff[clear])
             if rule == "perp_neg":
                 across = (n - phi - rules.along(n - phi, p - phi))[clear]
-                assert_close(rest[clear], 3 * across.norm(dim=1), atol=1e-8, rtol=1e-6)
+                want = 3 * across.norm(dim=1) / (p - phi)[clear].norm(dim=1)
+                assert_close(rest[clear], want, atol=1e-8, rtol=1e-6)
     perp, eq4 = (torch.cat(scales) for scales in found.values())
     assert len(perp) > 20
     assert_close(perp, torch.full_like(perp, 3.0), atol=1e-6, rtol=0)

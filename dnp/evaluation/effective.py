@@ -65,8 +65,7 @@ def by_step(work: Run, method: Contestant, s: float | None = None) -> Steps:
         except NonFiniteError:
             continue
         for t, eps, eps_phi, eps_p in steps:
-            s_eff, rest = effective_scale(eps, eps_phi, eps_p)
-            row = s_eff.item(), (rest / (eps_p - eps_phi).norm()).item()
+            row = tuple(x.item() for x in effective_scale(eps, eps_phi, eps_p))
             if np.isfinite(row).all():  # not of a prompt that is phi
                 found.setdefault(t, []).append(row)
     return {t: tuple(np.mean(rows, 0).tolist()) for t, rows in found.items()}

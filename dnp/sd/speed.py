@@ -22,15 +22,16 @@ from dnp.sd.device import has_bf16_units
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 PRODUCT = torch.ops.mkldnn._linear_pointwise if ONEDNN else None
 MANY = 2**20  # weights of a convolution; the miniature's have fewer
+FEW = 2**22  # multiplications of a linear layer; a picture of the miniature has layers with fewer
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 
 def apply(model) -> list[str]:
     """Makes a StableDiffusion on a CPU faster; returns one line for each measure in force.
 
-    The U-Net's and the VAE's linear layers become `Linear`, the U-Net's convolutions `Conv2d`, the
-    VAE decoder's convolutions channels_last, and the process keeps freed memory. A second call
-    changes nothing. Elsewhere than on a CPU, and to the networks of a pipeline
+    The U-Net's and the VAE's linear layers become `Linear`, the U-Net's large convolutions
+    `Conv2d`, the VAE decoder's convolutions channels_last, and the process keeps freed memory. A
+    second call changes nothing. Elsewhere than on a CPU, and to the networks of a pipeline
     (`dnp.from_diffusers`), nothing is done, and the list is empty.
     """
     if model.device.type != "cpu" or not isinstance(model.unet, nn.Module):
@@ -39,8 +40,7 @@ def apply(model) -> list[str]:
     if ONEDNN:
         layers = [x for n in (model.unet, model.vae) for x in _become(n, nn.Linear, Linear)]
         measures.append(f"{len(layers)} linear layers by oneDNN")
-        layers = [x for x in _become(model.unet, nn.Conv2d, Conv2d) if x.weight.numel() >= MANY]
-        if layers:
+        if layers := _become(model.unet, nn.Conv2d, Conv2d, MANY):
             measures.append(f"{len(layers)} convolutions as products where the picture is small")
     if count := _channels_last(model.vae.post_quant_conv) + _channels_last(model.vae.decoder):
         measures.append(f"{count} convolutions of the VAE in channels_last")
@@ -75,15 +75,20 @@ def bfloat16_gain(n: int = 1024) -> float:
 class Linear(nn.Linear):
     """nn.Linear; on a CPU under no_grad or inference_mode by oneDNN, as convolutions are.
 
-    torch's own float32 product is MKL's, which is half as fast on AMD's processors (170 against
-    380 GFLOP/s on 2 cores); in bfloat16 both are oneDNN's, and this way 2 to 15 % faster. The op is
-    the one that torch.compile chooses. It has no derivative, so where one may be taken, forward or
-    backward, torch's own is used.
+    torch's own float32 product is MKL's, which on one AMD processor was half as fast (170 against
+    380 GFLOP/s on 2 cores) and on a Zen 4 a seventh slower (189 against 220); in bfloat16 both are
+    oneDNN's, and this way up to 15 % faster. The op is the one that torch.compile chooses. It has
+    no derivative, so where one may be taken, forward or backward, torch's own is used; and for few
+    products, since calling the op takes 10 us more.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _onednn_can(x, self.weight, self.bias) or x.shape[-1] != self.in_features:
-            return super().forward(x)  # of a wrong width torch's own says what is wrong
+        if (
+            not _onednn_can(x, self.weight, self.bias)
+            or x.shape[-1] != self.in_features  # torch's own says what is wrong
+            or x.numel() * self.out_features < FEW
+        ):
+            return super().forward(x)
         return PRODUCT(x, self.weight, self.bias, "none", [], "")
 
 
@@ -119,7 +124,7 @@ class Conv2d(nn.Conv2d):
         return (
             plain and self.groups == 1 and self.padding_mode == "zeros" and self.bias is not None
             and x.ndim == 4 and x.shape[1] == self.in_channels
-            and weights >= MANY and pixels <= (128 if large else 32)
+            and pixels <= (128 if large else 32)
         )  # fmt: skip
 
 
@@ -139,9 +144,11 @@ def _onednn_can(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _become(network: nn.Module, plain: type, fast: type) -> list[nn.Module]:
-    """The layers of a kind that are the fast one now; the parameters stay the same objects."""
-    found = [layer for layer in network.modules() if isinstance(layer, plain)]
+def _become(network: nn.Module, plain: type, fast: type, least: int = 0) -> list[nn.Module]:
+    """The layers of a kind, with so many weights at least, that are the fast one now; the
+    parameters stay the same objects."""
+    layers = (layer for layer in network.modules() if isinstance(layer, plain))
+    found = [layer for layer in layers if layer.weight.numel() >= least]
     for layer in found:
         if type(layer) is plain:
             layer.__class__ = fast

@@ -144,10 +144,9 @@ def growth(f: Subject, seed: int = 0) -> float:
 
 
 def effective_scale(f: Subject, draw: Draw) -> tuple[Tensor, Tensor]:
-    """`guidance.effective_scale` of a rule, (B,), and the rest, (B,), in units of |dp|."""
+    """`guidance.effective_scale` of a rule: two tensors (B,)."""
     phi, p, _ = draw.noises()
-    s_eff, rest = guidance.effective_scale(f.at(draw), phi, p)
-    return s_eff, rest / (p - phi).flatten(1).norm(dim=1)
+    return guidance.effective_scale(f.at(draw), phi, p)
 
 
 def jump(f: Subject, some: Sequence[Draw]) -> tuple[float, float | None]:

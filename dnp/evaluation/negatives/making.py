@@ -22,9 +22,10 @@ from dnp.errors import NonFiniteError, SettingsError
 from dnp.evaluation import record_keys
 from dnp.evaluation.labels import OfWorld, labels_for
 from dnp.evaluation.negatives.rules import Setting
-from dnp.generation import prepared, walk
+from dnp.generation import begun, prepared
 from dnp.guidance import effective_scale
 from dnp.methods.conditions import together
+from dnp.methods.method import Asked
 from dnp.methods.words import describe
 from dnp.sd.world import ANIMALS, OBJECTS, subjects
 
@@ -66,21 +67,19 @@ def _batch_of_one(model, setting, pair, negative, seed, steps) -> Sampled:
 def _batch(model, setting, pairs, negatives, seeds, steps, strength) -> Sampled:
     takes = setting.method in ("np", "np2")
     given = {"s": None, **setting.settings, "steps": steps, "images": len(pairs)}
-    first = negatives[0] if takes else None
-    call, guided = prepared(model, pairs[0][0], setting.method, first, None, None, given)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    z_T = call.noise(generators, guided.positive)
-    guided.begin(call, negatives if takes else [None] * len(pairs), z_T)
-    guided.conditions["p"] = call.encode([p for p, _ in pairs])  # a call has one p, a batch many
-    rows = []
-    for t, z_t, _, eps in walk(call, guided, z_T, generators):
+    asked = zip(pairs, seeds, negatives)
+    rows = [Asked(p, seed, n if takes else None) for (p, _), seed, n in asked]
+    first = rows[0].prompt, setting.method, rows[0].negative
+    call, guided = prepared(model, *first, None, None, given)
+    call.rows = rows
+    found = []
+    for t, z_t, _, eps in begun(call, guided, range(len(rows)), guided.words(call)[0])[1]:
         if t >= 0 and strength:
             both = [guided.conditions[c] for c in ("phi", "p")]
             eps_phi, eps_p = together(model.eps, z_t, torch.tensor(t, device=z_t.device), both)
-            s_eff, rest = effective_scale(eps, eps_phi, eps_p)
-            rest = rest / (eps_p - eps_phi).flatten(1).norm(dim=1)
-            rows.append([t, *([round(float(x), 4) for x in of] for of in (s_eff, rest))])
-    return Sampled(model.decode(z_t), guided.evaluations, rows)
+            strengths = effective_scale(eps, eps_phi, eps_p)
+            found.append([t, *([round(float(x), 4) for x in of] for of in strengths)])
+    return Sampled(model.decode(z_t), guided.evaluations, found)
 
 
 def random_negative(pair: Sequence[str], seed: int) -> str:

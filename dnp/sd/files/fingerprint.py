@@ -80,7 +80,10 @@ class _Opened:
         with memoryview(self.data) as view, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
 
             def piece(start: int) -> bytes:
-                return hashlib.sha256(view[start : start + PIECE]).digest()
+                digest = hashlib.sha256(view[start : start + PIECE]).digest()
+                if hasattr(mmap, "MADV_DONTNEED"):  # else the weights are resident twice
+                    self.data.madvise(mmap.MADV_DONTNEED, start, PIECE)
+                return digest
 
             pieces = b"".join(pool.map(piece, range(0, len(view), PIECE)))
         self._require_unchanged()
