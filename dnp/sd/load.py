@@ -84,7 +84,7 @@ def load(
         (VAE, vae, parts.tensors["vae"], wide),
         *(second if parts.text_2 else []),
     ):
-        with torch.device("meta"):
+        with tensors.unfilled():
             network = build(config)
         networks.append(tensors.fill(network, entries, device, kind, what))
     if vae_dtype != wide:
@@ -135,7 +135,7 @@ def describe(path: str | Path) -> str:
         *([("text_2", CLIPTextModel, parts.text_2)] if parts.text_2 else []),
     )
     for name, build, config in networks:
-        with torch.device("meta"):
+        with tensors.unfilled():
             count = sum(p.numel() for p in build(config).parameters())
         said = ", ".join(f"{k} {v}" for k, v in vars(config).items())
         rows.append(f"{name:<11} {count:,} parameters: {said}")

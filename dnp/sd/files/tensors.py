@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dnp.errors import WeightsError
 from dnp.sd.files import not_ours
@@ -219,6 +221,23 @@ def rename(key: str) -> str:
     return key
 
 
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Networks that are built inside have shapes and no numbers: on the meta device, undrawn."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """What torch.nn.init would draw is left as it is, which is half of the time of building."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def fill(
     network: nn.Module, have: Mapping[str, Stored], device: torch.device, dtype: torch.dtype,
     what: str,
@@ -245,15 +264,16 @@ def fill(
             f"{len(keys)} {kind} ({examples(keys)})" for kind, keys in problems.items() if keys
         )
         raise WeightsError(f"{what}: {differences}; take both files from the same source.")
-    state, files, converted = {}, {}, 0
+    files, converted, modules = {}, 0, dict(network.named_modules())
     for k in want:
         x = have[k].read(files).reshape(want[k].shape)
-        state[k] = x.to(dtype).to(device)  # first the dtype: MPS has no float64
-        converted += 0 if state[k] is x else x.nbytes
+        y = x.to(dtype).to(device)  # first the dtype: MPS has no float64
+        converted += 0 if y is x else x.nbytes
         if converted > PIECE:  # what was read of a map is in memory for as long as the map is
             files, converted = {}, 0
-    network.load_state_dict(state, assign=True)
-    return network.requires_grad_(False).eval()
+        where, _, name = k.rpartition(".")
+        setattr(modules[where], name, nn.Parameter(y, requires_grad=False))
+    return network.eval()
 
 
 def examples(names: Sequence[str]) -> str:
