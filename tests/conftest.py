@@ -14,7 +14,7 @@ import torch
 
 import dnp
 from browser import a_study, chromium  # noqa: F401 - for test_browser*.py
-from command_line import cli, pixels, refused  # noqa: F401 - for the tests of commands
+from command_line import cli, pixels, refused, small_cli  # noqa: F401 - for the tests of commands
 from dnp.sd import speed
 from runs import copy, finished, made, weights_are_opened_once  # noqa: F401 - for test_runs*.py
 from single_files import both, family, tokenizers_once  # noqa: F401 - for the tests of files

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 import dnp
-from command_line import miniature_once
+from command_line import once_of
 from conftest import MINI
 from dnp.app import png
 from dnp.app import sheet as sheet_room
@@ -28,7 +28,7 @@ def single():
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(load, "load", miniature_once(load.load))
+    monkeypatch.setattr(load, "load", once_of(MINI, load.load))
     monkeypatch.setattr(captioner, "load_captioner", once(captioner.load_captioner))
 
     def run(*words):
