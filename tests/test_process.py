@@ -60,9 +60,8 @@ def alone_once(weights, **given):
 @pytest.mark.parametrize(("method", "settings"), CALLS)
 def test_what_surrounds_a_call_does_not_change_its_picture(around, method, settings):
     given = dict(method=method, s=3, steps=2, seed=1, size=(32, 32), **settings)
-    weights = (
-        MINI if around == "precision of products" else world()
-    )  # the products of small networks keep their bits
+    small = around != "precision of products"  # products of small networks keep their bits in it
+    weights = world() if small else MINI
     model, alone = alone_once(weights, **given)
     with AROUND[around]():
         set_by_the_caller = nothing_set()
