@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -438,7 +439,9 @@ def test_on_another_address_nothing_is_served_without_the_token(small_model):
 def test_the_command_says_where_the_page_is_and_ends_with_ctrl_c(tmp_path):
     code = "import signal, dnp.app.command_line as c; "  # a shell may have told it to ignore them
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
-    words = ["--page", "--port", "0", "--host", "127.0.0.1"]
+    no_captioner = shutil.ignore_patterns("captioner", "clip", "training")  # 2 s of imports
+    shutil.copytree(world(), tmp_path / "weights", ignore=no_captioner)
+    words = ["--page", "--port", "0", "--host", "127.0.0.1", "--weights", "weights"]
     run = subprocess.Popen(
         [sys.executable, "-c", code, *words], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
