@@ -14,6 +14,7 @@ import time
 import pytest
 from PIL import Image
 
+from command_line import once_of
 from conftest import ROOT, refused
 from dnp.app import command_line, desk, drawing, options
 from dnp.app import page as served_page
@@ -21,6 +22,7 @@ from dnp.app.asks import interval
 from dnp.errors import NonFiniteError, WeightsError
 from dnp.generation import prepared
 from dnp.methods.models import load_own
+from dnp.sd import load
 from experiments import world
 from page import TINY, Client, serving
 from test_models import FILE
@@ -33,6 +35,13 @@ SMALL = {"weights": str(world())}  # what `small_model` was opened from; its lin
 def the_page(small_model):
     with serving(small_model, {"size": (32, 32), **SMALL}) as (port, its_desk):
         yield port, its_desk
+
+
+@pytest.fixture
+def cli(cli, monkeypatch):
+    """As for all tests, and the networks of the page are opened once."""
+    monkeypatch.setattr(load, "load", once_of(world().resolve(), load.load))
+    return cli
 
 
 @pytest.fixture
