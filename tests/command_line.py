@@ -10,18 +10,19 @@ from PIL import Image
 
 from dnp.app.command_line import main
 from dnp.sd import captioner, load
+from experiments import world
 from runs import once
 
 MINI = Path(__file__).resolve().parents[1] / "weights" / "mini"
 
 
 @functools.cache
-def miniature_once(load):
-    """`load`, which opens the miniature once; each call gets a model that knows nothing yet."""
+def once_of(folder, load):
+    """`load`, which opens a folder once; each call gets a model that knows nothing yet."""
     kept = {}
 
     def opened(path, *how):
-        if Path(path).resolve() != MINI:
+        if Path(path).resolve() != folder:
             return load(path, *how)
         if how not in kept:
             kept[how] = load(path, *how)
@@ -43,9 +44,10 @@ def ended(command, capsys):
 
 @pytest.fixture
 def cli(tmp_path, capsys, monkeypatch):
-    """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr)."""
+    """Runs the script in-process: cli(*words) -> (exit code, PNGs written, stdout, stderr). On the
+    miniature, as the script itself, where no weights are named."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(load, "load", miniature_once(load.load))
+    monkeypatch.setattr(load, "load", once_of(MINI, load.load))
     monkeypatch.setattr(captioner, "load_captioner", once(captioner.load_captioner))
 
     def run(*words):
@@ -55,6 +57,21 @@ def cli(tmp_path, capsys, monkeypatch):
         run.dns = [path for path in new if "-auto-dnp-dns-" in path.name]
         new = [path for path in new if path not in run.dns]
         return code, new, out, err
+
+    return run
+
+
+@pytest.fixture
+def small_cli(cli, monkeypatch):
+    """`cli` on small random networks, `experiments.world`, where no weights are named: for tests of
+    what is written, named, refused and made again, and not of what pictures show."""
+    monkeypatch.setattr(load, "load", once_of(world().resolve(), load.load))
+    named = {"--weights", "--from", "--model"}  # a PNG names the weights that it was made with
+
+    def run(*words):
+        result = cli(*words, *(() if named & set(words) else ("--weights", world())))
+        run.dns = cli.dns
+        return result
 
     return run
 

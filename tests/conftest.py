@@ -14,8 +14,9 @@ import torch
 
 import dnp
 from browser import a_study, chromium  # noqa: F401 - for test_browser*.py
-from command_line import cli, pixels, refused  # noqa: F401 - for the tests of commands
+from command_line import cli, pixels, refused, small_cli  # noqa: F401 - for the tests of commands
 from dnp.sd import speed
+from experiments import world
 from runs import copy, finished, made, weights_are_opened_once  # noqa: F401 - for test_runs*.py
 from single_files import both, family, tokenizers_once  # noqa: F401 - for the tests of files
 
@@ -264,6 +265,14 @@ def tiny(tmp_path_factory):
 def mini():
     """The miniature with the speed measures, as the commands have it."""
     model = dnp.load(MINI)
+    speed.apply(model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """Small random networks with the speed measures, as `small_cli` has them."""
+    model = dnp.load(world())
     speed.apply(model)
     return model
 

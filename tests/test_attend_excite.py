@@ -13,8 +13,8 @@ from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks
 from dnp.methods import attend_excite as ae
 from dnp.schedule import Schedule
-from dnp.sd import speed
 from dnp.sd.attention import AttentionMaps
+from experiments import world
 
 PAIR = "a cat and a dog"
 QUICK = {"ae_refinements": 0, "ae_until": 0.5, "s": 2.0}
@@ -28,7 +28,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def single():
-    return dnp.load(MINI)
+    """Small random networks, for what is counted, refused and wired."""
+    return dnp.load(world())
 
 
 def randn(*shape, seed=0):
@@ -153,12 +154,10 @@ def test_the_gradient_agrees_with_finite_differences_and_lowers_the_loss(model, 
         assert before > 0.1 and value(ae.excite(z, grad, 0.01), t) < before
 
 
-def test_the_speed_measures_leave_the_gradient_as_it_is(single):
+def test_the_speed_measures_leave_the_gradient_as_it_is(mini):
     z, t = randn(2, 4, 8, 8).float(), torch.tensor(700)
-    fast = dnp.load(MINI)
-    speed.apply(fast)
     made = []
-    for m in (single, fast):
+    for m in (dnp.load(MINI), mini):
         value = loss_of(m, 1)
         with torch.no_grad():
             made.append(ae.gradient(lambda z, value=value: value(z, t), z))
@@ -273,8 +272,8 @@ def test_ae_auto_dnp_takes_the_words_of_auto_dnp(single):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp2m"])
-def test_trajectory_shows_the_moved_latent(model, sampler):
-    z_T = randn(1, 4, 8, 8)
+def test_trajectory_shows_the_moved_latent(sampler):
+    model, z_T = dnp.load(world(), dtype=torch.float64), randn(1, 4, 8, 8)
     own = {**QUICK, "ae_step": 2.0, "sampler": sampler}
     (t, z_t, z0_hat, eps), (t_next, *_), *_ = dnp.trajectory(
         model, PAIR, "ae", z_T=z_T, steps=4, **own
@@ -317,8 +316,8 @@ BAD = [
     ("ae", PAIR, {"ae_thresholds": ()}, "give 1 to 5 numbers"),
     ("ae", PAIR, {"ae_thresholds": (2.0,)}, "give 1 to 5 numbers"),
     ("ae", PAIR, {"ae_refinements": 1.5}, "choose a whole number from 0 to 1000"),
-    ("ae", PAIR, {"ae_level": 3}, "choose 0 to 2"),
-    ("ae", PAIR, {"ae_level": 2, "size": (16, 16)}, "maps of 1 x 1 here; choose a lower"),
+    ("ae", PAIR, {"ae_level": 3}, "choose 0 to 1"),
+    ("ae", PAIR, {"ae_level": 1, "size": (8, 8)}, "maps of 1 x 1 here; choose a lower"),
 ]
 
 
@@ -347,11 +346,11 @@ def test_other_models_have_no_attention_or_no_own_things(tiny, single):
         dnp.generate(single, PAIR, "ae", steps=1)
 
 
-def test_the_world_and_the_recommendations_of_the_miniature(single, tmp_path):
-    assert single.config.things == (*benchmarks.ANIMALS, *benchmarks.OBJECTS)
+def test_the_world_and_the_recommendations_of_the_miniature(mini, tmp_path):
+    assert mini.config.things == (*benchmarks.ANIMALS, *benchmarks.OBJECTS)
     for prompt in benchmarks.attend_excite():
         subjects = [w for _, w in benchmarks.subjects(prompt.text)]
-        assert ae.things(single.config.things, prompt.text) == subjects
-    own = ae.PUBLISHED | single.config.attend_excite
-    made = dnp.generate(single, PAIR, "ae", steps=1, **QUICK).settings
+        assert ae.things(mini.config.things, prompt.text) == subjects
+    own = ae.PUBLISHED | mini.config.attend_excite
+    made = dnp.generate(mini, PAIR, "ae", steps=1, **QUICK).settings
     assert {k: made[k] for k in own} == {**own, **{k: v for k, v in QUICK.items() if k != "s"}}

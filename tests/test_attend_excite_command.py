@@ -6,54 +6,44 @@ from collections import Counter
 import pytest
 
 import dnp
-from command_line import miniature_once
-from conftest import MINI
 from dnp.app import png
 from dnp.app import sheet as sheet_room
-from dnp.app.command_line import main
 from dnp.errors import SettingsError
 from dnp.evaluation import benchmarks, contestants, dry, strength
 from dnp.evaluation.grid import Grid, Run
 from dnp.evaluation.measure import Instruments
-from dnp.sd import captioner, load
-from runs import once
+from experiments import world
 from test_attend_excite import PAIR, SMALL
 
 
 @pytest.fixture(scope="module")
 def single():
-    return dnp.load(MINI)
+    return dnp.load(world())
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(load, "load", miniature_once(load.load))
-    monkeypatch.setattr(captioner, "load_captioner", once(captioner.load_captioner))
+def command(small_cli):
+    """(pictures, stdout, stderr) of a command in small."""
 
     def run(*words):
-        before = {*tmp_path.glob("outputs/*.png")}
-        try:
-            main([*map(str, words), "--size", "32", "32"])
-        except SystemExit:
-            return [], capsys.readouterr()
-        return sorted({*tmp_path.glob("outputs/*.png")} - before), capsys.readouterr()
+        _, new, *told = small_cli(*words, "--size", 32, 32)
+        return new, *told
 
     return run
 
 
 def test_a_png_makes_its_picture_again(command):
     how = ["--ae-step", 30, "--ae-thresholds", "0.1:0.3", "--ae-refinements", 2]
-    (picture,), told = command(PAIR, "--method", "ae", "--steps", 3, "--subjects", "dog", *how)
-    assert "network evaluations, " in told.out and " gradients per picture" in told.out
+    (picture,), out, _ = command(PAIR, "--method", "ae", "--steps", 3, "--subjects", "dog", *how)
+    assert "network evaluations, " in out and " gradients per picture" in out
     made = png.read_settings(picture)
     assert (made["subjects"], made["ae_step"], made["ae_thresholds"]) == ("dog", 30, [0.1, 0.3])
     before = picture.read_bytes()
     assert command("--from", picture)[0] == [] and picture.read_bytes() == before
-    (other,), _ = command("a red car", "--from", picture)
+    (other,), *_ = command("a red car", "--from", picture)
     assert png.read_settings(other)["subjects"] == "car"
     assert png.read_settings(other)["ae_step"] == 30
-    (cfg,), _ = command("--from", picture, "--method", "cfg")
+    (cfg,), *_ = command("--from", picture, "--method", "cfg")
     assert "ae_step" not in png.read_settings(cfg)
 
 
@@ -75,22 +65,22 @@ def test_ae_has_a_row_of_the_sheet_where_there_are_subjects(command, monkeypatch
 
 
 def test_a_damaged_recommendation_is_refused(command, tmp_path):
-    (tmp_path / "mini").mkdir()
-    for part in MINI.iterdir():
+    (tmp_path / "small").mkdir()
+    for part in world().iterdir():
         if part.is_dir():
-            (tmp_path / "mini" / part.name).symlink_to(part)
+            (tmp_path / "small" / part.name).symlink_to(part)
     for excite, sentence in (
         ({"step": 1}, "attend_excite in dnp.json of these weights: step is not a setting; "),
         ({"ae_step": "1"}, "of these weights: ae_step = '1' is not possible; choose a number"),
         ({"ae_step": -1}, "of these weights: ae_step = -1 is not possible; choose a number of at"),
         ([1], "attend_excite must map settings to values"),
     ):
-        (tmp_path / "mini" / "dnp.json").write_text(json.dumps({"attend_excite": excite}))
+        (tmp_path / "small" / "dnp.json").write_text(json.dumps({"attend_excite": excite}))
         words = [PAIR, "--method", "ae", "--subjects", "cat, car"]
-        made, told = command(*words, "--weights", tmp_path / "mini")
-        assert made == [] and sentence in told.err
-    (tmp_path / "mini" / "dnp.json").write_text(json.dumps({"things": "cat"}))
-    assert "things must be a list of words" in command(PAIR, "--weights", tmp_path / "mini")[1].err
+        made, _, err = command(*words, "--weights", tmp_path / "small")
+        assert made == [] and sentence in err
+    (tmp_path / "small" / "dnp.json").write_text(json.dumps({"things": "cat"}))
+    assert "things must be a list of words" in command(PAIR, "--weights", tmp_path / "small")[2]
 
 
 def test_the_experiments_count_a_gradient_as_two_evaluations(single):

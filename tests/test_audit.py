@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import dnp
-from command_line import miniature_once
+from command_line import once_of
 from conftest import MINI
 from dnp.errors import SettingsError
 from dnp.evaluation import audit as audits
@@ -295,7 +295,7 @@ def test_progress_is_told_of_every_evaluation():
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_bad_input_is_a_sentence(words, sentence, tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "load", miniature_once(load.load))
+    monkeypatch.setattr(load, "load", once_of(MINI, load.load))
     with pytest.raises(dnp.DnpError, match=sentence):
         audits.main([*words, "--out", str(tmp_path)])
     assert [*tmp_path.iterdir()] == []

@@ -87,7 +87,7 @@ def test_the_decoder_is_in_bfloat16_too_where_the_processor_has_the_units(monkey
 
 @units
 def test_from_makes_a_picture_again_and_one_from_before_with_a_float32_decoder(cli, tmp_path):
-    _, (png,), _, _ = cli("a cat", "--steps", 10, "--dtype", "bfloat16")
+    _, (png,), _, _ = cli("a cat", "--steps", 2, "--dtype", "bfloat16")
     told = read_settings(png)
     assert (told["dtype"], told["vae_dtype"]) == ("bfloat16", "bfloat16")
     assert cli("--from", png, "--out", "again")[0] == 0

@@ -62,10 +62,10 @@ def test_a_memory_sees_no_step_outside_the_interval():
     assert [t for _, _, t, _, _ in rule.steps] == [t for t, _ in PAIRS[3:7]]
 
 
-def test_a_memory_has_no_part_in_the_chain_of_a_dns_image(mini):
+def test_a_memory_has_no_part_in_the_chain_of_a_dns_image(small_model):
     rule = Memory()
     made = dnp.generate(
-        mini, "a cat", "auto-dnp", steps=2, rule=rule, captioner=lambda images: ["a dog"]
+        small_model, "a cat", "auto-dnp", steps=2, rule=rule, captioner=lambda images: ["a dog"]
     )
     assert len(rule.resets) == 1 and len(rule.steps) == 2 and made.nfe == 2 * 2 + 3 * 2
 
@@ -82,10 +82,12 @@ SOURCES = {  # method and settings, with the method that has words for the same 
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_rule_works_with_every_source_of_words(mini, source):
+def test_a_rule_works_with_every_source_of_words(small_model, source):
     kw = dict(steps=2, s=2.0)
-    made = dnp.generate(mini, "a cat", rule="negative_prompt_two_term", **SOURCES[source], **kw)
-    want = dnp.generate(mini, "a cat", "np2", WORDS[0], **kw)
+    made = dnp.generate(
+        small_model, "a cat", rule="negative_prompt_two_term", **SOURCES[source], **kw
+    )
+    want = dnp.generate(small_model, "a cat", "np2", WORDS[0], **kw)
     assert made.negative == WORDS[0] and made.settings["rule"] == "negative_prompt_two_term"
     assert_close(made.latents[1], want.latents[1], atol=1e-5, rtol=1e-5)
     assert made.nfe == want.nfe + (4 if source in ("asked", "captioned") else 0)
@@ -171,12 +173,12 @@ def test_both_intervals_together_and_the_rule_of_one_s_own():
     assert torch.equal(end(push, **everywhere), end(push, negative=1))
 
 
-def test_the_chain_of_a_dns_image_and_answer_s_inner_chain_have_no_interval(mini):
+def test_the_chain_of_a_dns_image_and_answer_s_inner_chain_have_no_interval(small_model):
     kw = dict(steps=2, captioner=lambda images: (shown.extend(images), ["a dog"])[1])
     shown = []
-    made = dnp.generate(mini, "a cat", "auto-dnp", interval=(1e8, 1e9), **kw)
+    made = dnp.generate(small_model, "a cat", "auto-dnp", interval=(1e8, 1e9), **kw)
     assert made.nfe == 2 * 2 + 2  # a whole DNS image, and p alone
-    dnp.generate(mini, "a cat", "auto-dnp", **kw)
+    dnp.generate(small_model, "a cat", "auto-dnp", **kw)
     assert shown[0].tobytes() == shown[1].tobytes()
     model = Counted()  # the inner chain of the only step inside runs on to levels outside
     walk(model=model, method="answer", K=3, K_until=1.0, interval=inside(2, 3))
@@ -218,7 +220,7 @@ def test_generate_is_the_last_row_of_a_trajectory_of_a_toy(name):
 
 @pytest.mark.parametrize("method", ["cfg", "answer"])
 def test_generate_is_the_last_row_of_a_trajectory_of_the_miniature(mini, method):
-    kw = dict(method=method, steps=3, seed=2, images=2)
+    kw = dict(method=method, steps=3, seed=2, images=2, size=(32, 32))
     rows = list(dnp.trajectory(mini, "a red car", **kw))
     check_rows(rows, mini.schedule, mini.schedule.pairs(3, mini.config.spacing))
     made = dnp.generate(mini, "a red car", **kw)

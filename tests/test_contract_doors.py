@@ -16,6 +16,7 @@ from dnp.evaluation import __main__ as evaluation
 from dnp.evaluation import contestants as compared
 from dnp.methods import own
 from dnp.methods import rule as contract
+from experiments import world
 from own_rules import STEPS, Called, Counted, Memory, Module, decorated, pull, push
 
 # -------------------------------------------------------------------------------------- the doors
@@ -47,20 +48,23 @@ def pixels(image):
     return np.asarray(image if isinstance(image, Image.Image) else Image.open(image)).astype(int)
 
 
-def test_the_doors_make_the_same_picture(cli, mine, mini, monkeypatch):
+def test_the_doors_make_the_same_picture(small_cli, mine, small_model, monkeypatch):
     prompt, kw = "a cat and a red car", dict(steps=2, s=3.0, K_until=1.0)
-    plain = dnp.generate(mini, prompt, "answer", **kw)
+    plain = dnp.generate(small_model, prompt, "answer", **kw)
     by_name = dnp.generate(
-        mini, prompt, "answer", rule="mine.py:soft", rule_options={"tau": 0.3}, **kw
+        small_model, prompt, "answer", rule="mine.py:soft", rule_options={"tau": 0.3}, **kw
     )
     soft = contract.find("mine.py:soft")
-    by_value = dnp.generate(mini, prompt, "answer", rule=soft, rule_options={"tau": 0.3}, **kw)
+    by_value = dnp.generate(
+        small_model, prompt, "answer", rule=soft, rule_options={"tau": 0.3}, **kw
+    )
     words = [prompt, "--method", "answer", "--steps", 2, "--scale", 3, "--K-until", 1]
-    _, (typed,), _, _ = cli(*words, "--rule", "mine.py:soft", "--option", "tau=0.3")
+    _, (typed,), _, _ = small_cli(*words, "--rule", "mine.py:soft", "--option", "tau=0.3")
     (mine.parent / "prompts.txt").write_text(prompt + "\n")
     label = "answer:rule=mine.py:soft,o.tau=0.3,K_until=1"
     evaluation.main(
-        f"--benchmark prompts.txt --method {label} --scale 3 --seeds 1 --steps 2 --out run".split()
+        f"--weights {world()} --benchmark prompts.txt --method {label} --scale 3 --seeds 1 "
+        "--steps 2 --out run".split()
     )
     (compared_with,) = mine.parent.glob("run/images/*.png")
     monkeypatch.setitem(rules.RULES, "soft", functools.partial(soft, tau=0.3))
@@ -68,12 +72,12 @@ def test_the_doors_make_the_same_picture(cli, mine, mini, monkeypatch):
     class Mine(methods.Answer):
         name, own_rule = "mine", "soft"
 
-    by_class = dnp.generate(mini, prompt, Mine, **kw)
+    by_class = dnp.generate(small_model, prompt, Mine, **kw)
     monkeypatch.setitem(methods.METHODS, "mine", Mine)
-    by_row = dnp.generate(mini, prompt, "mine", **kw)
+    by_row = dnp.generate(small_model, prompt, "mine", **kw)
     words[2] = "mine"
-    _, (typed_row,), _, _ = cli(*words)
-    _, (registered,), _, _ = cli(*words[:2], "answer", *words[3:], "--rule", "soft")
+    _, (typed_row,), _, _ = small_cli(*words)
+    _, (registered,), _, _ = small_cli(*words[:2], "answer", *words[3:], "--rule", "soft")
     want = pixels(by_value.images[0])
     assert abs(want - pixels(plain.images[0])).max() > 20
     in_python = [made.images[0] for made in (by_name, by_class, by_row)]
@@ -81,63 +85,63 @@ def test_the_doors_make_the_same_picture(cli, mine, mini, monkeypatch):
         assert abs(pixels(made) - want).max() <= 1
 
 
-def test_a_png_holds_the_rule_s_name_its_options_and_the_hash(cli, mine):
+def test_a_png_holds_the_rule_s_name_its_options_and_the_hash(small_cli, mine):
     words = ["a cat", "--negative", "a dog", "--steps", 1, "--rule", "mine.py:soft"]
-    _, (picture,), _, _ = cli(*words, "--option", "tau=0.3")
+    _, (picture,), _, _ = small_cli(*words, "--option", "tau=0.3")
     held = png.read_settings(picture)
     assert (held["rule"], held["rule_options"]) == ("mine.py:soft", {"tau": 0.3})
     assert held["rule_sha256"] == contract.read("mine.py:soft", {"tau": 0.3}).sha256
     assert held["method"] == "np"
-    _, (picture,), _, _ = cli(*words[:-2], "--method", "np")
+    _, (picture,), _, _ = small_cli(*words[:-2], "--method", "np")
     held = png.read_settings(picture)
     assert held["rule"] is None and "rule_sha256" not in held
 
 
-def test_from_never_imports_a_file_that_a_png_names(cli, mine):
+def test_from_never_imports_a_file_that_a_png_names(small_cli, mine):
     marker = mine.with_name("marker")
     words = ["a cat", "--negative", "a dog", "--steps", 2, "--rule", "mine.py:soft"]
-    _, (first,), _, _ = cli(*words, "--option", "tau=0.3")
+    _, (first,), _, _ = small_cli(*words, "--option", "tau=0.3")
     assert marker.exists()
     kept = first.rename(mine.with_name("kept.png"))
     marker.unlink()
     for more in ([], ["--scale", 2], ["--seed", 3], ["--option", "tau=1"]):
-        code, new, _, err = cli("--from", kept, *more)
+        code, new, _, err = small_cli("--from", kept, *more)
         assert code == 2 and new == [] and not marker.exists()
         assert "no picture makes a file run; add --rule mine.py:soft" in err
-    code, (other,), _, _ = cli("--from", kept, "--rule", "perp_neg")
+    code, (other,), _, _ = small_cli("--from", kept, "--rule", "perp_neg")
     assert code == 0 and not marker.exists()
-    code, (_,), _, _ = cli("--from", kept, "--method", "dns")
+    code, (_,), _, _ = small_cli("--from", kept, "--method", "dns")
     assert code == 0 and not marker.exists()
-    code, (again,), _, err = cli("--from", kept, "--rule", "mine.py:soft")
+    code, (again,), _, err = small_cli("--from", kept, "--rule", "mine.py:soft")
     assert code == 0 and marker.exists() and "code is not that" not in err
     assert (pixels(again) == pixels(kept)).all()  # with the options of the PNG
-    code, (other,), _, _ = cli("--from", kept, "--rule", "mine.py:soft", "--option", "tau=1")
+    code, (other,), _, _ = small_cli("--from", kept, "--rule", "mine.py:soft", "--option", "tau=1")
     assert code == 0 and png.read_settings(other)["rule_options"] == {"tau": 1}
     mine.write_text(FILE.replace("- tau", "+ tau"))
-    _, (turned,), _, err = cli("--from", kept, "--rule", "mine.py:soft")
+    _, (turned,), _, err = small_cli("--from", kept, "--rule", "mine.py:soft")
     assert "this rule's code is not that which the PNG was made with" in err
     assert not (pixels(turned) == pixels(kept)).all()
 
 
 @pytest.mark.parametrize("name", ["mine.py:soft", "./mine.py:soft", "mine.py", "mine.py:soft:x"])
-def test_no_spelling_of_a_file_in_a_png_makes_it_run(cli, mine, name):
+def test_no_spelling_of_a_file_in_a_png_makes_it_run(small_cli, mine, name):
     settings = {"prompt": "a cat", "negative": "a dog", "steps": 1, "method": "np", "rule": name}
     forged = png.save(Image.new("RGB", (8, 8)), mine.parent / "forged", "x", settings)
-    code, new, _, err = cli("--from", forged)
+    code, new, _, err = small_cli("--from", forged)
     assert code == 2 and new == [] and not mine.with_name("marker").exists()
     assert "Traceback" not in err
 
 
-def test_a_png_with_a_rule_of_the_registry_opens_by_from(cli):
+def test_a_png_with_a_rule_of_the_registry_opens_by_from(small_cli):
     words = ["a cat", "--negative", "a dog", "--steps", 2, "--rule", "ccfg", "--option", "tau=2"]
-    _, (first,), _, _ = cli(*words, "--interval", 0.5, 20, "--negative-interval", 1, 20)
+    _, (first,), _, _ = small_cli(*words, "--interval", 0.5, 20, "--negative-interval", 1, 20)
     kept = first.rename(first.with_name("kept.png"))
-    code, (again,), _, _ = cli("--from", kept)
+    code, (again,), _, _ = small_cli("--from", kept)
     held = png.read_settings(again)
     assert code == 0 and (pixels(again) == pixels(kept)).all()
     assert (held["rule"], held["rule_options"]) == ("ccfg", {"tau": 2, "plain": False})
     assert (held["interval"], held["negative_interval"]) == ([0.5, 20.0], [1.0, 20.0])
-    code, (other,), _, _ = cli("--from", kept, "--option", "plain=true")
+    code, (other,), _, _ = small_cli("--from", kept, "--option", "plain=true")
     assert png.read_settings(other)["rule_options"] == {"tau": 2, "plain": True}
 
 
@@ -214,11 +218,11 @@ class I(H):
 
 
 @pytest.mark.parametrize("name", TYPED)
-def test_rules_that_are_typed_wrongly_are_one_sentence_and_exit_2(cli, mine, name):
+def test_rules_that_are_typed_wrongly_are_one_sentence_and_exit_2(small_cli, mine, name):
     for stem, text in BROKEN.items():
         mine.with_name(f"{stem}.py").write_text(text + "\n")
     words, sentence = TYPED[name]
-    code, new, _, err = cli("a cat", "--negative", "a dog", "--steps", 1, *words)
+    code, new, _, err = small_cli("a cat", "--negative", "a dog", "--steps", 1, *words)
     error = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and new == [] and len(error) == 1 and sentence in error[0]
     assert error[0] == err.splitlines()[-1] and error[0].isprintable()
@@ -303,9 +307,9 @@ def test_a_rule_without_a_source_is_unknown_and_the_experiments_refuse_it(mine):
     assert dnp.generate(Counted(), 0, rule=hides, steps=STEPS).settings["rule_sha256"] == "unknown"
 
 
-def test_a_record_of_the_experiments_is_keyed_by_rule_options_and_file(mine, mini):
+def test_a_record_of_the_experiments_is_keyed_by_rule_options_and_file(mine, small_model):
     def settings(label):
-        return compared.settled(compared.parse(label), None, 2, mini)
+        return compared.settled(compared.parse(label), None, 2, small_model)
 
     one = settings("answer:rule=mine.py:soft,o.tau=0.3")
     assert (one["rule"], one["rule_options"]) == ("mine.py:soft", {"tau": 0.3})

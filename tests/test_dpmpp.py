@@ -148,11 +148,11 @@ def test_a_sampler_is_a_function_of_its_name():
     assert set(SAMPLERS) == set(table(Chain)["sampler"].metadata["choices"])
 
 
-def test_noise_is_refused():
+def test_noise_is_refused(small_model):
     with pytest.raises(ValueError, match="eta"):
         list(dpmpp2m_sample(lambda z, t: z, torch.ones(1, 2), SD, 2, eta=0.5))
     with pytest.raises(SettingsError, match="no eta"):
-        dnp.generate(dnp.load(MINI), "a red car", eta=0.5, sampler="dpmpp2m")
+        dnp.generate(small_model, "a red car", eta=0.5, sampler="dpmpp2m")
 
 
 # ------------------------------------------------------------------------- rules and methods
@@ -199,12 +199,11 @@ def test_dng_with_an_exact_posterior_runs_under_it():
 
 
 @pytest.mark.parametrize("method", slow_but(("cfg", "answer"), METHODS))
-def test_every_method_runs_on_the_miniature_at_its_usual_cost(method):
-    model = dnp.load(MINI)
+def test_every_method_runs_under_it_at_its_usual_cost(small_model, method):
     given = {"negative": "a dog"} if issubclass(METHODS[method], NegativePrompt) else {}
     given["size"] = (32, 32)
-    ours = dnp.generate(model, "a red car", method, **given, **SOUND)
-    ddim = dnp.generate(model, "a red car", method, **given, **{**SOUND, "sampler": "ddim"})
+    ours = dnp.generate(small_model, "a red car", method, **given, **SOUND)
+    ddim = dnp.generate(small_model, "a red car", method, **given, **{**SOUND, "sampler": "ddim"})
     assert ours.nfe == ddim.nfe and ours.settings["sampler"] == "dpmpp2m"
     assert not torch.equal(ours.latents[1], ddim.latents[1])
 

@@ -21,13 +21,15 @@ from dnp.generation import prepared
 from dnp.guidance import cfg
 from dnp.methods.conditions import guided_model
 from dnp.sd import speed
+from experiments import world
 
 small = functools.partial(dnp.generate, size=(32, 32))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return dnp.load(MINI)
+    """Small random networks; where it matters what they have learnt, a test takes `mini`."""
+    return dnp.load(world())
 
 
 def test_result_holds_what_is_needed_to_make_it_again(model):
@@ -125,37 +127,37 @@ def test_latents_can_be_used_in_autograd(model):
     assert z_0.grad is not None
 
 
-def test_encode_keeps_the_end_token_and_says_what_was_cut(model):
+def test_encode_keeps_the_end_token_and_says_what_was_cut(mini):
     long = "a cat and " * 12 + "a dog"
     told = 'has 38 tokens and the limit is 30; cut off: "a cat and a cat and a dog"'
     with pytest.warns(UserWarning, match=told):
-        cut = model.encode(long)
-    ids = model.tokenizer(long, truncation=True, max_length=32).input_ids
-    assert len(ids) == 32 and ids[-1] == model.tokenizer.eos_token_id
-    assert_close(cut, model.text_encoder(torch.tensor([ids])))
-    assert model.encode(["", "a cat"]).shape == (2, 32, 128)
+        cut = mini.encode(long)
+    ids = mini.tokenizer(long, truncation=True, max_length=32).input_ids
+    assert len(ids) == 32 and ids[-1] == mini.tokenizer.eos_token_id
+    assert_close(cut, mini.text_encoder(torch.tensor([ids])))
+    assert mini.encode(["", "a cat"]).shape == (2, 32, 128)
 
 
-def test_words_outside_the_cut_vocabulary_still_encode_byte_by_byte(model):
-    ids = model.tokenizer("zürich 猫").input_ids
+def test_words_outside_the_cut_vocabulary_still_encode_byte_by_byte(mini):
+    ids = mini.tokenizer("zürich 猫").input_ids
     assert len(ids) > 6
-    assert model.tokenizer.decode(ids[1:-1]) == "zürich 猫"
-    assert torch.isfinite(model.encode("zürich 猫")).all()
+    assert mini.tokenizer.decode(ids[1:-1]) == "zürich 猫"
+    assert torch.isfinite(mini.encode("zürich 猫")).all()
 
 
-def test_the_cut_vocabulary_keeps_one_token_for_each_word_of_the_world(model):
+def test_the_cut_vocabulary_keeps_one_token_for_each_word_of_the_world(mini):
     for word in ("elephant", "backpack", "glasses", "purple", "beach", "ugly"):
-        assert len(model.tokenizer(word).input_ids) == 3
-    one = model.tokenizer("a red car").input_ids
-    assert one == model.tokenizer("  A  Red CAR ").input_ids
+        assert len(mini.tokenizer(word).input_ids) == 3
+    one = mini.tokenizer("a red car").input_ids
+    assert one == mini.tokenizer("  A  Red CAR ").input_ids
 
 
-def test_decode_and_encode_images_are_inverse_and_change_nothing(model):
-    z = dnp.generate(model, "a red car", steps=10, seed=1).latents[1]
+def test_decode_and_encode_images_are_inverse_and_change_nothing(mini):
+    z = dnp.generate(mini, "a red car", steps=10, seed=1).latents[1]
     before = z.clone()
-    (picture,) = model.decode(z)
+    (picture,) = mini.decode(z)
     assert_close(z, before, rtol=0, atol=0)
-    back = model.encode_images([picture])
+    back = mini.encode_images([picture])
     assert back.shape == z.shape
     assert torch.nn.functional.cosine_similarity(back.flatten(), z.flatten(), dim=0) > 0.9
 
@@ -229,9 +231,9 @@ def test_no_float64_reaches_a_device(tiny, method):
         network.to("meta")
     with NoFloat64() as mode:
         c_phi, c_p = (model.encode([text]) for text in ("", "a cat"))
-        pairs = model.schedule.pairs(4)
+        pairs = model.schedule.pairs(2)
         if method == "answer":
-            given = dict(s=2.0, steps=4, K_until=1.0)
+            given = dict(s=2.0, steps=2, K_until=1.0)
             call, rule = prepared(model, "a cat", "answer", None, None, None, given)
             rule.begin(call, [None], torch.zeros(1, *model.latent_shape(), device="meta"))
         else:
@@ -244,7 +246,7 @@ def test_no_float64_reaches_a_device(tiny, method):
 
         z_T = torch.randn(1, *model.latent_shape(), device="meta")
         g = [torch.Generator().manual_seed(0)]
-        *_, (_, z_0, _) = sampling.ddim_sample(guided, z_T, model.schedule, 4, 1.0, g)
+        *_, (_, z_0, _) = sampling.ddim_sample(guided, z_T, model.schedule, 2, 1.0, g)
         assert model.vae.decode(z_0).device.type == "meta"
     assert mode.seen > 1000
 

@@ -9,7 +9,6 @@ from torch.testing import assert_close
 
 import dnp
 import mutants
-from conftest import MINI
 from dnp import toy
 from dnp.app import options
 from dnp.errors import SettingsError
@@ -20,6 +19,7 @@ from dnp.methods import attend_excite, neglect
 from dnp.methods.neglect import without
 from dnp.sampling import ddim_step
 from dnp.schedule import Schedule
+from experiments import world
 
 TRIO = "a cat, a red car and a blue chair"
 # z_t at the first two of five steps has sigma over 1.6
@@ -28,12 +28,12 @@ HERE = {"s": 2.0, "steps": 5, "size": (32, 32)}
 
 @pytest.fixture(scope="module")
 def model():
-    return dnp.load(MINI, dtype=torch.float64)
+    return dnp.load(world(), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
 def single():
-    return dnp.load(MINI)
+    return dnp.load(world())
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_a_prompt_of_one_part_is_cfg_and_says_so(single):
         dnp.generate(single, "a red car", "neglect", steps=1)
 
 
-def test_from_a_picture_h_follows_a_new_scale_and_a_given_h_stays(cli):
-    cli("a cat and a dog", "--method", "neglect", "--steps", 1)
+def test_from_a_picture_h_follows_a_new_scale_and_a_given_h_stays(small_cli):
+    small_cli("a cat and a dog", "--method", "neglect", "--steps", 1)
     png = "outputs/a-cat-and-a-dog-neglect-0.png"
 
     def h(**typed):
@@ -189,7 +189,7 @@ def test_from_a_picture_h_follows_a_new_scale_and_a_given_h_stays(cli):
     assert h(rule="perp_neg") is None
     assert h() == 2.5
     assert h(s=3.0, negative_scale=1.0) == 1.0
-    cli("a cat", "--method", "np", "--negative", "a dog", "--negative-scale", 0, "--steps", 1)
+    small_cli("a cat", "--method", "np", "--negative", "a dog", "--negative-scale", 0, "--steps", 1)
     png = "outputs/a-cat-np-0.png"
     assert h(s=3.0) == 0
 
@@ -207,14 +207,14 @@ def test_limits(single):
     assert_close(z("a red car", "neglect", **always), z("a red car", "cfg"), rtol=1e-4, atol=1e-4)
 
 
-def test_any_rule_takes_its_negative(single):
+def test_any_rule_takes_its_negative(model):
     made = {
-        rule: dnp.generate(single, TRIO, "neglect", rule=rule, **HERE)
+        rule: dnp.generate(model, TRIO, "neglect", rule=rule, **HERE)
         for rule in ("negative_prompt", "bounded", "perp_neg")
     }
     assert len({r.latents[1].sum().item() for r in made.values()}) == 3
     assert made["bounded"].settings["negative_scale"] is None
-    two = dnp.generate(single, TRIO, "neglect", negative_scale=2.0, **HERE)
+    two = dnp.generate(model, TRIO, "neglect", negative_scale=2.0, **HERE)
     assert_close(made["negative_prompt"].latents[1], two.latents[1])
 
 
@@ -225,7 +225,7 @@ def test_any_rule_takes_its_negative(single):
         (TRIO, {"subjects": "cat, bird"}, 'the subject "bird" is not in the prompt'),
         ("the grass", {}, 'needs the subjects of the prompt; add them, as in subjects="cat, dog"'),
         (TRIO, {"ae_step": 1.0}, "ae_step belongs to method ae or ae.auto-dnp, not neglect"),
-        (TRIO, {"ae_level": 3}, "choose 0 to 2"),
+        (TRIO, {"ae_level": 3}, "choose 0 to 1"),
         (TRIO, {"rule": "cfg"}, "rule cfg has no eps_n"),
         (TRIO, {"subjects": ["cat", "car"]}, "subjects = .* is not possible; give a text"),
         ("a cat and a red car", {"subjects": "cat and a red car"}, "is not a part of the prompt"),

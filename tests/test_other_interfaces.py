@@ -13,6 +13,7 @@ from dnp.errors import SettingsError
 from dnp.methods import METHODS, other_names
 from dnp.methods.chain import Chain
 from dnp.methods.fields import table
+from experiments import world
 
 FOREIGN = [
     name for names in (*other_names.HERE, *other_names.NOT_AVAILABLE) for name in names.split()
@@ -57,24 +58,24 @@ def test_an_option_of_another_tool_is_answered_with_the_option_here(cli, typed, 
 
 
 @pytest.mark.parametrize("typed", [["--size", "96x64"], ["--size=96X64"], ["--size", 64, 96]])
-def test_a_size_may_be_width_x_height_and_what_is_not_square_is_said(cli, typed):
-    code, (png,), out, _ = cli("a cat", *typed, "--steps", 1)
+def test_a_size_may_be_width_x_height_and_what_is_not_square_is_said(small_cli, typed):
+    code, (png,), out, _ = small_cli("a cat", *typed, "--steps", 1)
     assert code == 0 and Image.open(png).size == (96, 64) and "size: width 96, height 64" in out
 
 
-def test_a_square_size_is_not_said(cli):
-    assert "width" not in cli("a cat", "--steps", 1)[2]
+def test_a_square_size_is_not_said(small_cli):
+    assert "width" not in small_cli("a cat", "--steps", 1)[2]
 
 
-def test_a_negative_may_begin_with_a_dash(cli):
-    code, (png,), _, _ = cli("a cat", "--negative", "-dog", "--steps", 1, "--s", 2)
+def test_a_negative_may_begin_with_a_dash(small_cli):
+    code, (png,), _, _ = small_cli("a cat", "--negative", "-dog", "--steps", 1, "--s", 2)
     assert code == 0 and read_settings(png)["negative"] == "-dog"
-    refused(cli("a cat", "--negative", "--steps", 1), "expected one argument")
+    refused(small_cli("a cat", "--negative", "--steps", 1), "expected one argument")
 
 
-def test_a_list_of_prompts_may_have_comments_and_any_character_in_a_line(cli, tmp_path):
+def test_a_list_of_prompts_may_have_comments_and_any_character_in_a_line(small_cli, tmp_path):
     (tmp_path / "list.txt").write_text("# mine\n\na cat\u2028and a car\n  # more\r\na dog\n")
-    code, pngs, _, _ = cli("--prompts", "list.txt", "--steps", 1)
+    code, pngs, _, _ = small_cli("--prompts", "list.txt", "--steps", 1)
     told = [read_settings(png)["prompt"] for png in pngs]
     assert code == 0 and sorted(told) == ["a cat\u2028and a car", "a dog"]
 
@@ -111,25 +112,25 @@ def test_a_text_of_no_interface_is_none(text):
     assert read_parameters(text) is None
 
 
-def test_from_reads_a_picture_of_another_interface(cli, tmp_path):
+def test_from_reads_a_picture_of_another_interface(small_cli, tmp_path):
     chunk = PngImagePlugin.PngInfo()
     chunk.add_text("parameters", PARAMETERS)
     Image.new("RGB", (96, 64)).save(tmp_path / "other.png", pnginfo=chunk)
-    code, (png,), _, err = cli("--from", "other.png")
+    code, (png,), _, err = small_cli("--from", "other.png", "--weights", world())
     assert code == 0 and "another interface wrote this picture" in err
     again = ["a cat and a red car", "--negative", "a dog, ugly", "--method", "np2", "--s", 2.5,
              "--steps", 3, "--seed", 7, "--size", "96x64", "--out", "again"]  # fmt: skip
-    assert cli(*again)[0] == 0
+    assert small_cli(*again)[0] == 0
     (typed,) = (tmp_path / "again").glob("*.png")
     assert (pixels(png) == pixels(typed)).all()
 
 
-def test_a_picture_made_here_that_lost_our_chunk_is_still_read(cli, tmp_path):
-    _, (png,), _, _ = cli("a cat", "--s", 2.5, "--steps", 3, "--seed", 7)
+def test_a_picture_made_here_that_lost_our_chunk_is_still_read(small_cli, tmp_path):
+    _, (png,), _, _ = small_cli("a cat", "--s", 2.5, "--steps", 3, "--seed", 7)
     chunk = PngImagePlugin.PngInfo()
     chunk.add_text("parameters", Image.open(png).text["parameters"])
     Image.open(png).save(tmp_path / "edited.png", pnginfo=chunk)
-    code, (again,), _, _ = cli("--from", "edited.png")
+    code, (again,), _, _ = small_cli("--from", "edited.png", "--weights", world())
     assert code == 0 and (pixels(again) == pixels(png)).all() and again != png
 
 
@@ -148,8 +149,8 @@ def test_a_picture_made_here_that_lost_our_chunk_is_still_read(cli, tmp_path):
         (["--s", 0.5, "--method", "np"], ""),
     ],
 )
-def test_a_negative_that_does_nothing_or_is_drawn_is_told(cli, typed, note):
-    code, _, _, err = cli("a cat", "--negative", "a dog", "--steps", 1, *typed)
+def test_a_negative_that_does_nothing_or_is_drawn_is_told(small_cli, typed, note):
+    code, _, _, err = small_cli("a cat", "--negative", "a dog", "--steps", 1, *typed)
     assert code == 0 and (note in err if note else "at this scale" not in err)
 
 
@@ -163,7 +164,7 @@ def test_what_weights_lack_is_told_before_they_are_loaded(cli, tiny, monkeypatch
     refused(cli("a cat", "--method", *typed, "--weights", tiny), sentence)
 
 
-def test_a_dns_image_is_kept_when_its_caption_fails(cli, monkeypatch):
+def test_a_dns_image_is_kept_when_its_caption_fails(small_cli, monkeypatch):
     def fails(*_):
         def captioner(images):
             raise SettingsError("no words.")
@@ -171,7 +172,7 @@ def test_a_dns_image_is_kept_when_its_caption_fails(cli, monkeypatch):
         return captioner
 
     monkeypatch.setattr(dnp.sd.captioner, "load_captioner", fails)
-    code, pngs, _, err = cli("a cat", "--method", "auto-dnp", "--steps", 2)
+    code, pngs, _, err = small_cli("a cat", "--method", "auto-dnp", "--steps", 2)
     assert code == 2 and pngs == [] and "no words." in err
-    (dns,) = cli.dns
+    (dns,) = small_cli.dns
     assert read_settings(dns)["method"] == "dns"

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 import pytest
 from PIL import Image
 
+from command_line import once_of
 from conftest import ROOT, refused
 from dnp.app import command_line, desk, drawing, options
 from dnp.app import page as served_page
@@ -20,16 +22,26 @@ from dnp.app.asks import interval
 from dnp.errors import NonFiniteError, WeightsError
 from dnp.generation import prepared
 from dnp.methods.models import load_own
+from dnp.sd import load
+from experiments import world
 from page import TINY, Client, serving
 from test_models import FILE
 
 WORDS = {"negative": "a white balloon"}
+SMALL = {"weights": str(world())}  # what `small_model` was opened from; its lines name it
 
 
 @pytest.fixture(scope="module")
-def the_page(mini):
-    with serving(mini, {"size": (32, 32)}) as (port, its_desk):
+def the_page(small_model):
+    with serving(small_model, {"size": (32, 32), **SMALL}) as (port, its_desk):
         yield port, its_desk
+
+
+@pytest.fixture
+def cli(cli, monkeypatch):
+    """As for all tests, and the networks of the page are opened once."""
+    monkeypatch.setattr(load, "load", once_of(world().resolve(), load.load))
+    return cli
 
 
 @pytest.fixture
@@ -57,11 +69,13 @@ def same_as_typed(cli, drawn, pictures, *trusted):
         again.unlink()
 
 
-def test_a_look_and_the_picture_by_its_words_are_what_the_lines_below_them_write(cli, client, mini):
+def test_a_look_and_the_picture_by_its_words_are_what_the_lines_below_them_write(
+    cli, client, small_model
+):
     look, pictures = client.made("look", {**TINY, "seed": "3", "s": "2.5", "s_dns": "1.5"})
     assert [p["role"] for p in look["pictures"]] == ["cfg", "dns"]
     same_as_typed(cli, look, pictures)
-    assert look["words"] == mini.captioner([Image.open(io.BytesIO(pictures[1]))])[0]
+    assert look["words"] == small_model.captioner([Image.open(io.BytesIO(pictures[1]))])[0]
     form = {**WORDS, "of": look["id"], "negative_scale": "1.5"}
     picture, own = client.made("picture", form)
     same_as_typed(cli, picture, own)
@@ -86,10 +100,10 @@ def test_a_sheet_is_what_its_line_writes(cli, client):
     assert "--batch" not in drawn["pictures"][0]["line"]
 
 
-def test_the_columns_of_a_sheet_share_their_forwards(cli, mini):
+def test_the_columns_of_a_sheet_share_their_forwards(cli, small_model):
     form = {"prompt": "a plain sky", "steps": "1", "images": "2"}
-    for base, batch in (({}, 2), ({"batch": 3}, 3)):
-        with serving(mini, base) as (port, _):
+    for base, batch in ((SMALL, 2), ({"batch": 3}, 3)):
+        with serving(small_model, base) as (port, _):
             drawn, pictures = Client(port).made("sheet", form)
             assert f"--batch {batch}" in drawn["pictures"][0]["line"]
             if batch == 2:
@@ -145,12 +159,12 @@ def test_a_line_is_read_as_what_it_was_made_of(typed):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
-def test_the_steps_in_which_words_act_are_those_of_the_sliders(mini, steps):
-    call, _ = prepared(mini, "a cat", None, None, None, None, {"steps": steps})
+def test_the_steps_in_which_words_act_are_those_of_the_sliders(small_model, steps):
+    call, _ = prepared(small_model, "a cat", None, None, None, None, {"steps": steps})
     for first in {1, 2, steps // 2, steps} & set(range(1, steps + 1)):
         for last in {first, (first + steps) // 2, steps}:
             lo, hi = interval(call, first, last)
-            inside = [lo < float(mini.schedule.sigma_ve(t)) <= hi for t, _ in call.pairs]
+            inside = [lo < float(small_model.schedule.sigma_ve(t)) <= hi for t, _ in call.pairs]
             assert inside == [first <= i <= last for i in range(1, steps + 1)]
 
 
@@ -333,8 +347,8 @@ def test_the_seconds_to_go_are_those_of_all_before(the_page, client):
         time.sleep(0.01)
 
 
-def test_the_oldest_pictures_make_room(mini, monkeypatch):
-    with serving(mini) as (port, its_desk):
+def test_the_oldest_pictures_make_room(small_model, monkeypatch):
+    with serving(small_model) as (port, its_desk):
         client = Client(port)
         first, pictures = client.made("look", TINY)
         monkeypatch.setattr(desk, "MOST_DRAWS", 2)
@@ -347,9 +361,11 @@ def test_the_oldest_pictures_make_room(mini, monkeypatch):
         assert [draw["id"] for draw in history[1]] == [last["id"]] and len(its_desk.kept) == 1
 
 
-def test_of_too_many_visitors_the_first_who_waits_for_nothing_is_forgotten(mini, monkeypatch):
+def test_of_too_many_visitors_the_first_who_waits_for_nothing_is_forgotten(
+    small_model, monkeypatch
+):
     monkeypatch.setattr(desk, "MOST_VISITORS", 2)
-    with serving(mini) as (port, its_desk):
+    with serving(small_model) as (port, its_desk):
         first, second, third = (Client(port) for _ in range(3))
         assert first.ask("GET", "/about")[0] == 403 and len(its_desk.visitors) == 2
         assert second.ask("GET", "/about")[0] == third.ask("GET", "/about")[0] == 200
@@ -412,8 +428,8 @@ def test_the_page_may_run_its_own_script_and_reach_its_own_address_alone(client)
     assert not re.search(rb"https?://", text)
 
 
-def test_on_another_address_nothing_is_served_without_the_token(mini):
-    with serving(mini, token="secret", host="0.0.0.0") as (port, its_desk):
+def test_on_another_address_nothing_is_served_without_the_token(small_model):
+    with serving(small_model, token="secret", host="0.0.0.0") as (port, its_desk):
         for path in ("/", "/?token=", "/?token=secrets", "/?token=%C3%A9", "/about?token=secret",
                      "/page.html", "/nothing"):  # fmt: skip
             client = Client(port, path)
@@ -432,7 +448,9 @@ def test_on_another_address_nothing_is_served_without_the_token(mini):
 def test_the_command_says_where_the_page_is_and_ends_with_ctrl_c(tmp_path):
     code = "import signal, dnp.app.command_line as c; "  # a shell may have told it to ignore them
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); c.main()"
-    words = ["--page", "--port", "0", "--host", "127.0.0.1"]
+    no_captioner = shutil.ignore_patterns("captioner", "clip", "training")  # 2 s of imports
+    shutil.copytree(world(), tmp_path / "weights", ignore=no_captioner)
+    words = ["--page", "--port", "0", "--host", "127.0.0.1", "--weights", "weights"]
     run = subprocess.Popen(
         [sys.executable, "-c", code, *words], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
@@ -451,8 +469,8 @@ def test_the_command_says_where_the_page_is_and_ends_with_ctrl_c(tmp_path):
     assert (run.returncode, out, err) == (0, "the page has ended.\n", "")
 
 
-def test_another_address_prints_a_link_with_a_token(capsys, monkeypatch, mini):
-    monkeypatch.setattr(drawing, "opened", lambda args: mini)
+def test_another_address_prints_a_link_with_a_token(capsys, monkeypatch, small_model):
+    monkeypatch.setattr(drawing, "opened", lambda args: small_model)
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: sockets[0].close())
     opened = []
     monkeypatch.setattr(served_page, "open_browser", opened.append)
@@ -495,8 +513,8 @@ def test_help_and_the_rest_need_none_of_the_pages_packages():
     assert done.stdout.splitlines()[-1] == "[]" and "--page" in done.stdout
 
 
-def test_a_captioner_that_cannot_be_opened_is_a_note_and_a_person_has_words(mini, capsys):
-    class Captionless(type(mini)):
+def test_a_captioner_that_cannot_be_opened_is_a_note_and_a_person_has_words(small_model, capsys):
+    class Captionless(type(small_model)):
         captioner = property(lambda self: self.found(), lambda self, new: self.know(new))
 
         def found(self):
@@ -507,7 +525,7 @@ def test_a_captioner_that_cannot_be_opened_is_a_note_and_a_person_has_words(mini
         def know(self, new):
             self.known = new
 
-    model = copy.copy(mini)
+    model = copy.copy(small_model)
     model.__class__ = Captionless
     its_desk = desk.Desk(model, {})
     visitor = its_desk.welcome()

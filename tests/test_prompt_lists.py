@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import dnp
-from conftest import MINI, slow_but
+from conftest import slow_but
 from dnp.app import png
 from dnp.errors import SettingsError
 from dnp.generation import generate_rows
 from dnp.methods.method import Asked
 from dnp.toy import PointMass
+from experiments import world
 
 PAIRS = ["a cat and a dog", "a car and a bear", "a red apple and a cat"]
 WAYS = {
@@ -45,40 +46,40 @@ def forwards(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("way", slow_but(["cfg", "auto-dnp"], list(WAYS)))
 @pytest.mark.filterwarnings("ignore:with steps")
-def test_the_pictures_of_a_batched_list_are_those_of_single_prompts(cli, forwards, way):
+def test_the_pictures_of_a_batched_list_are_those_of_single_prompts(small_cli, forwards, way):
     lines, more = WAYS[way]
     more = ["--method", way, "--steps", 1, *more]
-    assert cli("--prompts", written(*lines), *more)[0] == 0
+    assert small_cli("--prompts", written(*lines), *more)[0] == 0
     together = forwards.copy()
     for line in lines:
         prompt, *negative = line.split("\t")
         words = ["--negative", *negative] if negative else []
-        assert cli(prompt, *words, *more, "--out", "alone")[0] == 0
+        assert small_cli(prompt, *words, *more, "--out", "alone")[0] == 0
     assert set(forwards) == set(together) == {more[more.index("--batch") + 1]}
     assert len(together) == 2 < len(forwards) - 2
     assert pictures("outputs") == pictures("alone")
     for path in list(Path("outputs").glob("*.png"))[::2]:  # a DNS image has another name there
-        assert cli("--from", path, "--out", "again")[0] == 0
+        assert small_cli("--from", path, "--out", "again")[0] == 0
         assert path.read_bytes() in pictures("again").values()
 
 
-def test_a_list_with_and_without_negatives_is_drawn_in_two_groups(cli, forwards):
+def test_a_list_with_and_without_negatives_is_drawn_in_two_groups(small_cli, forwards):
     file = written("a cat", "a dog\ta bear", "a car", "a bear\ta cat")
-    code, made, out, _ = cli("--prompts", file, "--steps", 1, "--batch", 2)
+    code, made, out, _ = small_cli("--prompts", file, "--steps", 1, "--batch", 2)
     assert (code, len(made), forwards) == (0, 4, [2, 2])
     assert out.count("cfg: ") == out.count("np2: ") == 1
 
 
-def test_each_sheet_of_a_list_is_of_its_own_prompt(cli):
+def test_each_sheet_of_a_list_is_of_its_own_prompt(small_cli):
     file = written("a cat", "a dog")
-    _, made, _, _ = cli("--prompts", file, "--steps", 1, "--batch", 2, "--compare")
+    _, made, _, _ = small_cli("--prompts", file, "--steps", 1, "--batch", 2, "--compare")
     assert [path.name for path in made] == ["a-cat-compare-0.png", "a-dog-compare-0.png"]
 
 
 @pytest.mark.parametrize("method", ["cfg", "auto-dnp"])
-def test_an_interrupted_list_goes_on(cli, forwards, monkeypatch, method):
+def test_an_interrupted_list_goes_on(small_cli, forwards, monkeypatch, method):
     words = ["--prompts", written(*PAIRS), "--steps", 1, "--batch", 2, "--method", method]
-    assert cli(*words, "--out", "whole")[0] == 0
+    assert small_cli(*words, "--out", "whole")[0] == 0
     save, kept = png.save, []
 
     def stops(picture, folder, name, settings):
@@ -88,29 +89,31 @@ def test_an_interrupted_list_goes_on(cli, forwards, monkeypatch, method):
         return save(picture, folder, name, settings)
 
     monkeypatch.setattr(png, "save", stops)
-    assert cli(*words)[0] == 130
+    assert small_cli(*words)[0] == 130
     monkeypatch.setattr(png, "save", save)
     forwards.clear()
-    code, _, _, err = cli(*words)
+    code, _, _, err = small_cli(*words)
     assert code == 0 and "the pictures of 1 of 3 prompts are in outputs already" in err
     assert pictures("outputs") == pictures("whole")
     assert forwards == [2] * (1 if method == "cfg" else 2)
     forwards.clear()
-    assert "of 3 of 3 prompts" in cli(*words)[3] and not forwards
-    assert "already" not in cli(*words, "--seed", 1)[3] and forwards
+    assert "of 3 of 3 prompts" in small_cli(*words)[3] and not forwards
+    assert "already" not in small_cli(*words, "--seed", 1)[3] and forwards
 
 
-def test_pictures_of_given_words_are_not_those_of_a_caption(cli, forwards):
+def test_pictures_of_given_words_are_not_those_of_a_caption(small_cli, forwards):
     words = ["--steps", 1, "--batch", 1, "--method", "auto-dnp", "--s-dns", 2, "--size", 32, 32]
-    assert cli("--prompts", written("a cat\ta dog"), *words)[0] == 0
-    _, made, _, err = cli("--prompts", written("a cat"), *words)
+    assert small_cli("--prompts", written("a cat\ta dog"), *words)[0] == 0
+    _, made, _, err = small_cli("--prompts", written("a cat"), *words)
     assert "already" not in err and "a-cat-auto-dnp-0-2.png" in [path.name for path in made]
     forwards.clear()
-    assert "of 1 of 1 prompts" in cli("--prompts", written("a cat"), *words)[3] and not forwards
+    assert (
+        "of 1 of 1 prompts" in small_cli("--prompts", written("a cat"), *words)[3] and not forwards
+    )
 
 
 def test_rows_of_several_prompts_share_words_with_their_own_prompt_alone():
-    model, asked = dnp.load(MINI), []
+    model, asked = dnp.load(world()), []
     captioner = lambda shown: asked.append(len(shown)) or ["a bear", "a car"]
     rows = [Asked(p, seed) for p in PAIRS[:2] for seed in (3, 4)]
     kw = dict(steps=2, batch=4, caption_per="prompt")
@@ -127,10 +130,10 @@ def test_two_prompts_of_a_model_without_encode_are_not_drawn_as_one():
         generate_rows(toy, [Asked(0, 0), Asked(1, 1)], "cfg", steps=2, batch=2)
 
 
-def test_a_dns_image_of_auto_dnp_is_made_again_to_the_byte(cli):
-    cli("a cat", "--method", "auto-dnp", "--steps", 2, "--s-dns", 2)
-    (path,) = cli.dns
-    cli("--from", path, "--out", "again")
-    cli("a cat", "--method", "dns", "--steps", 2, "--s", 2, "--out", "typed")
+def test_a_dns_image_of_auto_dnp_is_made_again_to_the_byte(small_cli):
+    small_cli("a cat", "--method", "auto-dnp", "--steps", 2, "--s-dns", 2)
+    (path,) = small_cli.dns
+    small_cli("--from", path, "--out", "again")
+    small_cli("a cat", "--method", "dns", "--steps", 2, "--s", 2, "--out", "typed")
     for folder in ("again", "typed"):
         assert pictures(folder) == {"a-cat-dns-0.png": path.read_bytes()}

@@ -16,6 +16,7 @@ from dnp.errors import SettingsError, WeightsError
 from dnp.evaluation import answer_readings as readings
 from dnp.methods.words import APART
 from dnp.sd.captioner import load_captioner
+from experiments import world
 
 PICTURES = [Image.new("RGB", (64, 64), c) for c in ("red", "green", "blue")]
 
@@ -25,7 +26,8 @@ small = functools.partial(dnp.generate, size=(32, 32))
 
 @pytest.fixture(scope="module")
 def model():
-    return dnp.load(MINI)
+    """Small random networks; where it matters what they have learnt, a test takes `mini`."""
+    return dnp.load(world())
 
 
 def texts(*captions):
@@ -219,10 +221,10 @@ def test_a_captioner_of_each_kind_loads_and_answers_in_batches(folders, kind):
     assert captions[2] == captioner(PICTURES[2:])[0]  # no picture depends on its batch mates
 
 
-def test_the_miniature_has_a_captioner_of_its_own(model):
+def test_the_miniature_has_a_captioner_of_its_own(mini):
     captioner = load_captioner(MINI / "captioner")
-    r = small(model, "a cat", "auto-dnp", steps=2)
-    assert r.negatives == captioner(r.dns_images) and model.captioner is model.captioner
+    r = small(mini, "a cat", "auto-dnp", steps=2)
+    assert r.negatives == captioner(r.dns_images) and mini.captioner is mini.captioner
 
 
 def test_weights_without_a_captioner_ask_for_one(tiny):

@@ -13,8 +13,9 @@ from PIL import Image
 import dnp
 import train_free_sample
 from command_line import ended
-from conftest import MINI, ROOT, change_json
+from conftest import ROOT, change_json
 from dnp import guidance
+from experiments import world
 
 PROMPT = "a cat and a red car"
 
@@ -49,9 +50,9 @@ def test_it_is_short_enough_to_read():
 
 
 def test_its_pictures_are_those_of_generate_to_the_byte(script, tmp_path):
-    code, out, err = script(PROMPT, "--steps", 3, "--seed", 4, "--scale", 2)
+    code, out, err = script(PROMPT, "--steps", 3, "--seed", 4, "--scale", 2, "--weights", world())
     assert code == 0, err
-    model, how = dnp.load(MINI), dict(s=2.0, steps=3, seed=4)
+    model, how = dnp.load(world()), dict(s=2.0, steps=3, seed=4)
     auto = dnp.generate(model, PROMPT, "auto-dnp", s_dns=2.0, **how)
     assert f'n* = "{auto.negative}"' in out
     wanted = {
