@@ -228,9 +228,10 @@ class _VAE:
 def require_one_device(pipe) -> None:
     """WeightsError if some networks were moved and others not. (An offloaded one moves itself.)"""
     parts = {k: n for k, n in probe.networks(pipe).items() if not hasattr(n, "_hf_hook")}
-    where = {k: sorted({str(p.device) for p in n.parameters()}) for k, n in parts.items()}
-    if len({device for devices in where.values() for device in devices}) > 1:
-        said = ", ".join(f"{part} on {' and '.join(devices)}" for part, devices in where.items())
+    where = {k: {p.device for p in n.parameters()} for k, n in parts.items()}
+    if len(set().union(*where.values())) > 1:
+        names = {part: " and ".join(sorted(map(str, devices))) for part, devices in where.items()}
+        said = ", ".join(f"{part} on {devices}" for part, devices in names.items())
         raise WeightsError(
             f"this pipeline has its {said}; move it as a whole, with pipe.to(DEVICE)."
         )
