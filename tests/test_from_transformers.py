@@ -103,6 +103,15 @@ def test_a_scheduler_that_is_put_in_later_counts_at_the_next_call():
     assert_same(made.latents[1], own_latents(pipe, call, "cfg", 3.0, made.latents[0], 5))
 
 
+def test_the_order_of_what_a_scheduler_was_not_told_leaves_the_fingerprint():
+    """It is that of a set of words, which differs between processes."""
+    pipe, model, _ = opened("Flux")
+    name, words = model.config.fingerprint, pipe.scheduler.config["_use_default_values"]
+    assert len(words) > 1
+    pipe.scheduler.register_to_config(_use_default_values=words[::-1])
+    assert model.config.fingerprint == name
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_hook_on_the_denoiser_sees_the_rule(name):
     """eps of each row is phi + s (phi - p) of what the network returned for phi and p."""

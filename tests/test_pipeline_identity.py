@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dnp
+from dnp.diffusers.identity import Identity
 from dnp.errors import WeightsError
 from dnp.evaluation import contestants, runner
 from dnp.evaluation.grid import Grid, Run
@@ -185,6 +186,31 @@ def test_the_probe_changes_no_tensor_and_draws_no_number(changed):
     assert torch.equal(torch.get_rng_state(), state)
     for k, x in pipe.unet.state_dict().items():
         assert (x.data_ptr(), x._version) == before[k][1:]
+
+
+def test_a_run_asks_for_the_name_once(monkeypatch):
+    model, asked, name = dnp.from_diffusers(build("1.x")[0]), [], Identity.name
+    monkeypatch.setattr(Identity, "name", lambda self: asked.append(name(self)) or asked[-1])
+    made = dnp.generate(model, "a cat", steps=1, size=(32, 32))
+    assert asked == [made.settings["fingerprint"]]
+
+
+def test_a_pipeline_that_moves_itself_says_where_it_computes(changed):
+    pipe, model = changed
+    assert model.device == pipe.device == torch.device("cpu")
+    hook = types.SimpleNamespace(execution_device="meta")
+    for network in pipe.components.values():
+        if isinstance(network, nn.Module):
+            network._hf_hook = hook
+    assert model.device == pipe._execution_device == torch.device("meta")
+
+
+def test_a_network_in_groups_says_where_it_computes(changed):
+    pipe, model = changed
+    onto, off = torch.device("cpu:0"), torch.device("cpu")
+    assert model.device == off != onto
+    pipe.unet.enable_group_offload(onto, off, offload_type="leaf_level")
+    assert model.device == pipe._execution_device == onto
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])

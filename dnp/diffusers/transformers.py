@@ -116,7 +116,8 @@ class Flow(FromTransformer):
                 f"flow; give it a {EULER}, as in pipe.scheduler = {EULER}.from_config(...)."
             )
         self.schedule, self.times = self.levels(1000, None)
-        return self.schedule, "flow", self.spacing, {"shift": scheduler.shift, **config}
+        said = {k: v for k, v in config.items() if k[0] != "_"}  # of classes, in any order
+        return self.schedule, "flow", self.spacing, {"shift": scheduler.shift, **said}
 
     def settings(self) -> list:
         self.refuse()

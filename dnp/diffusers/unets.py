@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnp.diffusers.identity import Identity
 from dnp.errors import WeightsError
@@ -130,7 +130,10 @@ class FromPipeline(StableDiffusion):
 
     @property
     def device(self) -> torch.device:
-        return self.pipe._execution_device  # where an offloaded pipeline computes
+        networks = [*probe.networks(self.pipe).values()]
+        if any(map(has_hooks, networks)):
+            return self.pipe._execution_device  # where an offloaded pipeline computes
+        return next(networks[0].parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -223,6 +226,16 @@ class _VAE:
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.network.encode(x.to(self.network.dtype)).latent_dist
         return posterior.mean - self.shift, posterior.logvar
+
+
+def has_hooks(network: nn.Module) -> bool:
+    """Whether something of accelerate or diffusers moves or casts its modules."""
+    modules = [network]  # all of them: `network.modules()` takes ten times as long
+    for module in modules:
+        if "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module):
+            return True
+        modules += filter(None, module._modules.values())
+    return False
 
 
 def require_one_device(pipe) -> None:

@@ -36,8 +36,9 @@ def beside(pipe) -> list:
     for part, network in networks(pipe).items():
         config = getattr(network.config, "to_dict", lambda c=network.config: dict(c))()
         content.append([part, {k: v for k, v in config.items() if k not in NAMES and k[0] != "_"}])
-        content.append(wiring(network))
-        for name, module in network.named_modules():
+        modules = [*network.named_modules()]
+        content.append(wiring(modules))
+        for name, module in modules:
             if "scaling" in vars(module) and hasattr(module, "active_adapters"):  # a LoRA's layer
                 adapters = [module.active_adapters, module.disable_adapters, module.merged_adapters]
                 content.append([part, name, dict(module.scaling), adapters])
@@ -51,9 +52,9 @@ def beside(pipe) -> list:
     return content
 
 
-def wiring(network: nn.Module) -> list:
+def wiring(modules: list[tuple[str, nn.Module]]) -> list:
     """Each module's class and plain attributes, and those of the objects that it holds."""
-    return [[name, _plain(module, 1)] for name, module in network.named_modules()]
+    return [[name, _plain(module, 1)] for name, module in modules]
 
 
 def _plain(x: object, depth: int) -> object:
