@@ -53,8 +53,8 @@ class Result:
         return file.getvalue()
 
 
-def record(call, guided) -> dict:
-    """The settings as a PNG holds them."""
+def settings_of(call, guided) -> dict:
+    """The settings of a call, without what makes the pictures."""
     made = {"prompt": call.prompt, "method": guided.label}
     for one in (guided, call):
         made |= {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
@@ -65,6 +65,12 @@ def record(call, guided) -> dict:
         made |= {"rule": rule.name, "rule_options": rule.options, "rule_sha256": rule.sha256}
     if type(guided) not in METHODS.values():
         made["method_sha256"] = own.identity(type(guided))
+    return made
+
+
+def record(call, guided) -> dict:
+    """The settings as a PNG holds them."""
+    made = settings_of(call, guided)
     fingerprint = getattr(call.config, "fingerprint", None)  # a pipeline's takes a forward
     if fingerprint is not None:
         kinds = {k: getattr(call.model, k, None) for k in ("dtype", "vae_dtype")}
