@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dnp
+from dnp.diffusers import identity
 from dnp.diffusers.identity import Identity
 from dnp.errors import WeightsError
 from dnp.evaluation import contestants, runner
@@ -185,6 +186,24 @@ def test_the_probe_changes_no_tensor_and_draws_no_number(changed):
     assert torch.equal(torch.get_rng_state(), state)
     for k, x in pipe.unet.state_dict().items():
         assert (x.data_ptr(), x._version) == before[k][1:]
+
+
+def test_a_weight_that_the_small_forward_does_not_reach_is_in_the_fingerprint(changed):
+    pipe, model = changed
+    name, x = model.config.fingerprint, probe.numbers(model)
+    with torch.no_grad():
+        pipe.vae.encoder.conv_out.weight[-1, -1, -1, -1] += 1
+    assert probe.numbers(model) == x and model.config.fingerprint != name
+
+
+def test_the_last_number_of_a_small_and_of_a_large_tensor_is_hashed():
+    tensors = {"small": torch.zeros(3), "large": torch.zeros(2**17)}
+    known = identity._digests(tensors)
+    for name, x in tensors.items():
+        x[-1] = 1
+        told = identity._digests(tensors)
+        assert [k for k in known if told[k] != known[k]] == [name]
+        known = told
 
 
 def grid(*seeds):
