@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import dnp
+from dnp.diffusers import identity
+from dnp.diffusers.identity import Identity
 from dnp.errors import WeightsError
 from dnp.evaluation import contestants, runner
 from dnp.evaluation.grid import Grid, Run
@@ -140,7 +142,6 @@ CHANGES = [
 def test_a_change_of_a_pipeline_changes_its_fingerprint(changed, change):
     pipe, model = changed
     name = model.config.fingerprint
-    assert model.config.fingerprint == name
     change(pipe)
     if change is length:  # every tokenizer of a pipeline has the same
         getattr(pipe, "tokenizer_2", pipe.tokenizer).model_max_length = 12
@@ -185,6 +186,56 @@ def test_the_probe_changes_no_tensor_and_draws_no_number(changed):
     assert torch.equal(torch.get_rng_state(), state)
     for k, x in pipe.unet.state_dict().items():
         assert (x.data_ptr(), x._version) == before[k][1:]
+
+
+def test_a_weight_that_the_small_forward_does_not_reach_is_in_the_fingerprint(changed):
+    pipe, model = changed
+    name, x = model.config.fingerprint, probe.numbers(model)
+    with torch.no_grad():
+        pipe.vae.encoder.conv_out.weight[-1, -1, -1, -1] += 1
+    assert probe.numbers(model) == x and model.config.fingerprint != name
+
+
+def test_the_last_number_of_a_small_and_of_a_large_tensor_is_hashed():
+    tensors = {"small": torch.zeros(3), "large": torch.zeros(2**17)}
+    known = identity._digests(tensors)
+    for name, x in tensors.items():
+        x[-1] = 1
+        told = identity._digests(tensors)
+        assert [k for k in known if told[k] != known[k]] == [name]
+        known = told
+
+
+def grid(*seeds):
+    return Grid((Prompt("a cat", "x"),), (contestants.parse("cfg"),), (3.0,), seeds, 3, (32, 32))
+
+
+def test_a_run_and_a_unit_of_a_grid_ask_for_the_name_once(monkeypatch, tmp_path):
+    model, asked, name = dnp.from_diffusers(build("1.x")[0]), [], Identity.name
+    monkeypatch.setattr(Identity, "name", lambda self: asked.append(name(self)) or asked[-1])
+    made = dnp.generate(model, "a cat", steps=1, size=(32, 32))
+    assert asked == [made.settings["fingerprint"]]
+    work = Run(grid(0, 1, 2), model, Instruments(None, None, None), tmp_path)
+    contents = work.contents(work.grid.units()[0])
+    assert [c["weights"] for c in contents] == asked[:1] * 3 and len(asked) == 2
+
+
+def test_a_pipeline_that_moves_itself_says_where_it_computes(changed):
+    pipe, model = changed
+    assert model.device == pipe.device == torch.device("cpu")
+    hook = types.SimpleNamespace(execution_device="meta")
+    for network in pipe.components.values():
+        if isinstance(network, nn.Module):
+            network._hf_hook = hook
+    assert model.device == pipe._execution_device == torch.device("meta")
+
+
+def test_a_network_in_groups_says_where_it_computes(changed):
+    pipe, model = changed
+    onto, off = torch.device("cpu:0"), torch.device("cpu")
+    assert model.device == off != onto
+    pipe.unet.enable_group_offload(onto, off, offload_type="leaf_level")
+    assert model.device == pipe._execution_device == onto
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -250,10 +301,9 @@ def test_what_a_wrapped_pipeline_may_not_become_is_told():
 def test_a_run_after_a_change_makes_new_pictures(tmp_path):
     pipe, _ = build("1.x")
     model = dnp.from_diffusers(pipe)
-    grid = Grid((Prompt("a cat", "x"),), (contestants.parse("cfg"),), (3.0,), (0,), 3, (32, 32))
 
     def pictures(folder):
-        runner.run(Run(grid, model, Instruments(None, None, None), tmp_path / folder), 0, 1)
+        runner.run(Run(grid(0), model, Instruments(None, None, None), tmp_path / folder), 0, 1)
         return sorted(f.read_bytes() for f in (tmp_path / folder / "images").iterdir())
 
     first = pictures("one")

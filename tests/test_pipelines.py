@@ -18,6 +18,12 @@ def built(request):
     return build(request.param)
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """One that a test may call, and leaves as it is."""
+    return build("1.x")
+
+
 class Recorder:
     """Records what the denoiser returns, by call, and what the scheduler gets and from where."""
 
@@ -111,8 +117,8 @@ def test_auto_dnp_describes_the_dns_image_and_starts_from_its_noise(built):
     assert_close(made.images[:1], alone.images, atol=1e-4, rtol=1e-4)
 
 
-def test_a_generator_or_latents_of_ones_own_serve_both_chains():
-    pipe, call = build("1.x")
+def test_a_generator_or_latents_of_ones_own_serve_both_chains(plain):
+    pipe, call = plain
     z_T = torch.randn(1, 4, 8, 8)
     for own in ({"generator": start()}, {"latents": z_T.clone()}):
         with Recorder(pipe) as seen:
@@ -124,8 +130,8 @@ def test_a_generator_or_latents_of_ones_own_serve_both_chains():
     assert torch.equal(own["latents"], z_T) and torch.equal(seen.z[0], z_T)
 
 
-def test_prompts_of_a_batch_are_each_left():
-    pipe, call = build("1.x")
+def test_prompts_of_a_batch_are_each_left(plain):
+    pipe, call = plain
     with Recorder(pipe) as seen:
         pipelines.dns(pipe, [P, "a dog"], S, num_inference_steps=1, output_type="latent", **call)
     [(n, empty)] = seen.halves()
@@ -187,21 +193,21 @@ def test_the_refused_are_as_they_are_said_to_be():
         (dict(s=float("nan")), "give a number of 0 or more"),
     ],
 )
-def test_what_would_change_the_guided_noise_is_refused(call, sentence):
-    pipe, _ = build("1.x")
+def test_what_would_change_the_guided_noise_is_refused(plain, call, sentence):
+    pipe, _ = plain
     with pytest.raises(SettingsError, match=sentence):
         pipelines.dns(pipe, P, **call)
 
 
-def test_a_scale_without_negative_and_two_prompts_are_refused():
-    pipe, _ = build("1.x")
+def test_a_scale_without_negative_and_two_prompts_are_refused(plain):
+    pipe, _ = plain
     with pytest.raises(SettingsError, match="reads no negative at 1 or below"):
         pipelines.auto_dnp(pipe, P, lambda images: ["a dog"], s=0.5)
     with pytest.raises(SettingsError, match="takes one prompt"):
         pipelines.auto_dnp(pipe, [P], lambda images: ["a dog"])
 
 
-def test_a_pipeline_with_a_call_of_its_own_is_refused():
+def test_a_pipeline_with_a_call_of_its_own_is_refused(plain):
     from diffusers import StableDiffusionPipeline
 
     class Mine(StableDiffusionPipeline):
@@ -211,7 +217,7 @@ def test_a_pipeline_with_a_call_of_its_own_is_refused():
     class Same(StableDiffusionPipeline):
         pass
 
-    parts = build("1.x")[0].components
+    parts = plain[0].components
     with pytest.raises(SettingsError, match="how Mine guides is not known"):
         pipelines.dns(Mine(**parts), P, S)
     same = Same(**parts)

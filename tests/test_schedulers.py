@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 
 import pytest
 import torch
@@ -49,9 +50,18 @@ def test_every_scheduler_of_betas_in_diffusers_is_read_or_refused_by_name():
             folder.read_schedule({"_class_name": name, **BETAS}, "x")
 
 
-def saved(tmp_path, kind="1.x", **config):
-    """A folder whose scheduler_config.json is `config`."""
-    build(kind)[0].save_pretrained(tmp_path)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A saved pipeline of each kind, which no test changes."""
+    made = {kind: tmp_path_factory.mktemp(kind) for kind in ("1.x", "SDXL")}
+    for kind, path in made.items():
+        build(kind)[0].save_pretrained(path)
+    return made
+
+
+def saved(folder, tmp_path, **config):
+    """A copy of a folder, whose scheduler_config.json is `config`."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     index = tmp_path / "model_index.json"
     named = json.loads(index.read_text()) | {"scheduler": ["diffusers", config["_class_name"]]}
@@ -64,10 +74,10 @@ def saved(tmp_path, kind="1.x", **config):
     "name",
     ["EulerDiscreteScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverSinglestepScheduler"],
 )
-def test_a_folder_with_few_keys_is_what_its_open_pipeline_is(tmp_path, kind, name):
+def test_a_folder_with_few_keys_is_what_its_open_pipeline_is(folders, tmp_path, kind, name):
     import diffusers
 
-    saved(tmp_path, kind, _class_name=name, **BETAS)
+    saved(folders[kind], tmp_path, _class_name=name, **BETAS)
     pipe = getattr(diffusers, f"StableDiffusion{'XL' * (kind == 'SDXL')}Pipeline")
     a, b = dnp.load(tmp_path), dnp.from_diffusers(pipe.from_pretrained(tmp_path))
     assert a.config.spacing == b.config.spacing
@@ -91,9 +101,9 @@ def test_a_folder_with_few_keys_is_what_its_open_pipeline_is(tmp_path, kind, nam
         ({"_class_name": "MyScheduler", "num_train_timesteps": 1000}, "does not give betas"),
     ],
 )
-def test_a_scheduler_of_another_kind_of_model_is_named(tmp_path, config, what):
+def test_a_scheduler_of_another_kind_of_model_is_named(folders, tmp_path, config, what):
     with pytest.raises(WeightsError, match=f"{config['_class_name']} .*{what}") as e:
-        dnp.load(saved(tmp_path, **config))
+        dnp.load(saved(folders["1.x"], tmp_path, **config))
     assert "restore" not in str(e.value)
 
 

@@ -53,7 +53,7 @@ def test_complete_run_agrees(sdxl, method):
     exact_tables(pipeline, model)
     negative = NEGATIVE if method == "np2" else None
     phi = "text" if method == "dns" else None
-    ours = dnp.generate(model, PROMPT, method, negative, s=s, steps=10, seed=3, images=2, phi=phi)
+    ours = dnp.generate(model, PROMPT, method, negative, s=s, steps=5, seed=3, images=2, phi=phi)
     assert ours.settings["phi"] == (phi or "zeros")
     agrees_with_pipeline(pipeline, ours, PROMPT, NEGATIVE, s)
 
@@ -64,6 +64,7 @@ def test_every_method_runs(sdxl, method):
     negative = NEGATIVE if method in ("np2", "auto-dnp") else None
     reads_maps = issubclass(METHODS[method], OfSubjects)
     own = {"subjects": "car, cat", "ae_level": 1} if reads_maps else {}
+    own |= {"ae_refinements": 1} if method == "ae" else {}
     made = dnp.generate(model, PROMPT, method, negative, steps=2, s=2.0, size=(64, 64), **own)
     assert len(made.images) == 1 and made.settings["phi"] == "zeros"
     zeros, text = model.encode(""), model.encode("", phi="text")

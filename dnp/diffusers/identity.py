@@ -44,9 +44,7 @@ class Identity:
                     f"remove what draws or remembers: dropout (pipe.{self.model.denoiser}.eval()), "
                     "a hook, a cache."
                 )
-            with ThreadPoolExecutor() as pool:
-                digests = dict(zip(tensors, pool.map(_digest, tensors.values())))
-            fingerprint = json.dumps([beside, digests], sort_keys=True)
+            fingerprint = json.dumps([beside, _digests(tensors)], sort_keys=True)
             self.fingerprint = OF_PIPELINE + hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
             self.seen = beside, {k: (weakref.ref(x), _written(x)) for k, x in tensors.items()}
         return self.fingerprint
@@ -68,6 +66,16 @@ def _written(x: Tensor) -> tuple:
     return x.data_ptr(), 0 if x.is_inference() else x._version
 
 
+def _digests(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """By all cores; a small one is hashed sooner than it is given to a thread."""
+    large = {k: x for k, x in tensors.items() if x.numel() > 2**16}
+    with ThreadPoolExecutor() as pool:
+        made = dict(zip(large, pool.map(_digest, large.values())))
+    return {k: made.get(k) or _digest(x) for k, x in tensors.items()}
+
+
 def _digest(x: Tensor) -> str:
     data = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(f"{x.dtype} {tuple(x.shape)};".encode() + data.tobytes()).hexdigest()
+    made = hashlib.sha256(f"{x.dtype} {tuple(x.shape)};".encode())
+    made.update(data)
+    return made.hexdigest()

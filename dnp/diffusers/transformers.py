@@ -53,6 +53,7 @@ class FromTransformer(FromPipeline):
 
     denoiser, unet, attention = "transformer", None, None  # no U-Net, whose maps are read
     packed = 1  # latents of packed x packed are one token's channels
+    tokens: int | None = None  # of a text; None: as many as the pipeline's own call takes
 
     def refuse(self) -> None:
         refuse_what_is_no_eps(self.pipe, self.pipe.transformer, self.packed)
@@ -67,7 +68,10 @@ class FromTransformer(FromPipeline):
         return self.pipe.vae.config.latent_channels, (side, side)
 
     def positions(self) -> int:
-        return self.default("max_sequence_length")
+        return self.tokens or self.default("max_sequence_length")
+
+    def settings(self) -> list:
+        return [*super().settings(), self.positions()]
 
     def default(self, name: str):
         """What the pipeline's own call takes for an argument that is not given."""
@@ -79,7 +83,9 @@ class FromTransformer(FromPipeline):
         return self.packed * self.pipe.transformer.config.patch_size
 
     def small(self):
-        return self, (self.config.unet.in_channels, 2 * self.patch, 2 * self.patch)
+        model = copy.copy(self)
+        model.tokens = 32
+        return model, (self.config.unet.in_channels, 2 * self.patch, 2 * self.patch)
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
         """(C, H, W) of the latent of a picture of `size` (height, width); None: as trained."""
@@ -110,18 +116,20 @@ class Flow(FromTransformer):
                 f"flow; give it a {EULER}, as in pipe.scheduler = {EULER}.from_config(...)."
             )
         self.schedule, self.times = self.levels(1000, None)
-        return self.schedule, "flow", self.spacing, {"shift": scheduler.shift, **config}
+        said = {k: v for k, v in config.items() if k[0] != "_"}  # of classes, in any order
+        return self.schedule, "flow", self.spacing, {"shift": scheduler.shift, **said}
 
     def settings(self) -> list:
         self.refuse()
-        return ["flow", self.config.phi, copy.copy(self).read_scheduler()[-1]]
+        return ["flow", self.config.phi, copy.copy(self).read_scheduler()[-1], self.positions()]
 
     @property
     def latent_dtype(self) -> torch.dtype:
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def small(self):
-        return self.at_steps(3, None), super().small()[1]
+        model, shape = super().small()
+        return model.at_steps(3, None), shape
 
     def at_steps(self, steps: int, size: tuple[int, int] | None = None) -> Flow:
         """The model on the scheduler's levels for this number of steps and this size."""
@@ -185,7 +193,7 @@ class FromSD3(Flow):
         note_padding(self.pipe, prompts)
         context, _, pooled, _ = self.pipe.encode_prompt(
             prompts, None, None, device=self.device, do_classifier_free_guidance=False,
-            max_sequence_length=self.default("max_sequence_length"),
+            max_sequence_length=self.positions(),
         )  # fmt: skip
         return Pooled(context, pooled)
 
@@ -221,7 +229,7 @@ class FromFlux(Flow):
         require_one_device(self.pipe)
         context, pooled, _ = self.pipe.encode_prompt(
             prompts, None, device=self.device,
-            max_sequence_length=self.default("max_sequence_length"),
+            max_sequence_length=self.positions(),
         )  # fmt: skip
         return Pooled(context, pooled)
 
@@ -250,7 +258,7 @@ class FromPixArt(FromTransformer):
         context, mask, _, _ = self.pipe.encode_prompt(
             prompts, False, device=self.device,
             clean_caption=can_clean and self.default("clean_caption"),
-            max_sequence_length=self.default("max_sequence_length"),
+            max_sequence_length=self.positions(),
         )  # fmt: skip
         return Masked(context, mask)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnp.diffusers.identity import Identity
 from dnp.errors import WeightsError
@@ -130,7 +130,10 @@ class FromPipeline(StableDiffusion):
 
     @property
     def device(self) -> torch.device:
-        return self.pipe._execution_device  # where an offloaded pipeline computes
+        networks = [*probe.networks(self.pipe).values()]
+        if any(map(has_hooks, networks)):
+            return self.pipe._execution_device  # where an offloaded pipeline computes
+        return next(networks[0].parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -225,12 +228,23 @@ class _VAE:
         return posterior.mean - self.shift, posterior.logvar
 
 
+def has_hooks(network: nn.Module) -> bool:
+    """Whether something of accelerate or diffusers moves or casts its modules."""
+    modules = [network]  # all of them: `network.modules()` takes ten times as long
+    for module in modules:
+        if "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module):
+            return True
+        modules += filter(None, module._modules.values())
+    return False
+
+
 def require_one_device(pipe) -> None:
     """WeightsError if some networks were moved and others not. (An offloaded one moves itself.)"""
     parts = {k: n for k, n in probe.networks(pipe).items() if not hasattr(n, "_hf_hook")}
-    where = {k: sorted({str(p.device) for p in n.parameters()}) for k, n in parts.items()}
-    if len({device for devices in where.values() for device in devices}) > 1:
-        said = ", ".join(f"{part} on {' and '.join(devices)}" for part, devices in where.items())
+    where = {k: {p.device for p in n.parameters()} for k, n in parts.items()}
+    if len(set().union(*where.values())) > 1:
+        names = {part: " and ".join(sorted(map(str, devices))) for part, devices in where.items()}
+        said = ", ".join(f"{part} on {devices}" for part, devices in names.items())
         raise WeightsError(
             f"this pipeline has its {said}; move it as a whole, with pipe.to(DEVICE)."
         )

@@ -33,7 +33,7 @@ from dnp.methods.chain import Chain
 from dnp.methods.cnp import CNP
 from dnp.methods.fields import from_text, option, table
 from dnp.methods.method import Asked, Method
-from dnp.methods.result import record
+from dnp.methods.result import settings_of
 from dnp.methods.words import AutoDNP, Captioner, dns_seeds
 
 # Words that people put against any picture. A miniature that never read them sees untrained tokens.
@@ -176,7 +176,7 @@ def settled(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sampling warns
         call, guided = generation.prepared(model, prompt, c.method, None, None, None, given)
-    made = record(call, guided)
+    made = settings_of(call, guided)
     belong = {*table(type(guided)), *table(Chain), "rule_options", "rule_sha256", "method_sha256"}
     made = {k: v for k, v in made.items() if k in belong - {"seed", "images", "subjects"}}
     if c.name == "negative-alone":

@@ -93,8 +93,8 @@ class Run:
             method, s, self.grid.steps, self.model, self.grid.size, prompt, asked, self.grid.batch
         )
 
-    def content(self, method, settings: dict, prompt: str, seed: int) -> dict:
-        """All that a picture depends on; its key is the record's name."""
+    def content(self, method, settings: dict, prompt: str, seed: int, where=None) -> dict:
+        """All that a picture depends on; its key is the record's name. `where`: `circumstances`."""
         captioned = method.captioned
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
         shuffled = method.name == "shuffled"
@@ -108,7 +108,7 @@ class Run:
             "subjects": contestants.subjects_of(method, prompt),
             "words": first if captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
-            **self.circumstances(captioned),
+            **(self.circumstances(captioned) if where is None else where),
         }
 
     def negative(self, method: contestants.Contestant, prompt: str, seed: int) -> str | None:
@@ -116,7 +116,7 @@ class Run:
         return contestants.negative(method, prompt, seed, self.grid.others, self.grid.by_hand)
 
     def circumstances(self, captioned: bool = True) -> dict:
-        """What a picture depends on beside what was asked for."""
+        """What a picture depends on beside what was asked for; a pipeline's takes a forward."""
         return {
             "code": record_keys.code_hash(),
             "weights": self.model.config.fingerprint,
@@ -128,8 +128,8 @@ class Run:
     def contents(self, unit: Unit) -> list[dict]:
         """`content` of each picture of a unit."""
         method, s, prompt = unit
-        settings = self.settings(method, s)
-        return [self.content(method, settings, prompt.text, k) for k in self.grid.seeds]
+        settings, where = self.settings(method, s), self.circumstances(method.captioned)
+        return [self.content(method, settings, prompt.text, k, where) for k in self.grid.seeds]
 
     def kept(self, content: dict) -> dict | None:
         """The record of a picture; None if it is not there, or its picture is not as it was."""
@@ -164,7 +164,8 @@ class Run:
 
     def made(self, method: contestants.Contestant, settings: dict, asked: Sequence[One]) -> list:
         """The records of pictures; those that are missing are made."""
-        contents = {one: self.content(method, settings, *one) for one in asked}
+        where = self.circumstances(method.captioned)
+        contents = {one: self.content(method, settings, *one, where) for one in asked}
         records = {one: self.kept(content) for one, content in contents.items()}
         missing = [one for one, record in records.items() if record is None]
         size = self.batch(settings)
@@ -239,7 +240,7 @@ class Run:
         if method.name not in contestants.FROM_DNS:
             texts = (self.negative(method, *one) for one in asked)
             return [contestants.Words(text, 0, 0.0) for text in texts]
-        contents = [self.content(method, settings, *one) for one in asked]
+        contents = [self.content(method, settings, *one, {}) for one in asked]
         sources = [(c.get("words_of", c["prompt"]), c["words"]) for c in contents]
         return contestants.n_stars(sources, settings, self.words)
 

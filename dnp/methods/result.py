@@ -53,8 +53,8 @@ class Result:
         return file.getvalue()
 
 
-def record(call, guided) -> dict:
-    """The settings as a PNG holds them."""
+def settings_of(call, guided) -> dict:
+    """The settings of a call, without what makes the pictures."""
     made = {"prompt": call.prompt, "method": guided.label}
     for one in (guided, call):
         made |= {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
@@ -65,12 +65,17 @@ def record(call, guided) -> dict:
         made |= {"rule": rule.name, "rule_options": rule.options, "rule_sha256": rule.sha256}
     if type(guided) not in METHODS.values():
         made["method_sha256"] = own.identity(type(guided))
-    if hasattr(call.config, "fingerprint"):
-        for name in ("dtype", "vae_dtype"):
-            if hasattr(call.model, name):
-                made[name] = str(getattr(call.model, name)).removeprefix("torch.")
-        made["device"] = call.device.type
-        made["fingerprint"] = call.config.fingerprint
+    return made
+
+
+def record(call, guided) -> dict:
+    """The settings as a PNG holds them."""
+    made = settings_of(call, guided)
+    fingerprint = getattr(call.config, "fingerprint", None)  # a pipeline's takes a forward
+    if fingerprint is not None:
+        kinds = {k: getattr(call.model, k, None) for k in ("dtype", "vae_dtype")}
+        made |= {k: str(x).removeprefix("torch.") for k, x in kinds.items() if x is not None}
+        made |= {"device": call.device.type, "fingerprint": fingerprint}
     return made
 
 

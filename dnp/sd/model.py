@@ -132,9 +132,9 @@ class StableDiffusion:
 
         The network computes in its own dtype; eps comes in that of `z_t`.
         """
-        t = torch.as_tensor(t, device=z_t.device)
-        c = c.to(self.dtype).expand(len(z_t), -1, -1)
-        out = self.unet(z_t.to(self.dtype), t, c).to(z_t.dtype)
+        t, kind = torch.as_tensor(t, device=z_t.device), self.dtype
+        c = c.to(kind).expand(len(z_t), -1, -1)
+        out = self.unet(z_t.to(kind), t, c).to(z_t.dtype)
         if self.config.prediction_type == "epsilon":
             return out
         return eps_from_v(z_t, out, self.schedule.level(t))

@@ -36,9 +36,10 @@ def beside(pipe) -> list:
     for part, network in networks(pipe).items():
         config = getattr(network.config, "to_dict", lambda c=network.config: dict(c))()
         content.append([part, {k: v for k, v in config.items() if k not in NAMES and k[0] != "_"}])
-        content.append(wiring(network))
-        for name, module in network.named_modules():
-            if hasattr(module, "scaling") and hasattr(module, "active_adapters"):  # a LoRA's layer
+        modules = [*network.named_modules()]
+        content.append(wiring(modules))
+        for name, module in modules:
+            if "scaling" in vars(module) and hasattr(module, "active_adapters"):  # a LoRA's layer
                 adapters = [module.active_adapters, module.disable_adapters, module.merged_adapters]
                 content.append([part, name, dict(module.scaling), adapters])
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
@@ -51,9 +52,9 @@ def beside(pipe) -> list:
     return content
 
 
-def wiring(network: nn.Module) -> list:
+def wiring(modules: list[tuple[str, nn.Module]]) -> list:
     """Each module's class and plain attributes, and those of the objects that it holds."""
-    return [[name, _plain(module, 1)] for name, module in network.named_modules()]
+    return [[name, _plain(module, 1)] for name, module in modules]
 
 
 def _plain(x: object, depth: int) -> object:
@@ -81,15 +82,16 @@ def numbers(model, seed: int = 0) -> list[float]:
 
     WeightsError where something in the pipeline does not compute in float64, so cannot be seen.
     """
-    kind, digits = (torch.float32, 3) if model.device.type == "mps" else (torch.float64, 6)
+    device = model.device
+    kind, digits = (torch.float32, 3) if device.type == "mps" else (torch.float64, 6)
     model, shape = model.small()
     T = len(model.schedule.abar)
     try:
         with torch.random.fork_rng(), _Wide(kind):
             torch.manual_seed(seed)
             c = model.encode(["a cat and two dogs", ""])
-            z = _draw((2, *shape)).to(model.device, kind)
-            eps = model.eps(z, torch.tensor([T - 1, T // 3], device=model.device), c)
+            z = _draw((2, *shape)).to(device, kind)
+            eps = model.eps(z, torch.tensor([T - 1, T // 3], device=device), c)
             picture = model.pipe.vae.decode(z[:1], return_dict=False)[0]
             results = [*(c if isinstance(c, tuple) else [c]), eps, picture]
             return [round(x, digits) for result in results for x in _drawn(result)]
@@ -133,7 +135,7 @@ class _Wide(TorchFunctionMode):
 
     def wide(self, x):
         if isinstance(x, Tensor):
-            return x.to(self.kind) if x.is_floating_point() else x
+            return x.to(self.kind) if x.dtype != self.kind and x.is_floating_point() else x
         if type(x) in (list, tuple):
             return type(x)(map(self.wide, x))
         return {k: self.wide(y) for k, y in x.items()} if type(x) is dict else x

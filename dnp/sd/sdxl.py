@@ -55,7 +55,7 @@ class StableDiffusionXL(StableDiffusion):
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         context, pooled = self.text(prompts)
         if (phi or self.config.phi) == "zeros":
-            said = torch.tensor([p != "" for p in prompts], device=self.device)
+            said = torch.tensor([p != "" for p in prompts], device=context.device)
             context = context.where(said[:, None, None], 0)
             pooled = pooled.where(said[:, None], 0)
         given = {"original_size": original_size, "crop": crop, "target_size": target_size}
@@ -65,7 +65,7 @@ class StableDiffusionXL(StableDiffusion):
         f, (_, h, w) = self.config.vae.factor, self.latent_shape(size)
         size = h * f, w * f
         six = [*(original_size or size), *(crop or (0, 0)), *(target_size or size)]
-        numbers = torch.tensor([six] * len(prompts), dtype=torch.float32, device=self.device)
+        numbers = torch.tensor([six] * len(prompts), dtype=torch.float32, device=context.device)
         return Condition(context, pooled, numbers)
 
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
