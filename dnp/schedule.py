@@ -128,7 +128,7 @@ class Schedule:
             t = torch.linspace(0, T - 1, steps, dtype=torch.float64).round().flip(0)
         else:
             raise ValueError(f"spacing must be leading, trailing or linspace, not {spacing!r}")
-        ts = [int(x) for x in t]
+        ts = [int(x) for x in t.tolist()]
         return list(zip(ts, [*ts[1:], -1]))
 
 
