@@ -207,7 +207,7 @@ def test_the_column_of_right_things_stands_only_beside_three_things():
 
 
 def of_three(seed, i):
-    """Whether scene i has three things, by the numbers that are drawn before anything is painted."""
+    """Whether scene i has three things, by what is drawn before anything is painted."""
     import world
 
     rng = np.random.default_rng([seed, i])
