@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -257,6 +258,7 @@ def small(tmp_path, monkeypatch, capsys, eyes):
     monkeypatch.setattr(command, "rules_of", lambda family: FEW)
     monkeypatch.setattr(captioner, "load_captioner", once(captioner.load_captioner))
     monkeypatch.setattr(making, "Eyes", lambda *of: eyes)
+    monkeypatch.setattr(law, "floor", partial(law.floor, draws=20))
     size = "--family colours --choosing 1 --reporting 1 --steps 2 --choosing-steps 2".split()
 
     def run(*words):
