@@ -156,13 +156,14 @@ def test_presence_asks_for_things_and_for_their_colours(judge):
         world.Thing(w, c, world.drawings("noto")[w][0], box) for (w, c), box in zip(things, boxes)
     ]
     picture = Image.fromarray(world.render(world.Scene(tuple(drawn), "plain", "noto", 3)))
-    ask = lambda text: metrics.presence(judge, [picture], text)[0]
+    seen = judge.find([picture])
+    ask = lambda text: metrics.presence(seen, text)[0]
     same = {"things": True, "asked": 2, "shown": 2}
     assert ask("a cat and a red car") == {**same, "colours": True, "right": 2}
     assert ask("a cat and a blue car") == {**same, "colours": False, "right": 1}
     one = {"things": False, "colours": False, "asked": 1, "right": 1, "shown": 2}
     assert ask("a cat and a dog") == one
-    assert metrics.presence(judge, [picture], "snow") == []  # asks for no thing: nothing to judge
+    assert metrics.presence(seen, "snow") == []  # asks for no thing: nothing to judge
 
 
 def test_a_folder_that_is_no_clip_is_refused(tmp_path):
@@ -181,17 +182,14 @@ def test_a_folder_that_is_no_clip_is_refused(tmp_path):
 
 
 def test_presence_counts_how_many_of_three_things_are_right():
-    class Says:
-        def find(self, images):
-            return [[Found(w, c, 0.9) for w, c in found] for found in images]
-
     pictures = [
         [("cat", "gray"), ("car", "red"), ("chair", "blue")],
         [("cat", "gray"), ("car", "blue"), ("chair", "red")],  # the colours swapped
         [("cat", "gray"), ("car", "red")],
         [("dog", "gray")],
     ]
-    rows = metrics.presence(Says(), pictures, "a cat, a red car and a blue chair")
+    seen = [[Found(w, c, 0.9) for w, c in found] for found in pictures]
+    rows = metrics.presence(seen, "a cat, a red car and a blue chair")
     assert [r["right"] for r in rows] == [3, 1, 2, 0]
     assert [r["asked"] for r in rows] == [3, 3, 2, 0]
     assert [r["colours"] for r in rows] == [True, False, False, False]
