@@ -181,6 +181,16 @@ def test_a_folder_that_is_no_clip_is_refused(tmp_path):
         metrics.CLIPScorer(tmp_path, metrics.ONE_TEMPLATE)
 
 
+def test_a_thing_is_there_from_one_half_on_or_from_what_is_asked_for(judge, monkeypatch):
+    cat, count = judge.things.index("cat"), len(judge.things)
+    there = torch.zeros(1, count).index_fill(1, torch.tensor([cat]), 0.6)
+    both = there, torch.ones(1, count, len(judge.colours))
+    monkeypatch.setattr(judge, "probabilities", lambda images: both)
+    assert [[f.word for f in judge.find([None], *x)[0]] for x in ((), (0.8,))] == [["cat"], []]
+    row = measure.score(measure.Instruments(None, None, judge), [None], "a cat")
+    assert row["things"] == [True] and row["classes"][0][cat] == 1
+
+
 def test_presence_counts_how_many_of_three_things_are_right():
     pictures = [
         [("cat", "gray"), ("car", "red"), ("chair", "blue")],
