@@ -84,14 +84,16 @@ class Schedule:
 
     def level(self, t: int | Tensor) -> Tensor:
         """abar_t as float64 on the CPU, shaped like `t`; t = -1 is the clean end, `abar_final`."""
-        t = torch.as_tensor(t).cpu()
-        first, last = t.aminmax() if t.ndim else (t.item(),) * 2
+        if not isinstance(t, int):
+            t = torch.as_tensor(t).cpu()
+            t = t if t.ndim else t.item()
+        first, last = t.aminmax() if isinstance(t, Tensor) else (t, t)
         if first < -1 or last >= len(self.abar):
-            raise ValueError(f"t must be in -1 ... {len(self.abar) - 1}, not {t.tolist()}")
-        final = torch.tensor(self.abar_final, dtype=torch.float64)
-        if not t.ndim:
-            return self.abar[first].clone() if first >= 0 else final
-        return torch.where(t >= 0, self.abar[t.clamp(min=0)], final)
+            given = torch.as_tensor(t).tolist()
+            raise ValueError(f"t must be in -1 ... {len(self.abar) - 1}, not {given}")
+        if isinstance(t, Tensor):
+            return torch.where(t >= 0, self.abar[t.clamp(min=0)], self.abar_final)
+        return self.abar[t].clone() if t >= 0 else self.abar.new_tensor(self.abar_final)
 
     def add_noise(self, z_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, for t of shape () or (B,)."""
@@ -126,7 +128,7 @@ class Schedule:
             t = torch.linspace(0, T - 1, steps, dtype=torch.float64).round().flip(0)
         else:
             raise ValueError(f"spacing must be leading, trailing or linspace, not {spacing!r}")
-        ts = [int(x) for x in t]
+        ts = [int(x) for x in t.tolist()]
         return list(zip(ts, [*ts[1:], -1]))
 
 

@@ -38,6 +38,11 @@ def folders(tmp_path_factory):
     return made
 
 
+@pytest.fixture(autouse=True)
+def what_is_short_is_measured_a_few_times(monkeypatch):
+    monkeypatch.setattr(rivals, "ENOUGH", 0.01)
+
+
 def given(folders, *more):
     args = benchmark.parse(["--against", "diffusers", "--sizes", *folders, *more])
     args.folders, args.dtype = folders, ["float32"]

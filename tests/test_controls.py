@@ -42,11 +42,12 @@ def model():
 
 
 def work_of(
-    model, folder, *labels, steps=4, captioner=None, prompts=PROMPTS, strengths=None, scales=(None,)
-):
+    model, folder, *labels, steps=4, captioner=None, prompts=PROMPTS, strengths=None,
+    scales=(None,), size=None,
+):  # fmt: skip
     chosen = tuple(controls.parse(label, strengths) for label in labels)
     others = tuple(p.text for p in benchmarks.attend_excite())
-    grid = Grid(tuple(prompts), chosen, scales, (100,), steps, None, others)
+    grid = Grid(tuple(prompts), chosen, scales, (100,), steps, size, others)
     return Run(grid, model, Instruments(captioner, None, None, "file"), folder)
 
 
@@ -194,7 +195,7 @@ def test_a_method_is_compared_with_cfg_at_its_effective_scale(model, tmp_path, m
 def test_fitted_cfg_is_as_strong_to_2_percent(mini, tmp_path, label):
     """Measured on the chains that the fitted methods really run, of a model that is trained."""
     captioner = lambda images: ["a green bowl"] * len(images)
-    work = work_of(mini, tmp_path, label, captioner=captioner)
+    work = work_of(mini, tmp_path, label, captioner=captioner, size=(48, 48))
     told = json.loads(json.dumps(strength.measure(work)))
     target = told["methods"][label]["by_step"]
     equal, scheduled = (controls.parse(f"{k}:of={label}", told) for k in controls.EQUAL)

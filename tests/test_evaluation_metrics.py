@@ -156,13 +156,14 @@ def test_presence_asks_for_things_and_for_their_colours(judge):
         world.Thing(w, c, world.drawings("noto")[w][0], box) for (w, c), box in zip(things, boxes)
     ]
     picture = Image.fromarray(world.render(world.Scene(tuple(drawn), "plain", "noto", 3)))
-    ask = lambda text: metrics.presence(judge, [picture], text)[0]
+    seen = judge.find([picture])
+    ask = lambda text: metrics.presence(seen, text)[0]
     same = {"things": True, "asked": 2, "shown": 2}
     assert ask("a cat and a red car") == {**same, "colours": True, "right": 2}
     assert ask("a cat and a blue car") == {**same, "colours": False, "right": 1}
     one = {"things": False, "colours": False, "asked": 1, "right": 1, "shown": 2}
     assert ask("a cat and a dog") == one
-    assert metrics.presence(judge, [picture], "snow") == []  # asks for no thing: nothing to judge
+    assert metrics.presence(seen, "snow") == []  # asks for no thing: nothing to judge
 
 
 def test_a_folder_that_is_no_clip_is_refused(tmp_path):
@@ -180,18 +181,25 @@ def test_a_folder_that_is_no_clip_is_refused(tmp_path):
         metrics.CLIPScorer(tmp_path, metrics.ONE_TEMPLATE)
 
 
-def test_presence_counts_how_many_of_three_things_are_right():
-    class Says:
-        def find(self, images):
-            return [[Found(w, c, 0.9) for w, c in found] for found in images]
+def test_a_thing_is_there_from_one_half_on_or_from_what_is_asked_for(judge, monkeypatch):
+    cat, count = judge.things.index("cat"), len(judge.things)
+    there = torch.zeros(1, count).index_fill(1, torch.tensor([cat]), 0.6)
+    both = there, torch.ones(1, count, len(judge.colours))
+    monkeypatch.setattr(judge, "probabilities", lambda images: both)
+    assert [[f.word for f in judge.find([None], *x)[0]] for x in ((), (0.8,))] == [["cat"], []]
+    row = measure.score(measure.Instruments(None, None, judge), [None], "a cat")
+    assert row["things"] == [True] and row["classes"][0][cat] == 1
 
+
+def test_presence_counts_how_many_of_three_things_are_right():
     pictures = [
         [("cat", "gray"), ("car", "red"), ("chair", "blue")],
         [("cat", "gray"), ("car", "blue"), ("chair", "red")],  # the colours swapped
         [("cat", "gray"), ("car", "red")],
         [("dog", "gray")],
     ]
-    rows = metrics.presence(Says(), pictures, "a cat, a red car and a blue chair")
+    seen = [[Found(w, c, 0.9) for w, c in found] for found in pictures]
+    rows = metrics.presence(seen, "a cat, a red car and a blue chair")
     assert [r["right"] for r in rows] == [3, 1, 2, 0]
     assert [r["asked"] for r in rows] == [3, 3, 2, 0]
     assert [r["colours"] for r in rows] == [True, False, False, False]
@@ -206,6 +214,15 @@ def test_the_column_of_right_things_stands_only_beside_three_things():
     assert tables.shown([tables.Row("cfg", None, [row, three])]) == ["right"]
 
 
+def of_three(seed, i):
+    """Whether scene i has three things, by what is drawn before anything is painted."""
+    import world
+
+    rng = np.random.default_rng([seed, i])
+    rng.choice(list(world.STYLES)), rng.integers(2**31)
+    return len(world._words(rng, "held-out")) == 3
+
+
 def test_the_judge_knows_three_things_and_the_recogniser_stays_as_it_was(judge):
     import world
 
@@ -213,8 +230,9 @@ def test_the_judge_knows_three_things_and_the_recogniser_stays_as_it_was(judge):
     assert hashlib.sha256(path.read_bytes()).hexdigest().startswith("5efeafe6fd79db89")
     path = MINI / "training" / "judge.safetensors"
     assert path.stat().st_size < 2.5e6
-    scenes = [world.scene_at(8642, i, "held-out")[0] for i in range(800)]
-    scenes = [s for s in scenes if len(s.things) == 3]
+    three = [i for i in range(800) if of_three(8642, i)]
+    scenes = [world.scene_at(8642, i, "held-out")[0] for i in three]
+    assert {len(s.things) for s in scenes} == {3}
     found = load_recogniser(path).find([Image.fromarray(world.render(s)) for s in scenes])
     right = [{t.word for t in s.things} <= {f.word for f in fs} for s, fs in zip(scenes, found)]
     assert len(right) > 70 and np.mean(right) > 0.92

@@ -118,9 +118,13 @@ CHANGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def before(tiny):
+    return name(tiny)
+
+
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_changes_a_picture_changes_the_fingerprint(folder, what):
-    before = name(folder)
+def test_what_changes_a_picture_changes_the_fingerprint(folder, before, what):
     CHANGES[what](folder)
     assert name(folder) != before
 

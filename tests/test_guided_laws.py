@@ -131,7 +131,7 @@ def test_dns_leaves_its_own_density_on_a_mixture(s):
 
 
 @functools.cache
-def mixture_samples(rule, scales, n=1000):
+def mixture_samples(rule, scales, n=250):
     """z_0 (VE scale) of n quantiles of the start through the deterministic chain, by scale.
 
     The chains of all scales run in one batch.

@@ -1,6 +1,7 @@
 """The rooms of the package: what may import what, and how large a file may be."""
 
 import ast
+import functools
 import subprocess
 import sys
 
@@ -46,15 +47,20 @@ PURE = {
 }
 
 
-def imported(name):
-    """Every module that a file of dnp imports, also inside a function."""
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+def imports(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 yield whole if whole.removeprefix("dnp.") in MODULES else node.module
+
+
+@functools.cache
+def imported(name):
+    """Every module that a file of dnp imports, also inside a function."""
+    return tuple(imports(ast.parse(MODULES[name].read_text())))
 
 
 def own(name):

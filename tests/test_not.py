@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,10 +25,9 @@ from dnp.evaluation.negatives.rules import (
     Setting,
 )
 from dnp.evaluation.negatives.seen import interval, kept, mean, scores, shows
-from dnp.sd import captioner, speed
+from dnp.sd import speed
 from dnp.sd.world import OBJECTS, subjects
 from experiments import world
-from runs import once
 
 OTHER = Setting("s = 2", "cfg", {"s": 2.0})  # whichever is chosen, it is not the prompt alone
 FEW = {
@@ -251,12 +251,12 @@ def eyes(model):
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch, capsys, eyes):
+def small(tmp_path, monkeypatch, capsys, eyes, weights_are_opened_once):
     """Runs a study of a few settings of the family colours: small(*words) -> what it printed."""
     monkeypatch.setattr(study, "rules_of", lambda family: FEW)
     monkeypatch.setattr(command, "rules_of", lambda family: FEW)
-    monkeypatch.setattr(captioner, "load_captioner", once(captioner.load_captioner))
     monkeypatch.setattr(making, "Eyes", lambda *of: eyes)
+    monkeypatch.setattr(law, "floor", partial(law.floor, draws=20))
     size = "--family colours --choosing 1 --reporting 1 --steps 2 --choosing-steps 2".split()
 
     def run(*words):

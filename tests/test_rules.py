@@ -350,7 +350,7 @@ def test_rules_cfg_plus_plus_guides_z0_and_puts_phis_noise_back():
             rules.cfg_plus_plus(phi, p, torch.tensor(0.5), sigma_next)
 
 
-def along_a_chain(seed=0, eta=1.0, steps=200, n=300, **options):
+def along_a_chain(seed=0, eta=1.0, steps=200, n=100, **options):
     """The tracked posteriors at the start and after every step, and the exact ones."""
     model = exact.toy("square")
     first = model.schedule.pairs(steps, "trailing")[0][0]

@@ -225,3 +225,7 @@ def test_sheets_of_a_run_are_drawn_with_its_prompts(finished, copy, monkeypatch)
     evaluate(copy)
     prompts = {r["content"]["prompt"] for r in of(finished).values()}
     assert seen and {c.split("\n")[0] for columns in seen for c in columns} <= prompts
+    for columns in seen:  # the greatest change first
+        changes = [abs(float(c.rpartition(" ")[2])) for c in columns]
+        assert changes == sorted(changes, reverse=True)
+    assert max(map(len, seen)) > 2

@@ -74,8 +74,13 @@ def test_ddim_pairs_are_one_connected_walk_to_the_clean_end(steps, spacing):
 def test_level_knows_the_clean_end_and_refuses_what_is_outside():
     assert SD.level(-1).item() == SD.abar_final and CLEAN.level(-1).item() == 1.0
     assert_close(SD.level(torch.tensor([0, 999])), SD.abar[[0, 999]])
-    for t in (-2, 1000):
-        with pytest.raises(ValueError, match="t must be"):
+    ends = torch.tensor([-1, 7])
+    assert_close(CLEAN.level(ends), torch.stack([CLEAN.level(t) for t in (-1, 7)]))
+    assert_close(CLEAN.level(ends), torch.stack([CLEAN.level(t) for t in ends]))
+    CLEAN.level(7).zero_()  # what is given out is not the table's own
+    assert CLEAN.level(7) > 0
+    for t in (-2, 1000, torch.tensor(1000), torch.tensor([3, 1000]), torch.tensor([-2, 3])):
+        with pytest.raises(ValueError, match=r"t must be in -1 \.\.\. 999, not (-2|1000|\[)"):
             SD.level(t)
 
 

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from dnp import toy
 from dnp.schedule import Schedule
+from dnp.testing.inputs import oblique
 
 F64 = torch.float64
 SD = Schedule.stable_diffusion()
@@ -26,13 +27,15 @@ def toys():
     )  # fmt: skip
     gaussian = toy.Gaussian((far, cov), [(-far, cov), (torch.zeros(2), torch.eye(2))])
     points = toy.PointMass(far, [-far, torch.zeros(2)])
-    return {"mixture": mixture, "gaussian": gaussian, "points": points}
+    every = {"mixture": mixture, "gaussian": gaussian, "points": points}
+    return every | {"eight dimensions": oblique()}  # axes of two are their own transpose
 
 
-@pytest.mark.parametrize("name", ["mixture", "gaussian", "points"])
+@pytest.mark.parametrize("name", ["mixture", "gaussian", "points", "eight dimensions"])
 @pytest.mark.parametrize("c", [None, 0, 1])
 def test_score_is_the_gradient_of_log_p_at_every_level(name, c):
-    model, z = toys()[name], 3 * randn(7, 2)
+    model = toys()[name]
+    z = 3 * randn(7, model.means.shape[1])
     for t in (0, 10, 500, 999):
         x = z.clone().requires_grad_()
         (grad,) = torch.autograd.grad(model.log_p(x, t, c).sum(), x)

@@ -123,9 +123,9 @@ def distance(x: Tensor, y: Tensor, groups: int = 10) -> tuple[float, float, floa
     """The sliced Wasserstein-1 distance of x and y, both (B, 2), and its 95 % interval, by a
     jackknife that leaves out one of ten groups of each."""
     (u, i), (v, j) = projections(x), projections(y)
-    value, left = (u - v).abs().mean().item(), []
+    value, i, j, left = (u - v).abs().mean().item(), i % groups, j % groups, []
     for k in range(groups):  # without its group a sorted row is still sorted
-        kept_u, kept_v = u[i % groups != k], v[j % groups != k]
+        kept_u, kept_v = u[i != k], v[j != k]
         left.append((kept_u - kept_v).abs().mean().item())
     half = 1.96 * math.sqrt((groups - 1) * torch.tensor(left).var(correction=0).item())
     return value, max(value - half, 0.0), value + half

@@ -125,10 +125,11 @@ class Run:
             "dtype": record_keys.dtypes(self.model),
         }
 
-    def contents(self, unit: Unit) -> list[dict]:
+    def contents(self, unit: Unit, settings: dict | None = None) -> list[dict]:
         """`content` of each picture of a unit."""
         method, s, prompt = unit
-        settings, where = self.settings(method, s), self.circumstances(method.captioned)
+        settings = settings or self.settings(method, s)
+        where = self.circumstances(method.captioned)
         return [self.content(method, settings, prompt.text, k, where) for k in self.grid.seeds]
 
     def kept(self, content: dict) -> dict | None:
@@ -149,14 +150,15 @@ class Run:
         """Makes what is missing of the first unit; with what is missing of the next ones of its
         method it fills the last batch. A method of your own sees one prompt at a time."""
         method, s, _ = units[0]
-        settings, asked = self.settings(method, s), self.missing(units[0])
+        settings = self.settings(method, s)
+        asked = self.missing(units[0], settings)
         others = (u for u in units[1:] if u[:2] == (method, s) and method.kind in METHODS.values())
-        later = itertools.chain.from_iterable(map(self.missing, others))
+        later = itertools.chain.from_iterable(self.missing(u, settings) for u in others)
         asked += itertools.islice(later, -len(asked) % self.batch(settings))
         self.made(method, settings, asked)
 
-    def missing(self, unit: Unit) -> list[One]:
-        pairs = zip(self.grid.seeds, self.contents(unit))
+    def missing(self, unit: Unit, settings: dict) -> list[One]:
+        pairs = zip(self.grid.seeds, self.contents(unit, settings))
         return [(unit[2].text, seed) for seed, content in pairs if self.kept(content) is None]
 
     def batch(self, settings: dict) -> int:
@@ -269,8 +271,8 @@ class Run:
 
     # ------------------------------------------------------------------------------------- scoring
 
-    def _kept(self, unit: Unit) -> list[dict] | None:
-        records = [self.kept(content) for content in self.contents(unit)]
+    def _kept(self, unit: Unit, settings: dict | None = None) -> list[dict] | None:
+        records = [self.kept(content) for content in self.contents(unit, settings)]
         return None if None in records else records
 
     def of(self, unit: Unit, records: Sequence[dict] | None = None) -> str | None:
@@ -282,7 +284,7 @@ class Run:
         """The row of one (method, scale, prompt) for the tables: a list with one entry for each
         seed under each name. None if a picture is missing, or, unless they may be made, scores."""
         method, s, prompt = unit
-        settings, seeds, rows = self.settings(method, s), self.grid.seeds, self._kept(unit)
+        rows = self._kept(unit, settings := self.settings(method, s))
         if rows is None:
             return None
         of = self.of(unit, rows)
@@ -294,14 +296,14 @@ class Run:
             numbers = measure.score(self.instruments, images, prompt.text)
             numbers |= {"metrics": self.metrics}
             self.scores.put(of, numbers)
-        share = len(seeds) if settings.get("caption_per") == "prompt" else 1
+        share = len(self.grid.seeds) if settings.get("caption_per") == "prompt" else 1
         return {
             "method": method.label,
             "scale": s,
             "s": settings["s"],
             "prompt": prompt.text,
             "category": prompt.category,
-            "seeds": list(seeds),
+            "seeds": list(self.grid.seeds),
             "keys": [record_keys.key(r["content"]) for r in rows],
             "nfe": [r["nfe"] + r["words_nfe"] / share for r in rows],
             "negatives": [r["negative"] for r in rows],

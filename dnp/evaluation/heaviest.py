@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         made, size = pictures(model, clip, prompt, args.particles, args.s, args.steps, args.seed)
         sizes.append(size)
         for way, images in made.items():
-            seen = metrics.presence(judge, images, prompt)
+            seen = metrics.presence(judge.find(images), prompt)
             right[way].append([100.0 * x["colours"] for x in seen])
             full[way].append((clip.images(images) @ clip.texts([prompt]).T)[:, 0].tolist())
     evaluations = 2 * args.particles * args.steps

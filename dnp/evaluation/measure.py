@@ -64,10 +64,10 @@ def score(instruments: Instruments, images: Sequence[Image.Image], prompt: str) 
     if instruments.clip is not None:
         row |= clip_metrics(instruments.clip, images, prompt)
     if instruments.recogniser is not None:
-        found = presence(instruments.recogniser, images, prompt)
+        there, colours = instruments.recogniser.probabilities(images)
+        found = presence(instruments.recogniser.named(there, colours), prompt)
         if found:
             row |= {name: [picture[name] for picture in found] for name in found[0]}
-        there, _ = instruments.recogniser.probabilities(images)
         share = there / there.sum(1, keepdim=True)
         row["classes"] = [[round(p, 5) for p in picture] for picture in share.tolist()]
     for name, metric in instruments.metrics.items():

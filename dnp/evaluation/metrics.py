@@ -22,7 +22,7 @@ from dnp.evaluation.benchmarks import PROMPTS, subjects
 from dnp.sd.captioner import quiet_transformers, refuse_random
 from dnp.sd.files.data_only import DATA_ONLY, check_folder, lies_in
 from dnp.sd.files.fingerprint import of_folder
-from dnp.sd.recogniser import Recogniser
+from dnp.sd.recogniser import Found
 
 # The 80 templates of Radford et al. 2021 (github.com/openai/CLIP, MIT) for ImageNet's classes.
 TEMPLATES = (PROMPTS / "clip_templates.txt").read_text("utf-8").splitlines()
@@ -124,10 +124,8 @@ def diversity(embeddings: Tensor) -> float:
     )
 
 
-def presence(
-    recogniser: Recogniser, images: Sequence[Image.Image], prompt: str
-) -> list[dict[str, bool | int]]:
-    """What each picture shows of what `prompt` asks for, by the recogniser.
+def presence(seen: Sequence[Sequence[Found]], prompt: str) -> list[dict[str, bool | int]]:
+    """What each picture shows of what `prompt` asks for, by what the recogniser has `seen` in it.
 
     things    all (one, two or three) things are there
     colours   and have the colours that the prompt names: all right
@@ -140,7 +138,7 @@ def presence(
     wanted, rows = subjects(prompt), []
     if not wanted:
         return []
-    for found in recogniser.find(images):
+    for found in seen:
         colour = {f.word: f.colour for f in found}
         there = [word in colour for _, word in wanted]
         right = [word in colour and c in (None, colour[word]) for c, word in wanted]

@@ -26,12 +26,12 @@ METHODS: dict[str, type[Method]] = {
 
 def sorted_out(method, negative, given: dict) -> tuple[type[Method], dict, dict]:
     """The class of a method, the settings of the chain, and its own; None is as if not given."""
-    given = {k: v for k, v in given.items() if v is not None}
+    given, of_chain = {k: v for k, v in given.items() if v is not None}, table(Chain)
     kind = chosen(method, given, negative)
-    of_call = {k: v for k, v in given.items() if k in table(Chain)}
+    of_call = {k: v for k, v in given.items() if k in of_chain}
     of_method = {k: v for k, v in given.items() if k not in of_call}
-    check(Chain, of_call, {})
-    check(kind, of_method, owners(), Chain)
+    check(Chain, of_call)
+    check(kind, of_method, owners, Chain)
     return kind, of_call, of_method
 
 

@@ -49,7 +49,7 @@ class OfSubjects(Method):
         super().complete(call)
         recommended = dict(getattr(call.config, "attend_excite", {}))
         try:
-            check(AttendExcite, recommended, {})
+            check(AttendExcite, recommended)
         except SettingsError as e:
             raise WeightsError(f"attend_excite in dnp.json of these weights: {e}") from None
         for name, value in (PUBLISHED | recommended).items():

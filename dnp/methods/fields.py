@@ -21,7 +21,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from dnp.errors import SettingsError, is_finite, meant
 from dnp.methods.other_names import said_of
@@ -108,20 +108,24 @@ def _no_bool(text: str) -> bool:
     raise ValueError(f"{text!r} is not yes or no")
 
 
-def check(owner: type, given: Mapping[str, object], owners: Mapping[str, str], *more: type) -> None:
+def check(
+    owner: type, given: Mapping[str, object], owners: Callable[[], Mapping[str, str]] = dict,
+    *more: type,
+) -> None:  # fmt: skip
     """SettingsError, one sentence with the fix, for a name or a value that is not possible.
 
-    `given` are settings of `owner`, None being as if not given. `owners` maps every setting of any
-    method to the methods that have it; `more` are classes whose settings `owner` shares.
+    `given` are settings of `owner`, None being as if not given. `owners` says of every setting of
+    any method which methods have it; `more` are classes whose settings `owner` shares.
     """
     known = table(owner)
     for name, value in given.items():
         if name not in known:
-            if name in owners:
+            others = owners()
+            if name in others:
                 raise SettingsError(
-                    f"{name} belongs to method {owners[name]}, not {owner.name}; leave it out."
+                    f"{name} belongs to method {others[name]}, not {owner.name}; leave it out."
                 )
-            every = dict.fromkeys([*known, *(x for x in table(*more)), *owners])
+            every = dict.fromkeys([*known, *(x for x in table(*more)), *others])
             fix = said_of(name) or meant(name, every, "python -m dnp --help lists them all.")
             raise SettingsError(f"{name} is not a setting; {fix}")
         if value is not None:

@@ -70,8 +70,10 @@ def imported_beside(file: Path, found: dict[str, Path] | None = None) -> dict[st
     """The modules that a Python file imports from its own folder, also by way of each other, inside
     functions too: their names and files."""
     found = {} if found is None else found
-    folder = file.resolve().parent
-    for name in _imports(file.read_bytes()):
+    folder, names = file.resolve().parent, _imports(file.read_bytes())
+    heads = {name.partition(".")[0] for name in names}  # of most there is nothing in the folder
+    heads = {x for x in heads if os.path.isdir(folder / x) or os.path.isfile(folder / f"{x}.py")}
+    for name in (name for name in names if name.partition(".")[0] in heads):
         for source in _files_of(folder, name):
             if source != file.resolve() and source not in found.values():
                 found[name] = source

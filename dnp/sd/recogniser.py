@@ -83,8 +83,12 @@ class Recogniser(nn.Module):
 
     def find(self, images: Sequence[Image.Image], threshold: float = 0.5) -> list[list[Found]]:
         """The things in each picture, the surest first."""
+        return self.named(*self.probabilities(images), threshold)
+
+    def named(self, things: Tensor, colours: Tensor, threshold: float = 0.5) -> list[list[Found]]:
+        """The same from `probabilities` of the pictures."""
         found = []
-        for there, hue in zip(*self.probabilities(images)):
+        for there, hue in zip(things, colours):
             order = [i for i in there.argsort(descending=True).tolist() if there[i] > threshold]
             found.append(
                 [

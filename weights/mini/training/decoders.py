@@ -96,7 +96,7 @@ def verdicts(models: list, judge, prompts: list[str], seeds: int, s: float) -> d
     for model in models:
         made: list[Image.Image] = model.decode(z)
         groups = [made[i : i + seeds] for i in range(0, len(made), seeds)]
-        rows = [presence(judge, group, p) for group, p in zip(groups, prompts)]
+        rows = [presence(judge.find(group), p) for group, p in zip(groups, prompts)]
         sides.append([[row["colours"] for row in group] for group in rows])
     return paired(*sides)
 

@@ -132,7 +132,7 @@ def pairs_of(scene: world.Scene) -> set[tuple[str | None, str]]:
 
 def rows_of(judge, prompts: list[str], pictures: list[list[Image.Image]]) -> list[list[dict]]:
     """`presence` of each prompt's pictures."""
-    return [presence(judge, made, p) for p, made in zip(prompts, pictures)]
+    return [presence(judge.find(made), p) for p, made in zip(prompts, pictures)]
 
 
 def column(rows: list[list[dict]], name: str, keep=None) -> list[float]:

@@ -186,7 +186,7 @@ def sample_scene(rng: np.random.Generator, split: str = "train") -> Scene:
         fit = [p for p in GROUNDS if _contrast(p, taken) > SETTING_CONTRAST]
         fit += [p for p in fit if p != "night"]  # the dark suits most things and would win
         setting = str(rng.choice(fit)) if fit else "plain"
-    shapes = [sprite(style, w, d, c).size for w, d, c in dressed]
+    shapes = [sprite(style, w, d, None).size for w, d, _ in dressed]  # a colour keeps the outline
     boxes = _boxes(shapes, setting != "plain", rng)
     turns = [round(float(rng.uniform(-8, 8)), 1) if rng.random() < 0.4 else 0.0 for _ in dressed]
     things = tuple(
