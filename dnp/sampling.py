@@ -47,10 +47,10 @@ def ddim_step(
     )
     c = partial(column, z=z_t)  # coefficients are rooted in float64, then cast
     z0_hat = (z_t - c(sqrt(1 - abar_t)) * eps) / c(sqrt(abar_t))
-    if eta > 0:
-        tau = eta * sqrt((1 - abar_next) / (1 - abar_t)) * sqrt(1 - abar_t / abar_next)
-    else:  # also from a clean level, where the ratio is not a number
+    if eta == 0:  # also from a clean level, where the ratio below is not a number
         tau, noise = 0.0 * abar_t, 0.0
+    else:
+        tau = eta * sqrt((1 - abar_next) / (1 - abar_t)) * sqrt(1 - abar_t / abar_next)
     z_next = c(sqrt(abar_next)) * z0_hat + c(sqrt(1 - abar_next - tau**2)) * eps + c(tau) * noise
     return z_next, z0_hat
 

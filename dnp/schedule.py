@@ -84,12 +84,11 @@ class Schedule:
 
     def level(self, t: int | Tensor) -> Tensor:
         """abar_t as float64 on the CPU, shaped like `t`; t = -1 is the clean end, `abar_final`."""
-        if not isinstance(t, int):
-            t = torch.as_tensor(t).cpu()
-            t = t if t.ndim else t.item()
+        if isinstance(t, Tensor):
+            t = t.cpu() if t.ndim else t.item()
         first, last = t.aminmax() if isinstance(t, Tensor) else (t, t)
         if first < -1 or last >= len(self.abar):
-            given = torch.as_tensor(t).tolist()
+            given = t.tolist() if isinstance(t, Tensor) else t
             raise ValueError(f"t must be in -1 ... {len(self.abar) - 1}, not {given}")
         if isinstance(t, Tensor):
             return torch.where(t >= 0, self.abar[t.clamp(min=0)], self.abar_final)

@@ -54,9 +54,9 @@ class Mixture:
 
     def score(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
         """grad log p_t(z_t | c) = -sum_k r_k C_k^-1 (z_t - m_k), r_k = p(k | z_t): (B, D)."""
-        log_parts, pulls, axes = self._components(z_t, t, c)
+        log_parts, pulls = self._components(z_t, t, c)
         r = torch.softmax(log_parts, dim=-1)
-        return -torch.einsum("kij,bkj->bi", axes, r[..., None] * pulls).reshape(z_t.shape)
+        return -torch.einsum("bk,bki->bi", r, pulls).reshape(z_t.shape)
 
     def eps(self, z_t: Tensor, t: int | Tensor, c: int | None = None) -> Tensor:
         """The ideal noise prediction, -sigma_t score: (B, D)."""
@@ -133,16 +133,15 @@ class Mixture:
         if any(not set(self._keep(c)) <= set(self.prompts[None]) for c in conditions):
             raise ValueError("this toy's phi does not contain its prompts; use a Mixture.")
 
-    def _components(self, z_t: Tensor, t: int | Tensor, c: int | None) -> tuple[Tensor, ...]:
-        """log w_k N(z_t; m_k, C_k), (B, K), and C_k^-1 (z_t - m_k) along C_k's axes, (B, K, D),
-        with those axes, (K, D, D)."""
+    def _components(self, z_t: Tensor, t: int | Tensor, c: int | None) -> tuple[Tensor, Tensor]:
+        """log w_k N(z_t; m_k, C_k), (B, K), and C_k^-1 (z_t - m_k), (B, K, D)."""
         log_w, means, variances, axes = self._at(t, c)
         if (variances <= 0).any():
             raise ValueError("points have no density at the clean end; choose a level t >= 0.")
         d = torch.einsum("kij,bki->bkj", axes, z_t.flatten(1)[:, None] - means)  # along the axes
-        pulls = d / variances  #                                        (B, K, D)
         log_norm = -0.5 * (2 * math.pi * variances).log().sum(-1)
-        return log_w + log_norm - 0.5 * (d * pulls).sum(-1), pulls, axes
+        pulls = torch.einsum("kij,bkj->bki", axes, d / variances)  #    (B, K, D)
+        return log_w + log_norm - 0.5 * (d**2 / variances).sum(-1), pulls
 
 
 class Gaussian(Mixture):

@@ -54,7 +54,8 @@ def test_an_own_method_that_captions_has_its_captioner_in_the_key_and_its_words(
     for captioner in ("one", "another"):
         grid = Grid((Prompt("a cat", "all"),), (c,), (None,), (0,), 2)
         work = Run(grid, mini, Instruments(None, None, None, captioner), mine.parent / captioner)
-        keys.append(record_keys.key(work.content(c, work.settings(c, None), "a cat", 0)))
+        of = work.settings(c, None), work.circumstances(c.captioned)
+        keys.append(record_keys.key(work.content(c, *of, "a cat", 0)))
     assert keys[0] != keys[1]
     settled = contestants.settled(c, None, 2, mini)
     (made,) = contestants.sample(mini, c, ["a cat"], [0], settled, [None], lambda images: ["a dog"])

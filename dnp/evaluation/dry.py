@@ -71,7 +71,8 @@ def _dns_images(work: Run, content: dict, of: dict, images: int) -> list[dict]:
     """The contents of the DNS images, with the settings `of`, that the n* of a picture is of."""
     prompt, first = content.get("words_of", content["prompt"]), content["words"]
     seeds = dns_seeds(first, images)
-    return [work.content(DNS, of, prompt, seed) for seed in seeds]
+    where = work.circumstances(DNS.captioned)
+    return [work.content(DNS, of, where, prompt, seed) for seed in seeds]
 
 
 def evaluations(work: Run, method: contestants.Contestant, settings: dict) -> float:

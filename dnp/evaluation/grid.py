@@ -93,9 +93,8 @@ class Run:
             method, s, self.grid.steps, self.model, self.grid.size, prompt, asked, self.grid.batch
         )
 
-    def content(self, method, settings: dict, prompt: str, seed: int, where=None) -> dict:
+    def content(self, method, settings: dict, where: dict, prompt: str, seed: int) -> dict:
         """All that a picture depends on; its key is the record's name. `where`: `circumstances`."""
-        captioned = method.captioned
         first = self.grid.seeds[0] if settings.get("caption_per") == "prompt" else seed
         shuffled = method.name == "shuffled"
         return {
@@ -106,16 +105,16 @@ class Run:
             "seed": seed,
             "negative": self.negative(method, prompt, seed),
             "subjects": contestants.subjects_of(method, prompt),
-            "words": first if captioned else None,  # the seed that n* belongs to
+            "words": first if method.captioned else None,  # the seed that n* belongs to
             **({"words_of": self.partners[prompt]} if shuffled else {}),  # and the prompt
-            **(self.circumstances(captioned) if where is None else where),
+            **where,
         }
 
     def negative(self, method: contestants.Contestant, prompt: str, seed: int) -> str | None:
         """The negative prompt of a picture, where it is known before anything is sampled."""
         return contestants.negative(method, prompt, seed, self.grid.others, self.grid.by_hand)
 
-    def circumstances(self, captioned: bool = True) -> dict:
+    def circumstances(self, captioned: bool) -> dict:
         """What a picture depends on beside what was asked for; a pipeline's takes a forward."""
         return {
             "code": record_keys.code_hash(),
@@ -130,7 +129,7 @@ class Run:
         method, s, prompt = unit
         settings = settings or self.settings(method, s)
         where = self.circumstances(method.captioned)
-        return [self.content(method, settings, prompt.text, k, where) for k in self.grid.seeds]
+        return [self.content(method, settings, where, prompt.text, k) for k in self.grid.seeds]
 
     def kept(self, content: dict) -> dict | None:
         """The record of a picture; None if it is not there, or its picture is not as it was."""
@@ -167,7 +166,7 @@ class Run:
     def made(self, method: contestants.Contestant, settings: dict, asked: Sequence[One]) -> list:
         """The records of pictures; those that are missing are made."""
         where = self.circumstances(method.captioned)
-        contents = {one: self.content(method, settings, *one, where) for one in asked}
+        contents = {one: self.content(method, settings, where, *one) for one in asked}
         records = {one: self.kept(content) for one, content in contents.items()}
         missing = [one for one, record in records.items() if record is None]
         size = self.batch(settings)
@@ -242,19 +241,17 @@ class Run:
         if method.name not in contestants.FROM_DNS:
             texts = (self.negative(method, *one) for one in asked)
             return [contestants.Words(text, 0, 0.0) for text in texts]
-        contents = [self.content(method, settings, *one, {}) for one in asked]
+        contents = [self.content(method, settings, {}, *one) for one in asked]
         sources = [(c.get("words_of", c["prompt"]), c["words"]) for c in contents]
         return contestants.n_stars(sources, settings, self.words)
 
     def words(self, asked: Sequence[One], settings: dict) -> list[contestants.Words]:
         """The captions of DNS images, which are made where they are missing."""
-        rows, captioner = [], self.instruments.captioner
+        rows, captioner, file = [], self.instruments.captioner, self.instruments.captioner_file
         for (prompt, _), dns in zip(asked, self.made(DNS, settings, asked)):
             if dns["failed"]:
                 raise NonFiniteError(dns["failed"])
-            key = record_keys.key(
-                [dns["sha256"], self.instruments.captioner_file, record_keys.code_hash()]
-            )
+            key = record_keys.key([dns["sha256"], file, record_keys.code_hash()])
             caption = self.captions.get(key)
             if caption is None:
                 start = time.perf_counter()

@@ -74,7 +74,7 @@ def manifest(work: Run) -> dict:
         "steps": grid.steps,
         "size": grid.size,
         "batch": grid.batch,
-        **work.circumstances(),
+        **work.circumstances(captioned=True),
         "metrics": work.instruments.identity(),
         "protocol": measure.PROTOCOL,
     }
