@@ -18,7 +18,7 @@ def clip(width, seed, projects=False, **kw):
 
     words = tokenizer()
     config = CLIPTextConfig(
-        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3, num_attention_heads=4,
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
         vocab_size=len(words), max_position_embeddings=LENGTH, projection_dim=width,
         bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, **kw,
     )  # fmt: skip
@@ -64,7 +64,9 @@ def sd1():
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
     vae = dict(block_out_channels=(8, 16, 24), layers_per_block=1, norm_num_groups=4)
-    return make_pipeline(**{**ARCHITECTURES["four levels"], "unet": unet, "vae": vae})
+    of = ARCHITECTURES["four levels"]
+    text = {**of["text"], "num_hidden_layers": 2}
+    return make_pipeline(**{**of, "unet": unet, "vae": vae, "text": text})
 
 
 def sd2():

@@ -20,6 +20,8 @@ from dnp.errors import WeightsError, memory_is_full, reason
 # Where a network came from and how it is trained, which changes no picture.
 NAMES = {"transformers_version", "name_or_path", "architectures", "dtype", "torch_dtype"}
 _APART = {*NAMES, "config", "generation_config", "gradient_checkpointing", "warnings_issued"}
+_SCALAR, _SEVERAL = bool | int | float | str | None, list | tuple | set | frozenset
+_OF_TORCH = torch.dtype | torch.device
 _DRAWS = 8  # numbers of each result; float64 is sure of 6 of their digits, MPS's float32 of 3
 
 
@@ -59,13 +61,13 @@ def wiring(modules: list[tuple[str, nn.Module]]) -> list:
 
 def _plain(x: object, depth: int) -> object:
     """x as JSON can hold it: of an object its class, and `depth` floors of its attributes."""
-    if x is None or isinstance(x, bool | int | float | str):
+    if isinstance(x, _SCALAR):
         return x
-    if isinstance(x, list | tuple | set | frozenset):
+    if isinstance(x, _SEVERAL):
         return [_plain(y, depth) for y in (sorted(x, key=str) if isinstance(x, set) else x)]
     if isinstance(x, dict):
         return [[str(k), _plain(y, depth)] for k, y in x.items()]
-    if isinstance(x, torch.dtype | torch.device):
+    if isinstance(x, _OF_TORCH):
         return str(x) if isinstance(x, torch.dtype) else x.type
     code = x if hasattr(x, "__qualname__") else type(x)
     content: list = [f"{code.__module__}.{code.__qualname__}"]
@@ -131,7 +133,7 @@ class _Wide(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         written = name == "__setitem__" or (name.endswith("_") and name[:2] != "__")
         args = (*args[:1], *self.wide(args[1:])) if written else self.wide(args)
-        return func(*args, **self.wide(kwargs or {}))
+        return func(*args, **(self.wide(kwargs) if kwargs else {}))
 
     def wide(self, x):
         if isinstance(x, Tensor):
