@@ -84,7 +84,7 @@ class FromTransformer(FromPipeline):
 
     def small(self):
         model = copy.copy(self)
-        model.tokens = 32
+        model.tokens = 32  # more than what is encoded has; a T5 in float64 is slow
         return model, (self.config.unet.in_channels, 2 * self.patch, 2 * self.patch)
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
