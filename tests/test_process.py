@@ -84,6 +84,19 @@ def test_a_toys_chain_is_the_same_too(around):
     assert all(torch.equal(a[1], b[1]) for a, b in zip(within, alone, strict=True))
 
 
+@pytest.mark.parametrize("around", AROUND)
+def test_a_rule_of_ones_own_sees_torch_as_it_starts(around):
+    model, seen, before = toy.PointMass([2.0], [[-2.0]]), [], nothing_set()
+
+    def rule(eps_phi, eps_p, s):
+        seen.append((nothing_set(), torch.get_default_device().type))
+        return eps_phi + s * (eps_p - eps_phi)
+
+    with AROUND[around]():
+        dnp.generate(model, 0, rule=rule, steps=10)
+    assert set(seen) == {(before, "cpu")}
+
+
 def test_between_the_rows_of_a_trajectory_the_callers_settings_hold():
     model = dnp.load(world())
     with default_float64():
