@@ -221,3 +221,11 @@ def test_on_the_miniature_20_of_its_steps_are_nearer_to_ddims_200_than_20_of_ddi
     limit = z_0("ddim", 200)
     ours, ddim = ((z_0(name, 20) - limit).square().mean().sqrt() for name in ("dpmpp2m", "ddim"))
     assert ours < ddim / 2
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_dns_image_is_made_by_the_sampler_of_its_picture(small_model, sampler):
+    given = {"steps": 10, "sampler": sampler, "size": (32, 32)}
+    made = dnp.generate(small_model, "a cat", "dnp", captioner=lambda _: "a dog", **given)
+    alone = dnp.generate(small_model, "a cat", "dns", s=made.settings["s_dns"], **given)
+    assert made.dns_images[0].tobytes() == alone.images[0].tobytes()
