@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub
-os.environ["OMP_NUM_THREADS"] = "1"  # nor may a process that it starts take all cores
 
 import numpy as np
 import pytest
