@@ -1,5 +1,6 @@
 """A rule of one's own: what its file imports, and what it may not do to a chain or remember."""
 
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,26 @@ NEIGHBOURS = {
 }
 
 
+@pytest.mark.parametrize("changed", ["own_file", "own_neighbour"])
+def test_a_change_of_equal_size_within_a_second_is_run(tmp_path, monkeypatch, changed):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    texts = {
+        "own_file": f"from {changed}_near import k\nsoft = lambda eps_p: 1 * k * eps_p\n",
+        "own_neighbour": "k = 1\n",
+    }
+    files = {"own_file": tmp_path / "own_file.py", "own_neighbour": tmp_path / f"{changed}_near.py"}
+    values = []
+    for factor in (1, 3):
+        files[changed].write_text(texts[changed].replace("1", str(factor)))
+        for name in files.keys() - {changed}:
+            files[name].write_text(texts[name])
+        for file in files.values():
+            os.utime(file, (1e9, 1e9))
+        values.append(own.find(f"{files['own_file']}:soft", "rule")(1))
+    assert values == [1, 3]
+
+
 @pytest.mark.parametrize("how", NEIGHBOURS)
 def test_a_neighbour_that_is_imported_belongs_to_the_identity(tmp_path, monkeypatch, how):
     monkeypatch.chdir(tmp_path)
@@ -37,7 +58,7 @@ def test_a_neighbour_that_is_imported_belongs_to_the_identity(tmp_path, monkeypa
     before, first = rule.read("mine.py:soft").sha256, end("mine.py:soft")
     (tmp_path / "other.py").write_text("k = 2.0\n")
     assert rule.read("mine.py:soft").sha256 == before != own.UNKNOWN
-    (tmp_path / f"{file}.py").write_text("k = -200.0  # another size, so that it is read again\n")
+    (tmp_path / f"{file}.py").write_text("k = -200.0\n")
     assert rule.read("mine.py:soft").sha256 != before
     assert not torch.equal(end("mine.py:soft"), first)
 

@@ -16,6 +16,7 @@ import linecache
 import os
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from dnp.errors import SettingsError, meant, reason
@@ -41,6 +42,9 @@ def find(name: str, what: str) -> object:
     folder, beside = str(path.resolve().parent), imported_beside(path)
     for module in beside:
         sys.modules.pop(module, None)  # what was changed since is read again
+    for source in (path, *beside.values()):
+        with suppress(OSError):  # Python tells cached bytecode to be old by whole seconds and size
+            os.unlink(importlib.util.cache_from_source(str(source.resolve())))
     if folder not in sys.path:
         sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"_dnp_own_{path.stem}", path)
