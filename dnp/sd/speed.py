@@ -39,7 +39,7 @@ def apply(model) -> list[str]:
     measures = []
     if ONEDNN:
         layers = [x for n in (model.unet, model.vae) for x in _become(n, nn.Linear, Linear)]
-        measures.append(f"{len(layers)} linear layers by oneDNN")
+        measures.append(f"{len(layers)} linear layers by oneDNN where that is faster")
         if layers := _become(model.unet, nn.Conv2d, Conv2d, MANY):
             measures.append(f"{len(layers)} convolutions as products where the picture is small")
     if count := _channels_last(model.vae.post_quant_conv) + _channels_last(model.vae.decoder):
